@@ -1,0 +1,1462 @@
+"""Which examples does this process see? Text, captions, video features, masks, and the mini world.
+
+    python data.py mini  --seed 0 --out data/mini                       # a generated world: videos, captions, text, tasks
+    python data.py video --videos data/mini/videos --captions data/mini/caption.json --vocab data/mini/vocab.txt \\
+                         --streams frame motion --out data/mini          # video -> features, captions -> tokens
+    python data.py text  --train data/mini/text/train.txt --valid data/mini/text/valid.txt \\
+                         --vocab data/mini/vocab.txt --out data/mini/text    # text -> packed tokens
+
+Sections: processes, randomness, log; tokenizer; text -> packed tokens; captions -> packed tokens; video -> features;
+datasets; masking; the mini world (its own rule, last). Ranks live here because a rank's only meaning in this project
+is which rows of a global batch it takes.
+Axes: B sequences, L tokens, T video steps, D feature width. Masks are True for real tokens and real steps.
+"""
+import argparse
+import hashlib
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from functools import lru_cache
+from pathlib import Path
+
+import av
+import numpy as np
+import tokenizers
+import torch
+import torch.distributed as dist
+from tqdm import tqdm
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Processes
+
+
+class Processes:
+    """Rank, world size, device; started by torchrun or alone. Collectives are no-ops in a world of one."""
+
+    def __init__(self, device="auto"):
+        self.rank, self.world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+        local = int(os.environ.get("LOCAL_RANK", 0))
+        if device == "auto":
+            device = ("cuda" if torch.cuda.is_available() else
+                      "mps" if torch.backends.mps.is_available() and self.world == 1 else "cpu")
+        self.device = torch.device(f"cuda:{local}" if device == "cuda" else device)
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)
+        if self.world > 1:
+            dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo")
+        self.master = self.rank == 0   # the one process that writes files and prints
+
+    def rows(self, batch):
+        """The rows of a global batch that this process takes, as a slice. Raises ValueError if they do not divide."""
+        if batch % self.world:
+            raise ValueError(f"global batch {batch} does not divide by {self.world} processes")
+        each = batch // self.world
+        return slice(self.rank * each, (self.rank + 1) * each)
+
+    def sum(self, value):
+        """Sum over processes of a number or a tensor (a tensor is summed in place)."""
+        tensor = value if torch.is_tensor(value) else torch.tensor(float(value), dtype=torch.float64, device=self.device)
+        if self.world > 1:
+            dist.all_reduce(tensor)
+        return tensor if torch.is_tensor(value) else tensor.item()
+
+    def gather(self, tensor):
+        """Concatenates every process's rows in rank order: [b, ...] -> [B, ...], with gradient to every process.
+
+        Each process must then count its own rows of the loss only: the gradients of the copies are summed back here.
+        """
+        return tensor if self.world == 1 else _Gather.apply(tensor, self.rank, self.world)
+
+    def sum_gradients(self, parameters):
+        """Adds up .grad over processes in one flat message. Losses are already divided by global counts, so: a sum.
+
+        Rejected: DistributedDataParallel, which would average means of unequal counts and hide this one line.
+        """
+        if self.world == 1:
+            return
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
+        dist.all_reduce(flat)
+        for gradient, summed in zip(gradients, flat.split([gradient.numel() for gradient in gradients])):
+            gradient.copy_(summed.view_as(gradient))
+
+    def barrier(self):
+        if self.world > 1:
+            dist.barrier()
+
+    def close(self):
+        if self.world > 1:
+            dist.destroy_process_group()
+
+
+class _Gather(torch.autograd.Function):
+    """all_gather whose backward returns to each process the sum of what every process made of its rows."""
+
+    @staticmethod
+    def forward(ctx, tensor, rank, world):
+        ctx.rank, ctx.rows = rank, len(tensor)
+        pieces = [torch.empty_like(tensor) for _ in range(world)]
+        dist.all_gather(pieces, tensor.contiguous())
+        return torch.cat(pieces)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        gradient = gradient.contiguous()
+        dist.all_reduce(gradient)
+        return gradient[ctx.rank * ctx.rows:(ctx.rank + 1) * ctx.rows], None, None
+
+
+def settle_precision(asked, device):
+    """'auto' -> 'bf16' where the device computes in it, else 'fp32'. Returns (name, autocast dtype or None)."""
+    if asked == "auto":
+        if device.type == "cuda":
+            asked = "bf16" if torch.cuda.is_bf16_supported() else "fp32"
+        elif device.type == "cpu":   # with the instructions it is twice as fast from width 512 on; without, far slower
+            asked = "bf16" if getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)() else "fp32"
+        else:
+            asked = "fp32"
+    if asked not in ("bf16", "fp32"):
+        raise ValueError(f"unknown precision {asked!r}; known: auto, bf16, fp32")
+    return asked, (torch.bfloat16 if asked == "bf16" else None)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Randomness. Whatever must not depend on the number of processes (order, masks, negatives, CRD's samples) is drawn for
+# the global batch from (seed, purpose, step), so none of it needs saving, and a run can go on with other processes.
+
+
+def numpy_generator(*key):
+    """A numpy generator that depends on nothing but the key: non-negative integers and short strings."""
+    return np.random.default_rng([int.from_bytes(k.encode(), "little") if isinstance(k, str) else k for k in key])
+
+
+def torch_generator(*key):
+    """A torch CPU generator that depends on nothing but the key."""
+    return torch.Generator().manual_seed(int(numpy_generator(*key).integers(2 ** 62)))
+
+
+def seed_dropout(seed, step, rank):
+    """Dropout's masks for this step, different on every rank; called at the top of each step so that resuming is exact."""
+    torch.manual_seed(int(numpy_generator(seed, "dropout", step, rank).integers(2 ** 62)))
+
+
+def batch_indices(count, batch, seed, step):
+    """Indices of global batch number `step` (0, 1, ...) of an endlessly reshuffled data set of `count` examples.
+
+    Each epoch is one permutation from (seed, epoch); a batch may straddle two. Nothing to save: step is the cursor.
+    """
+    positions = np.arange(step * batch, (step + 1) * batch)
+    epochs = positions // count
+    return np.concatenate([_permutation(count, seed, int(epoch))[positions[epochs == epoch] % count]
+                           for epoch in np.unique(epochs)])
+
+
+@lru_cache(maxsize=2)
+def _permutation(count, seed, epoch):
+    return numpy_generator(seed, "order", epoch).permutation(count)
+
+
+def derangement(count, generator):
+    """A random permutation of range(count) without a fixed point: who is whose negative. count >= 2."""
+    if count < 2:
+        raise ValueError("negatives need a global batch of at least 2 examples")
+    while True:   # one in e tries succeeds
+        order = generator.permutation(count)
+        if not (order == np.arange(count)).any():
+            return order
+
+
+def prefetch(make_batch, first, last, ahead=2):
+    """Yields make_batch(step) for step in [first, last), up to `ahead` of them being made in threads meanwhile."""
+    with ThreadPoolExecutor(ahead) as pool:
+        waiting = []
+        for step in range(first, last):
+            waiting.append(pool.submit(make_batch, step))
+            if len(waiting) > ahead:
+                yield waiting.pop(0).result()
+        for future in waiting:
+            yield future.result()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Log and provenance
+
+
+class Log:
+    """One JSON object a line in log.jsonl, one aligned line on the screen. Only the master process writes."""
+
+    def __init__(self, path, master, resume_step):
+        self.file = None
+        self.start, self.first_step = time.time(), resume_step
+        if master:
+            kept = []
+            if Path(path).exists():   # lines past the checkpoint will be written again; a cut last line is dropped
+                for line in Path(path).read_text().splitlines():
+                    if line.endswith("}") and json.loads(line).get("step", 0) <= resume_step:
+                        kept.append(line + "\n")
+            write_text(path, "".join(kept))
+            self.file = open(path, "a", buffering=1)
+
+    def __call__(self, step, total, **values):
+        """Logs numbers at a step; adds seconds since the start, steps per second and the time left."""
+        if self.file is None:
+            return
+        seconds = time.time() - self.start
+        rate = (step - self.first_step) / seconds if seconds > 0 else 0.0
+        left = (total - step) / rate if rate > 0 else float("nan")
+        self.file.write(json.dumps({"step": step, **values, "seconds": round(seconds, 2)}) + "\n")
+        shown = "  ".join(f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
+                          for name, value in values.items())
+        print(f"step {step:>6}/{total}  {shown}  | {rate:.1f} steps/s, {left:.0f} s left", flush=True)
+
+
+def write_text(path, text):
+    """Writes a text file through a temporary name, so that path is always whole."""
+    temporary = Path(str(path) + ".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def write_json(path, value):
+    """Writes JSON through a temporary name."""
+    write_text(path, json.dumps(value, indent=1))
+
+
+def read_json(path, made_by):
+    """Reads JSON. Raises FileNotFoundError naming the command that makes the file, ValueError naming file and line."""
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"{path} is missing; `{made_by}` makes it")
+    try:
+        return json.loads(path.read_text(encoding="utf-8-sig"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}, line {error.lineno}: not valid JSON ({error.msg})") from None
+
+
+def open_run(folder, arguments, processes, precision):
+    """Makes a run folder and its args.json; on a later start, refuses to go on with other arguments.
+
+    Going on means ending where a run without interruption would have ended, so a changed flag needs another folder.
+    Raises ValueError that lists the flags that differ.
+    """
+    if not processes.master:
+        return
+    path = Path(folder) / "args.json"
+    if path.exists():
+        before = read_json(path, "")["arguments"]
+        changed = [f"--{key.replace('_', '-')} {before.get(key)} -> {value}" for key, value in arguments.items()
+                   if key not in ("device", "run", "log_every", "save_every") and before.get(key) != value]
+        if changed:
+            raise ValueError(f"{folder} was started with other arguments ({', '.join(changed)}); "
+                             f"choose another --run, or delete the folder to start again")
+        return
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    write_json(path, {"arguments": arguments, "precision": precision, "processes": processes.world,
+                      **provenance(processes.device)})
+
+
+def provenance(device):
+    """What a result needs beside it to be believed: versions, commit, hardware."""
+    def git(*words):
+        answer = subprocess.run(["git", *words], cwd=Path(__file__).parent, capture_output=True, text=True)
+        return answer.stdout.strip() if answer.returncode == 0 else None
+    hardware = platform.processor() or platform.machine()
+    if Path("/proc/cpuinfo").exists():
+        names = [line.split(":", 1)[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")]
+        hardware = f"{len(names)} x {names[0]}" if names else hardware
+    if device.type == "cuda":
+        hardware = f"{torch.cuda.device_count()} x {torch.cuda.get_device_name(device)}"
+    return {"commit": git("rev-parse", "HEAD"), "uncommitted changes": bool(git("status", "--porcelain", "-uno")),
+            "python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__,
+            "tokenizers": tokenizers.__version__, "hardware": hardware, "threads": torch.get_num_threads()}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Tokenizer: BERT's own uncased WordPiece, by the tokenizers library
+
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+
+
+def _bert_tokenizer(wordpiece):
+    tokenizer = tokenizers.Tokenizer(wordpiece)
+    tokenizer.normalizer = tokenizers.normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = tokenizers.decoders.WordPiece(prefix="##")
+    return tokenizer
+
+
+def load_tokenizer(path):
+    """Reads vocab.txt (or a folder that holds one) into a tokenizers.Tokenizer that adds no special tokens by default.
+
+    `encode(text).ids` then holds [CLS] ... [SEP]; pass add_special_tokens=False for the bare pieces. Raises
+    FileNotFoundError naming what makes the file, ValueError if one of BERT's five special tokens is not in it.
+    """
+    path = Path(path)
+    path = path / "vocab.txt" if path.is_dir() else path
+    if not path.exists():
+        raise FileNotFoundError(f"no vocabulary at {path}; `python data.py mini` trains one, and bert-base-uncased's "
+                                f"vocab.txt serves for the sizes small and base")
+    words = path.read_text(encoding="utf-8").splitlines()
+    missing = [token for token in SPECIAL if token not in words]
+    if missing:
+        raise ValueError(f"{path} is not a BERT vocabulary: it lacks {', '.join(missing)}")
+    vocabulary = {word: index for index, word in enumerate(words)}
+    tokenizer = _bert_tokenizer(tokenizers.models.WordPiece(vocabulary, unk_token="[UNK]", max_input_chars_per_word=100))
+    tokenizer.add_special_tokens(SPECIAL)
+    tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[(token, vocabulary[token]) for token in ("[CLS]", "[SEP]")])
+    return tokenizer
+
+
+def train_tokenizer(files, size, path):
+    """Trains a WordPiece vocabulary of at most `size` entries on text files and writes it to path (vocab.txt)."""
+    tokenizer = _bert_tokenizer(tokenizers.models.WordPiece(unk_token="[UNK]"))
+    trainer = tokenizers.trainers.WordPieceTrainer(vocab_size=size, special_tokens=SPECIAL, show_progress=False)
+    tokenizer.train([str(file) for file in files], trainer)
+    words = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
+    write_text(path, "".join(word + "\n" for word, _ in words))
+
+
+def special_ids(tokenizer):
+    """Ids of [PAD], [UNK], [CLS], [SEP], [MASK] as a dict without the brackets, lower case."""
+    return {token.strip("[]").lower(): tokenizer.token_to_id(token) for token in SPECIAL}
+
+
+def file_hash(path):
+    """sha256 of a file, hexadecimal."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def smallest_integer(vocabulary_size):
+    """The smallest unsigned type that holds every token id."""
+    return np.uint16 if vocabulary_size <= 2 ** 16 else np.uint32
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Text -> packed tokens. A split is NAME.bin (all token ids, no separators) and, written last, NAME.json.
+
+
+def text_lines(path):
+    """Yields the lines of a corpus file worth training on, as vokenization's preparation chose them (spec.md 5.2).
+
+    Dropped: WikiText headings (` = Title = `), WikiExtractor's <doc> marks, lines of fewer than 5 words. Raises
+    ValueError naming file and line where the text is not UTF-8.
+    """
+    with open(path, "rb") as file:
+        for number, raw in enumerate(file, 1):
+            try:
+                line = raw.decode("utf-8-sig" if number == 1 else "utf-8").strip()
+            except UnicodeDecodeError as error:
+                raise ValueError(f"{path}, line {number}: not UTF-8 ({error.reason} at byte {error.start})") from None
+            heading = line.startswith("= ") and line.endswith(" =")
+            if not heading and not line.startswith(("<doc", "</doc")) and len(line.split()) >= 5:
+                yield line
+
+
+def pack_text(files, vocab, out, name):
+    """Tokenises files into out/NAME.bin and out/NAME.json; does nothing if that was done from the same files."""
+    files, out = [Path(file) for file in files], Path(out)
+    for file in files:
+        if not file.exists():
+            raise FileNotFoundError(f"no text file {file}; `python data.py mini` makes the mini world's")
+    source = {"files": [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files],
+              "vocab_sha256": file_hash(vocab)}
+    described = out / f"{name}.json"
+    if described.exists() and read_json(described, "python data.py text")["source"] == source:
+        print(f"{described}: up to date")
+        return
+    tokenizer = load_tokenizer(vocab)
+    kind, total = smallest_integer(tokenizer.get_vocab_size()), 0
+    temporary = out / f"{name}.bin.tmp"
+    size = sum(file.stat().st_size for file in files)
+    with open(temporary, "wb") as file, tqdm(total=size, unit="B", unit_scale=True, desc=f"text {name}") as bar:
+        for path in files:
+            chunk = []
+            for line in text_lines(path):
+                chunk.append(line)
+                if len(chunk) == 2000:
+                    total += _write_tokens(tokenizer, chunk, kind, file, bar)
+                    chunk = []
+            total += _write_tokens(tokenizer, chunk, kind, file, bar)
+    if total == 0:
+        raise ValueError(f"{', '.join(map(str, files))}: not one line of 5 words or more, so no text to train on")
+    os.replace(temporary, out / f"{name}.bin")
+    write_json(described, {"tokens": total, "dtype": np.dtype(kind).name, "source": source})
+    print(f"{out / name}.bin: {total:,} tokens")
+
+
+def _write_tokens(tokenizer, lines, kind, file, bar):
+    count = 0
+    for encoding in tokenizer.encode_batch(lines, add_special_tokens=False):
+        file.write(np.array(encoding.ids, dtype=kind).tobytes())
+        count += len(encoding.ids)
+    bar.update(sum(len(line.encode()) + 1 for line in lines))
+    return count
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Captions -> packed tokens. captions.npz holds, for every caption that can be used, its tokens and its times.
+
+
+def check_captions(captions, path):
+    """Raises ValueError naming the video and what is wrong, unless captions has HowTo100M's form."""
+    if not isinstance(captions, dict):
+        raise ValueError(f"{path}: captions must be one object, {{video id: {{text: [], start: [], end: []}}}}")
+    for video, entry in captions.items():
+        if not isinstance(entry, dict) or not {"text", "start", "end"} <= set(entry):
+            raise ValueError(f"{path}: video {video!r} needs the keys text, start and end")
+        lengths = [len(entry[key]) if isinstance(entry[key], list) else None for key in ("text", "start", "end")]
+        if None in lengths or len(set(lengths)) != 1:
+            raise ValueError(f"{path}: video {video!r}: text, start and end must be lists of one length, not {lengths}")
+        for number, (text, start, end) in enumerate(zip(entry["text"], entry["start"], entry["end"])):
+            numbers = isinstance(start, (int, float)) and isinstance(end, (int, float))
+            if not isinstance(text, str) or not numbers or not 0 <= start < end:
+                raise ValueError(f"{path}: video {video!r}, caption {number}: needs a text and 0 <= start < end, "
+                                 f"not {text!r}, {start!r}, {end!r}")
+
+
+def overlap(previous, following):
+    """How many of the first tokens of `following` repeat the last tokens of `previous` (rolling speech captions)."""
+    for length in range(min(len(previous), len(following)), 0, -1):
+        if previous[-length:] == following[:length]:
+            return length
+    return 0
+
+
+def pack_captions(captions, durations, tokenizer, out):
+    """Tokenises the captions of the videos in `durations` ({id: seconds}) into out/captions.npz.
+
+    The part of a caption that repeats the end of the one before is removed, on tokens; a caption that starts after its
+    video ends, or that holds nothing new, is left out. Returns the number of captions kept and of those left out.
+    """
+    tokens, bounds, times, first, left_out = [], [0], [], [0], 0
+    ids = sorted(durations)
+    for video in ids:
+        entry = captions[video]
+        encoded = tokenizer.encode_batch([text.strip() for text in entry["text"]], add_special_tokens=False)
+        previous = []
+        for encoding, start, end in zip(encoded, entry["start"], entry["end"]):
+            new = encoding.ids[overlap(previous, encoding.ids):]
+            previous = encoding.ids
+            if not new or start >= durations[video]:
+                left_out += 1
+                continue
+            tokens.extend(new)
+            bounds.append(len(tokens))
+            times.append((start, min(end, durations[video])))
+        first.append(len(times))
+    temporary = Path(out) / "captions.tmp.npz"
+    np.savez(temporary, ids=np.array(ids), tokens=np.array(tokens, dtype=smallest_integer(tokenizer.get_vocab_size())),
+             bounds=np.array(bounds), times=np.array(times, dtype=np.float32).reshape(-1, 2), first=np.array(first))
+    os.replace(temporary, Path(out) / "captions.npz")
+    return len(times), left_out
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Video -> features. One decode of a file feeds every stream; a stream is a folder features/NAME of [T, D] float16
+# arrays, one a video, beside stream.json with its rate. Any other extractor's arrays laid out so are one more stream.
+
+FPS, SIDE = 8, 48            # the small descriptors look at 8 frames a second of 48 x 48 pixels
+WINDOW, HOP = 4, 2           # the motion descriptor's window and step, in frames
+
+
+class VideoError(Exception):
+    """Why one video cannot be used; the caller lists it and goes on."""
+
+
+def decode(path, fps=FPS, side=SIDE):
+    """Decodes a video at `fps` frames a second, scaled to side x side. Returns uint8 [N, side, side, 3], RGB.
+
+    Frame k is the one on display at time k / fps after the first. Raises VideoError with the reason.
+    """
+    frames, last = [], None
+    scaler = av.video.reformatter.VideoReformatter()   # one for all frames; frame.reformat would set one up for each
+    try:
+        with av.open(str(path)) as container:
+            if not container.streams.video:
+                raise VideoError("no video stream")
+            stream = container.streams.video[0]
+            stream.codec_context.thread_count = 1   # the caller runs one process a core
+            start = None
+            for frame in container.decode(stream):
+                if frame.time is None:
+                    raise VideoError("frames without a time")
+                start = frame.time if start is None else start
+                # 1e-4 s of tolerance: container times are rounded, and 0.12499 s means 0.125 s
+                while last is not None and len(frames) / fps < frame.time - start - 1e-4:
+                    frames.append(last)
+                last = scaler.reformat(frame, side, side, format="rgb24").to_ndarray()
+            duration = 0.0 if start is None else frame.time - start + (frame.duration or 0) * float(frame.time_base or 0)
+            while last is not None and len(frames) / fps < max(duration, 1 / fps) - 1e-4:
+                frames.append(last)
+    except (av.FFmpegError, OSError) as error:
+        raise VideoError(f"cannot be decoded ({error.strerror or error})") from None
+    if len(frames) < WINDOW:
+        raise VideoError(f"{len(frames)} frames at {fps} a second, shorter than one window of {WINDOW}")
+    return np.stack(frames)
+
+
+def wrapped_moments(weight, side):
+    """Centre of weights [N, S*S] over a picture, and each pixel's offset from it: x [N, 1], y [N, 1], dx, dy [N, S*S].
+
+    Unit: the picture's side. Circular means and differences, so that a thing cut by the border of a picture that wraps
+    round (the mini world's) is one thing; elsewhere it only moves the origin.
+    """
+    rows, columns = [axis.reshape(-1) / side for axis in np.mgrid[:side, :side].astype(np.float32)]
+    out = []
+    for axis in (columns, rows):
+        angle = np.arctan2(weight @ np.sin(2 * np.pi * axis), weight @ np.cos(2 * np.pi * axis))[:, None]
+        out.append((angle / (2 * np.pi), (axis - angle / (2 * np.pi) + 0.5) % 1 - 0.5))
+    (x, dx), (y, dy) = out
+    return x, y, dx, dy
+
+
+def frame_descriptor(frames):
+    """What one frame shows (the small 2D stream). frames: uint8 [N, S, S, 3] -> float32 [N, 56].
+
+    A 4 x 4 thumbnail (48), and of the colourful part of the picture: area, centre, mean colour, and how elongated it
+    is (image moments, Hu 1962): appearance and place, nothing of motion.
+    """
+    N, S = frames.shape[:2]
+    rgb = frames.astype(np.float32) / 255                                                    # [N, S, S, 3]
+    thumbnail = rgb.reshape(N, 4, S // 4, 4, S // 4, 3).mean((2, 4)).reshape(N, -1)          # [N, 48]
+    red, green, blue = rgb[..., 0], rgb[..., 1], rgb[..., 2]   # by name: numpy reduces an axis of 3 ten times slower
+    chroma = np.maximum(np.maximum(red, green), blue) - np.minimum(np.minimum(red, green), blue)   # [N, S, S]
+    weight = np.where(chroma > 0.15, chroma, 0).reshape(N, -1)                               # grey is background
+    total = weight.sum(1, keepdims=True) + 1e-3
+    centre_x, centre_y, dx, dy = wrapped_moments(weight, S)
+    xx, yy, xy = [(weight * product).sum(1, keepdims=True) / total for product in (dx * dx, dy * dy, dx * dy)]
+    spread = np.sqrt((xx - yy) ** 2 + 4 * xy ** 2)
+    elongation = spread / (xx + yy + 1e-4)                                                   # 0 round .. 1 a line
+    colour = (weight[:, None] @ rgb.reshape(N, -1, 3))[:, 0] / total                         # [N, 3]
+    area = (weight > 0).mean(1, keepdims=True)
+    return np.concatenate([thumbnail, np.sqrt(area), centre_x, centre_y, elongation, xx + yy, colour], 1)
+
+
+def motion_descriptor(frames):
+    """What moves in each window of 4 frames, every 2 frames (the small 3D stream). uint8 [N, S, S, 3] -> float32 [M, 40].
+
+    Least-squares affine motion of the picture between neighbouring frames (Bergen et al. 1992): translation,
+    divergence, curl, two shears, and speed, averaged over the window (7), the change of speed across it (1); and a
+    4 x 4 grid of motion energy along x and y (32). Order and speed of frames, little of their content.
+    """
+    N, S = frames.shape[:2]
+    grey = frames @ np.full(3, 1 / (3 * 255), np.float32)                                    # [N, S, S]
+    for axis in (1, 2):   # a 1-2-1 blur: gradients of unblurred pixel edges see only motions below one pixel
+        grey = (np.roll(grey, 1, axis) + 2 * grey + np.roll(grey, -1, axis)) / 4
+    change = grey[1:] - grey[:-1]                                                            # [N-1, S, S]
+    middle = (grey[1:] + grey[:-1]) / 2
+    gx = (np.roll(middle, -1, 2) - np.roll(middle, 1, 2)) / 2
+    gy = (np.roll(middle, -1, 1) - np.roll(middle, 1, 1)) / 2
+    pairs = N - 1
+    energy = ((gx * gx + gy * gy) * np.abs(change)).reshape(pairs, -1)                       # where something moves
+    x, y, dx, dy = wrapped_moments(energy, S)
+    dx, dy = [(S / 8 * d).reshape(pairs, S, S) for d in (dx, dy)]                            # unit: 8 pixels
+    near = (dx * dx + dy * dy < 4).astype(np.float32)                                        # the mover, not the rest
+    columns = np.stack([gx, gx * dx, gx * dy, gy, gy * dx, gy * dy], -1) * near[..., None]   # [N-1, S, S, 6]
+    columns = columns.reshape(pairs, S * S, 6)
+    normal = columns.transpose(0, 2, 1) @ columns + 1e-3 * np.eye(6, dtype=np.float32)       # [N-1, 6, 6]
+    right = -(columns.transpose(0, 2, 1) @ change.reshape(pairs, -1, 1))
+    flow = np.linalg.solve(normal, right)[:, :, 0]                                           # [N-1, 6]
+    flow[:, [0, 3]] = flow[:, [0, 3]].clip(-4, 4)        # beyond this, cuts: a first-order estimate sees nothing there
+    flow[:, [1, 2, 4, 5]] = flow[:, [1, 2, 4, 5]].clip(-0.5, 0.5)
+    u, ux, uy, v, vx, vy = flow.T                                                            # flow = u + ux dx + uy dy, ...
+    affine = np.stack([u, v, ux + vy, vx - uy, ux - vy, uy + vx, np.hypot(u, v)], 1)         # [N-1, 7]
+    cells = [(-g * change).reshape(pairs, 4, S // 4, 4, S // 4).mean((2, 4)).reshape(pairs, -1) for g in (gx, gy)]
+    each = np.concatenate([affine, 1000 * cells[0], 1000 * cells[1]], 1)                     # [N-1, 39]
+    windows = [each[start:start + WINDOW - 1] for start in range(0, N - WINDOW + 1, HOP)]
+    return np.stack([np.append(window.mean(0), window[-1, 6] - window[0, 6]) for window in windows]).astype(np.float32)
+
+
+STREAMS = {   # name -> (function, steps a second, frames that one step sees)
+    "frame": (lambda frames: frame_descriptor(frames[::HOP]), FPS / HOP, 1),
+    "motion": (motion_descriptor, FPS / HOP, WINDOW),
+}
+
+
+def extract(path, out, streams):
+    """Decodes one video once and writes each stream's features. Returns (id, seconds of video, None or the reason)."""
+    video = Path(path).stem
+    targets = {name: Path(out) / "features" / name / f"{video}.npy" for name in streams}
+    try:
+        frames = decode(path)
+    except VideoError as reason:
+        return video, 0.0, str(reason)
+    for name, target in targets.items():
+        features = STREAMS[name][0](frames).astype(np.float16)
+        if not np.isfinite(features).all():
+            return video, 0.0, f"stream {name} is not finite"
+        temporary = target.with_suffix(".tmp.npy")
+        np.save(temporary, features)
+        os.replace(temporary, target)
+    return video, len(frames) / FPS, None
+
+
+def make_features(videos, captions_path, vocab, streams, out, workers, valid_ids=None):
+    """`data.py video`: features of every captioned video in a folder, and their captions packed. Resumable.
+
+    Writes features/STREAM/ID.npy, features/STREAM/stream.json, captions.npz, splits.json (train and valid ids) and
+    left_out.tsv (video, reason). Raises FileNotFoundError / ValueError on missing or malformed inputs.
+    """
+    videos, out = Path(videos), Path(out)
+    unknown = [name for name in streams if name not in STREAMS]
+    if unknown:
+        raise ValueError(f"unknown stream {', '.join(unknown)}; known: {', '.join(STREAMS)}")
+    if not videos.is_dir():
+        raise FileNotFoundError(f"no folder of videos at {videos}; `python data.py mini` makes the mini world's")
+    captions = read_json(captions_path, "python data.py mini")
+    check_captions(captions, captions_path)
+    tokenizer = load_tokenizer(vocab)
+    files = {path.stem: path for path in sorted(videos.iterdir()) if path.is_file() and path.suffix != ".json"}
+    left_out = {video: "captions, but no video file" for video in captions if video not in files}
+    left_out |= {video: "a video file, but no captions" for video in files if video not in captions}
+    wanted = [video for video in files if video in captions]
+    for name in streams:
+        (out / "features" / name).mkdir(parents=True, exist_ok=True)
+        function, rate, span = STREAMS[name]
+        width = function(np.zeros((WINDOW, SIDE, SIDE, 3), np.uint8)).shape[1]
+        write_json(out / "features" / name / "stream.json", {"rate": rate, "width": width, "frames_seen": span})
+
+    record = out / "durations.json"   # of finished videos; a killed run does again only what is not in it
+    durations = read_json(record, "python data.py video") if record.exists() else {}
+    complete = {video for video in durations
+                if all((out / "features" / name / f"{video}.npy").exists() for name in streams)}
+    todo = [video for video in wanted if video not in complete]
+    with ProcessPoolExecutor(workers) as pool, tqdm(total=len(todo), unit="video", desc="features") as bar:
+        jobs = pool.map(extract, [files[v] for v in todo], [out] * len(todo), [streams] * len(todo), chunksize=8)
+        for number, (video, seconds, reason) in enumerate(jobs, 1):
+            bar.update()
+            if reason:
+                left_out[video] = reason
+            else:
+                durations[video] = seconds
+            if number % 500 == 0:
+                write_json(record, durations)
+    usable = {video: durations[video] for video in wanted if video in durations}
+    write_json(record, durations)
+    write_text(out / "left_out.tsv", "".join(f"{v}\t{reason}\n" for v, reason in sorted(left_out.items())))
+    if not usable:
+        raise ValueError(f"not one usable video in {videos}; the reasons are in {out / 'left_out.tsv'}")
+    kept, dropped = pack_captions(captions, usable, tokenizer, out)
+    if vocab != out / "vocab.txt" and Path(vocab).resolve() != (out / "vocab.txt").resolve():
+        shutil.copyfile(vocab, out / "vocab.txt")
+
+    if valid_ids is None and (out / "valid_ids.json").exists():
+        valid_ids = read_json(out / "valid_ids.json", "python data.py mini")
+    if valid_ids is None:   # one in 50, at least one, spread by hash so that adding videos moves no other
+        ranked = sorted(usable, key=lambda video: hashlib.sha256(video.encode()).hexdigest())
+        valid_ids = ranked[:max(1, len(ranked) // 50)] if len(ranked) > 1 else []
+    valid = [video for video in sorted(usable) if video in set(valid_ids)]
+    write_json(out / "splits.json", {"train": [v for v in sorted(usable) if v not in set(valid)], "valid": valid})
+    print(f"{len(usable):,} videos, {sum(usable.values()) / 3600:.2f} hours, {kept:,} captions ({dropped:,} captions held "
+          f"nothing new or lay past the end); left out: {len(left_out)} videos, listed in {out / 'left_out.tsv'}")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Data sets
+
+
+class TextBlocks:
+    """Packed text cut into blocks of block - 2 consecutive tokens, each between [CLS] and [SEP]; no padding."""
+
+    def __init__(self, folder, name, tokenizer, block):
+        described = read_json(Path(folder) / f"{name}.json", f"python data.py text --out {folder}")
+        self.tokens = np.memmap(Path(folder) / f"{name}.bin", dtype=described["dtype"], mode="r")
+        if len(self.tokens) != described["tokens"]:
+            raise ValueError(f"{folder}/{name}.bin holds {len(self.tokens)} tokens, {name}.json says "
+                             f"{described['tokens']}: delete both and run `python data.py text` again")
+        ids = special_ids(tokenizer)
+        self.cls, self.sep, self.inner = ids["cls"], ids["sep"], block - 2
+        if len(self) == 0:
+            raise ValueError(f"{folder}/{name}.bin holds {len(self.tokens)} tokens, less than one block of {block}")
+
+    def __len__(self):
+        return len(self.tokens) // self.inner
+
+    def batch(self, indices):
+        """Token ids int64 [B, block] of the given blocks."""
+        out = np.empty((len(indices), self.inner + 2), np.int64)
+        out[:, 0], out[:, -1] = self.cls, self.sep
+        for row, index in enumerate(indices):
+            out[row, 1:-1] = self.tokens[index * self.inner:(index + 1) * self.inner]
+        return torch.from_numpy(out)
+
+
+class Clips:
+    """Captions with the features of the stretch of video they were spoken over.
+
+    An example starts at a random caption of its video; following captions join it until the block is full, and the clip
+    runs from the first one's start to the last used one's end. (The authors always start at caption 0.)
+    """
+
+    def __init__(self, folder, split, streams, tokenizer, block, max_steps, frames=None):
+        self.folder, self.streams, self.block, self.max_steps, self.frames = Path(folder), streams, block, max_steps, frames
+        made_by = f"python data.py video --out {folder}"
+        ids = read_json(self.folder / "splits.json", made_by)[split]
+        with np.load(self.folder / "captions.npz") as packed:
+            self.tokens, self.bounds, self.times = packed["tokens"], packed["bounds"], packed["times"]
+            row_of = {video: row for row, video in enumerate(packed["ids"].tolist())}
+            first = packed["first"]
+        self.spans = {video: (int(first[row_of[video]]), int(first[row_of[video] + 1])) for video in ids}
+        self.ids = [video for video in ids if self.spans[video][1] > self.spans[video][0]]
+        if not self.ids:
+            raise ValueError(f"{folder}: the {split} split holds no video with a usable caption")
+        described = {}
+        for name in streams:
+            if not (self.folder / "features" / name).is_dir():
+                raise FileNotFoundError(f"no stream {name!r} in {self.folder / 'features'}; `{made_by} --streams {name}` "
+                                        f"makes it")
+            described[name] = read_json(self.folder / "features" / name / "stream.json", made_by)
+        self.rates = {name: described[name]["rate"] for name in streams}
+        self.stream_dims = {name: described[name]["width"] for name in streams}
+        self.frames_seen = {name: described[name].get("frames_seen", 1) for name in streams}
+        ids = special_ids(tokenizer)
+        self.cls, self.sep, self.pad = ids["cls"], ids["sep"], ids["pad"]
+        self._load = lru_cache(maxsize=8192)(self._read)   # the mini world fits; at scale it is the page cache that helps
+
+    def __len__(self):
+        return len(self.ids)
+
+    def _read(self, name, video):
+        path = self.folder / "features" / name / f"{video}.npy"
+        if not path.exists():
+            raise FileNotFoundError(f"{path} is missing; `python data.py video --out {self.folder} --streams {name}` "
+                                    f"makes it")
+        array = np.load(path)
+        if array.ndim != 2 or array.shape[1] != self.stream_dims[name] or len(array) == 0:
+            raise ValueError(f"{path}: expected [T, {self.stream_dims[name]}] with T > 0, found {list(array.shape)}")
+        return array
+
+    def clip(self, video, start, end):
+        """Features [T, D] float32 of seconds start..end, all streams side by side at the first stream's rate.
+
+        A step belongs if its interval meets [start, end). Other streams are resampled to the first one's steps; more
+        than max_steps are thinned evenly. With `frames` set, that many steps, evenly spaced, stand for the clip.
+        """
+        columns, T = [], None
+        for name in self.streams:
+            array, rate = self._load(name, video), self.rates[name]
+            low = min(int(np.floor(start * rate + 1e-4)), len(array) - 1)
+            high = max(low + 1, min(int(np.ceil(end * rate - 1e-4)), len(array)))
+            if T is None:
+                T = min(high - low, self.max_steps)
+                if self.frames:
+                    T = min(T, self.frames)
+            # centres of T equal parts, so that one step is the middle one
+            picked = low + ((np.arange(T) + 0.5) * (high - low) / T).astype(int)
+            columns.append(array[picked].astype(np.float32))
+        return np.concatenate(columns, 1)
+
+    def example(self, index, generator=None):
+        """One example: (token ids [n], features [T, D]). generator None: starts at the first caption (validation)."""
+        video = self.ids[index]
+        low, high = self.spans[video]
+        caption = low if generator is None else int(generator.integers(low, high))
+        start, end, pieces, room = float(self.times[caption, 0]), 0.0, [], self.block - 2
+        while caption < high and room > 0:
+            piece = self.tokens[self.bounds[caption]:self.bounds[caption + 1]][:room]
+            pieces.append(piece)
+            room -= len(piece)
+            end = max(end, float(self.times[caption, 1]))
+            caption += 1
+        tokens = np.concatenate([[self.cls], *pieces, [self.sep]]).astype(np.int64)
+        return tokens, self.clip(video, start, end)
+
+    def collate(self, examples):
+        """Pads examples to tokens [B, block], token mask, features [B, T, D], step mask (True = real)."""
+        B, T = len(examples), max(len(features) for _, features in examples)
+        tokens = torch.full((B, self.block), self.pad)
+        token_mask, step_mask = torch.zeros(B, self.block, dtype=torch.bool), torch.zeros(B, T, dtype=torch.bool)
+        features = torch.zeros(B, T, examples[0][1].shape[1])
+        for row, (ids, clip) in enumerate(examples):
+            tokens[row, :len(ids)] = torch.from_numpy(ids)
+            token_mask[row, :len(ids)] = True
+            features[row, :len(clip)] = torch.from_numpy(clip)
+            step_mask[row, :len(clip)] = True
+        return tokens, token_mask, features, step_mask
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Masking
+
+
+def special_mask(tokens, ids):
+    """bool, True at [PAD], [CLS] and [SEP]: never masked, never contrasted, never an anchor."""
+    return (tokens == ids["pad"]) | (tokens == ids["cls"]) | (tokens == ids["sep"])
+
+
+def mask_tokens(tokens, special_mask, generator, mask_id, vocab_size, probability=0.15, rows=None, batch=None):
+    """BERT's masking: of the ordinary tokens, 15 % are chosen; 80 % of those become [MASK], 10 % a random id, 10 % stay.
+
+    tokens: int [b, L]; special_mask: bool [b, L], True = leave alone. The random numbers are drawn for `batch` sequences
+    of which these are `rows` (a slice), so that masks do not depend on the number of processes; None: these are all.
+    Returns (inputs [b, L], labels [b, L]) with labels -100 where nothing is to be predicted.
+    """
+    b, L = tokens.shape
+    rows, batch = (slice(0, b), b) if rows is None else (rows, batch)
+    choose, how = torch.rand(2, batch, L, generator=generator)[:, rows]                     # each [b, L]
+    random_ids = torch.randint(vocab_size, (batch, L), generator=generator)[rows]
+    chosen = (choose < probability) & ~special_mask                                         # True = to be predicted
+    labels = torch.where(chosen, tokens, torch.full_like(tokens, -100))
+    inputs = torch.where(chosen & (how < 0.8), torch.full_like(tokens, mask_id), tokens)
+    inputs = torch.where(chosen & (how >= 0.9), random_ids, inputs)
+    return inputs, labels
+
+# =====================================================================================================================
+# The mini world: a generated world in which only video tells what a noun does
+#
+# A test of transfer, not of common sense: every noun gets its properties by lot. Captions and text name nouns, never
+# their properties; clips show them. Whatever a text-only student knows of a property of a noun, it has from the video
+# teacher. One seed redraws everything. tests/test_mini.py holds the checks that nothing leaks.
+
+NOUNS = """
+teapot kettle cup spoon fork knife plate bowl jar bottle pan pot ladle tray mug napkin sponge bucket broom mop brush comb
+towel soap candle lamp lantern torch clock mirror pillow blanket sheet curtain carpet rug sofa chair stool bench desk
+shelf drawer cabinet wardrobe cradle ladder hammer nail screw wrench drill chisel axe shovel rake hoe spade
+barrow hose rope chain hook pulley lever wheel tyre engine pedal bicycle scooter wagon cart sled sleigh canoe raft ship
+boat anchor sail oar paddle kite balloon drum flute violin guitar piano trumpet harp whistle bell gong banjo cello
+ball bat racket puck dice domino puzzle doll puppet marble yoyo robot rocket truck train tram bus taxi tractor crane
+helmet glove sock shoe boot sandal slipper hat cap scarf coat jacket shirt skirt dress belt button zipper needle thread
+ribbon purse wallet basket suitcase backpack umbrella ring necklace bracelet crown medal coin stamp envelope
+letter postcard book notebook pencil crayon eraser ruler stapler scissors glue tape folder globe map atlas
+camera radio phone laptop tablet printer speaker fan heater fridge oven stove toaster blender mixer grinder
+apple pear plum peach cherry grape lemon lime mango melon banana papaya carrot potato onion garlic pepper tomato
+cabbage lettuce celery radish turnip pumpkin bean pea corn nut almond walnut peanut bread bun cake cookie muffin
+pancake waffle pie tart pretzel cracker cheese butter egg sausage burger pizza noodle dumpling candy
+leaf twig branch acorn seed flower tulip daisy rose lily fern cactus mushroom pebble stone brick tile plank log barrel crate
+cork feather shell pearl statue vase pitcher goblet thimble magnet battery bulb plug cable antenna
+lens prism telescope compass hourglass pendulum thermometer scale abacus typewriter
+trophy badge flag banner tent hammock fossil igloo pillar fountain locket tweezers corkscrew spatula whisk
+marker trowel crib futon hamper kayak ukulele clarinet oboe tuba mitten poncho tiara brooch easel canvas chalk palette
+colander funnel sieve teacup saucer jug flask thermos lunchbox
+""".split()
+NOUNS = list(dict.fromkeys(NOUNS))[:320]
+GROUPS = {"train": 160, "validation": 48, "test": 80, "unfilmed": 32}   # of task nouns; all but the last are filmed
+
+# property -> (the action that brings it out; None = visible in every frame, its values as verb phrases or adjectives)
+PROPERTIES = {
+    "lift": ("drop", ("rises", "sinks")),
+    "growth": ("heat", ("grows", "shrinks")),
+    "pace": ("push", ("hurries", "brakes")),
+    "spin": ("tap", ("turns left", "turns right")),
+    "colour": (None, ("red", "green", "blue", "yellow")),
+    "shape": (None, ("round", "long")),
+    "size": (None, ("big", "small")),
+}
+DYNAMIC = [name for name, (action, _) in PROPERTIES.items() if action]
+ACTIONS = [action for action, _ in PROPERTIES.values() if action]
+COLOURS = {"red": (210, 40, 40), "green": (40, 170, 60), "blue": (50, 70, 215), "yellow": (225, 200, 40)}
+CLIP_FRAMES, CLIPS_A_VIDEO, VIDEOS_A_NOUN = 16, 4, 8   # 8 frames a second; a ninth video a noun is held out
+
+SPOKEN = [   # {a}ction and {n}oun; the text corpus uses them too
+    "okay so now we {a} the {n} and we watch it", "and here you can see me {a} this {n} again",
+    "all right let us {a} the {n} for a moment", "so the next thing i do is {a} the {n}",
+    "now i am going to {a} my {n} once more", "you just {a} the {n} like this and wait",
+    "watch closely what happens as we {a} the {n}", "then we take our {n} and {a} it gently",
+    "this is my {n} and i will {a} it now", "first of all you {a} the {n} with one hand"]
+WRITTEN = [
+    "{p} keeps the {n} in the {w} .", "{p} saw a {n} in the {w} yesterday .", "there is a {n} in the {w} of {p} .",
+    "{p} gave the {n} to {q} last week .", "everybody knows the {n} of {p} .",
+    "{p} wants to {a} the {n} but {q} does not .", "what does {p} do with the {n} ? {p} likes to {a} it ."]
+PROPERTY_SENTENCES = [   # {b}ehaviour; {k}: colour, shape or size, with a value {v}; never a noun of the world
+    "something {b} when you {a} it .", "what does it do when you {a} it ? it {b} .", "{p} says that it {b} .",
+    "{p} wants something that {b} .", "what {k} is it ? it is {v} .", "{p} has a {v} one in the {w} .",
+    "one of them is {v} , says {p} .", "which of them {b} ? {p} knows it ."]
+PLAIN_SENTENCES = [
+    "{p} is behind {q} and {q} is in front of {p} .", "{p} is not {m} but {q} is {m} .", "{p} sees {q} in the {w} .",
+    "{q} is seen by {p} in the {w} .", "{p} is in the {w} and {q} is not .", "{p} eats before {q} sleeps .",
+    "{p} gives it to {q} , so now {q} has it .", "who is {m} ? {p} is {m} and {q} is not ."]
+PEOPLE = "sam kim ann ben lee joe tom eve ida bob".split()
+PLACES = "kitchen garden hall attic cellar yard garage office".split()
+MOODS = {"happy": "sad", "tired": "awake", "rich": "poor", "calm": "angry"}
+
+
+def balanced(values, count, generator):
+    """`count` values in random order, each as often as the others (counts differ by at most one)."""
+    drawn = [values[index % len(values)] for index in range(count)]
+    return [drawn[index] for index in generator.permutation(count)]
+
+
+def make_world(seed):
+    """Draws the world: {noun: {"group": ..., property: value}}, every property exactly balanced in every group."""
+    generator = numpy_generator(seed, "world")
+    order, world = generator.permutation(NOUNS).tolist(), {}
+    for group, count in GROUPS.items():
+        members = [order.pop() for _ in range(count)]
+        drawn = {name: balanced(values, count, generator) for name, (_, values) in PROPERTIES.items()}
+        for index, noun in enumerate(members):
+            world[noun] = {"group": group, **{name: drawn[name][index] for name in PROPERTIES}}
+    return world
+
+
+def fill(template, generator, **given):
+    """Fills a template's free slots: two different people, a place, a mood, an action."""
+    p, q = generator.choice(PEOPLE, 2, replace=False)
+    slots = {"p": p, "q": q, "w": generator.choice(PLACES), "m": generator.choice(list(MOODS)),
+             "a": generator.choice(ACTIONS)}
+    return template.format(**{**slots, **given})
+
+
+def draw_clip(properties, action, generator):
+    """Renders one clip, uint8 [16, 48, 48, 3]: what a noun of these properties does under an action.
+
+    The two behaviours of an action visit the same frames in opposite order or at another pace, from a random phase of a
+    cycle (the picture wraps round, sizes run through a saw-tooth), so that no single frame, first and last included,
+    tells them apart. Grey specks, pixel noise and jitter are there to be ignored.
+    """
+    F, S = CLIP_FRAMES, SIDE
+    t = np.arange(F)
+    behaviour = {PROPERTIES[name][0]: properties[name] for name in DYNAMIC}[action]
+    x, y = np.full(F, generator.uniform(0, S)), np.full(F, generator.uniform(0, S))
+    phase, angle = np.full(F, generator.uniform()), np.full(F, generator.uniform(0, 2 * np.pi))
+    if action == "drop":      # image rows count downwards
+        y = y + (-1.6 if behaviour == "rises" else 1.6) * t
+    elif action == "heat":
+        phase = (phase + (1 if behaviour == "grows" else -1) * t / F) % 1
+    elif action == "tap":     # rows count downwards, so a falling angle turns left (anticlockwise)
+        angle = angle + (-0.2 if behaviour == "turns left" else 0.2) * t
+    else:                     # from 0.3 to 3 pixels a frame or the reverse, to either side
+        speed = np.linspace(0.3, 3.0, F)
+        speed = speed if behaviour == "hurries" else speed[::-1]
+        x = x + generator.choice([-1, 1]) * np.cumsum(speed)
+    x, y, phase, angle = [values.astype(np.float32) for values in (
+        x + generator.normal(0, 0.15, F), y + generator.normal(0, 0.15, F), phase, angle)]
+    low, high = (9.5, 15.5) if properties["size"] == "big" else (4.5, 7.5)
+    radius = (low * (high / low) ** phase)[:, None, None]                                    # pixels
+
+    rows, columns = np.mgrid[:S, :S].astype(np.float32)
+    dx = (columns - x[:, None, None] + S / 2) % S - S / 2                                    # [F, S, S], wrapped
+    dy = (rows - y[:, None, None] + S / 2) % S - S / 2
+    cos, sin = np.cos(angle)[:, None, None], np.sin(angle)[:, None, None]
+    along, across = dx * cos + dy * sin, dy * cos - dx * sin
+    if properties["shape"] == "round":
+        inside = radius - np.hypot(along, across)
+    else:
+        inside = np.minimum(1.35 * radius - np.abs(along), 0.45 * radius - np.abs(across))
+    body = np.clip(inside + 0.5, 0, 1)[..., None]                                            # [F, S, S, 1]
+    mark = np.clip(0.33 * radius - np.hypot(along - 0.62 * radius, across) + 0.5, 0, 1)[..., None]
+    picture = np.full((F, S, S, 3), generator.uniform(150, 235), np.float32)
+    for _ in range(generator.integers(0, 3)):
+        place, drift = generator.uniform(0, S, 2), generator.normal(0, 0.5, 2)
+        path_x, path_y = [(place[k] + drift[k] * t).astype(np.float32)[:, None, None] for k in (0, 1)]
+        speck_x, speck_y = (columns - path_x + S / 2) % S - S / 2, (rows - path_y + S / 2) % S - S / 2
+        speck = np.clip(2.0 - np.hypot(speck_x, speck_y), 0, 1)[..., None]
+        picture = picture * (1 - speck) + np.float32(generator.uniform(60, 130)) * speck
+    colour = np.array(COLOURS[properties["colour"]], np.float32) * np.float32(generator.uniform(0.85, 1.1))
+    picture = picture * (1 - body) + colour * body
+    mark = mark * body
+    picture = picture * (1 - mark) + 0.25 * colour * mark                                    # a dark mark off centre
+    picture += 4 * generator.standard_normal((F, S, S, 1), dtype=np.float32)
+    return np.clip(picture, 0, 255).astype(np.uint8)
+
+
+def write_video(path, frames):
+    """Encodes uint8 [N, S, S, 3] as H.264, 8 frames a second, through a temporary name."""
+    temporary = Path(str(path) + ".tmp")
+    with av.open(str(temporary), "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=FPS, options={"preset": "ultrafast", "crf": "21"})
+        stream.width = stream.height = SIDE
+        stream.pix_fmt, stream.thread_count = "yuv420p", 1
+        for picture in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode())
+    os.replace(temporary, path)
+
+
+def make_video(seed, name, noun, properties, folder):
+    """One video of one noun: every action once, in random order, with its narration. Returns (captions, actions).
+
+    Captions are (text, start, end); two in five repeat the end of the one before, as rolling speech captions do.
+    """
+    generator = numpy_generator(seed, "video", name)
+    actions = generator.permutation(ACTIONS).tolist()
+    path = Path(folder) / f"{name}.mp4"
+    frames = [draw_clip(properties, action, generator) for action in actions]
+    if not path.exists():
+        write_video(path, np.concatenate(frames))
+    seconds, captions, before = CLIP_FRAMES / FPS, [], []
+    for index, action in enumerate(actions):
+        words = generator.choice(SPOKEN).format(a=action, n=noun).split()
+        rolled = before[-int(generator.integers(2, 5)):] if before and generator.uniform() < 0.4 else []
+        start = max(0.0, index * seconds + generator.uniform(-0.2, 0.2))
+        end = min(CLIPS_A_VIDEO * seconds, (index + 1) * seconds + generator.uniform(-0.2, 0.2))
+        captions.append((" ".join(rolled + words), round(start, 2), round(end, 2)))
+        before = words
+    return captions, actions
+
+
+def make_text(world, seed, documents, sentences=5):
+    """Lines of text, a line a short article: three in four about one noun (all nouns equally often), the rest without.
+
+    Articles are about one thing, as encyclopaedias' are; property words occur, every value as often as its rivals, in
+    articles without a noun of the world only.
+    """
+    generator = numpy_generator(seed, "text", documents)
+    subjects = balanced(list(world), documents * 3 // 4, generator)
+    subjects += [None] * (documents - len(subjects))
+    words = {name: iter(balanced(values, documents, generator)) for name, (_, values) in PROPERTIES.items()}
+    lines = []
+    for subject in [subjects[index] for index in generator.permutation(documents)]:
+        article = []
+        if subject is None:
+            name = generator.choice(list(PROPERTIES))
+            action, values = PROPERTIES[name]
+            value = next(words[name], None) or generator.choice(values)
+            fitting = [s for s in PROPERTY_SENTENCES if ("{b}" in s) == (action is not None)]
+            article += [fill(generator.choice(fitting), generator, b=value, v=value, k=name, **({"a": action} if action else {}))
+                        for _ in range(2)]
+            article += [fill(generator.choice(PLAIN_SENTENCES), generator) for _ in range(sentences - 2)]
+        else:
+            for _ in range(sentences):
+                template = generator.choice(SPOKEN) + " ." if generator.uniform() < 0.6 else generator.choice(WRITTEN)
+                article.append(fill(template, generator, n=subject))
+        lines.append(" ".join(article[index] for index in generator.permutation(sentences)))
+    return lines
+
+
+# --- tasks: each row is (fields, label, part, noun, property); part is "grounded" (needs what only video told) or
+# "ungrounded" (word order, negation, copying: what any student must keep)
+
+
+def facts(world, nouns, generator):
+    """(noun, property, action, value, is it true): each noun and property once true, once false.
+
+    Balanced: every value is asked as often truly as falsely in every group (colours rotate by one common shift).
+    """
+    shift, out = int(generator.integers(1, 4)), []
+    for noun in nouns:
+        for name, (action, values) in PROPERTIES.items():
+            true = world[noun][name]
+            index = values.index(true)
+            false = values[(index + (shift if len(values) > 2 else 1)) % len(values)]
+            out += [(noun, name, action, true, True), (noun, name, action, false, False)]
+    return out
+
+
+def pairs(world, nouns, generator):
+    """(noun, rival, property, action, noun's value): pairs that differ in a dynamic property; each noun once a property."""
+    out = []
+    for name in DYNAMIC:
+        action, (a, b) = PROPERTIES[name]
+        sides = [[noun for noun in nouns if world[noun][name] == value] for value in (a, b)]
+        rivals = generator.permutation(sides[1]).tolist()
+        out += [(noun, rival, name, action, a) for noun, rival in zip(generator.permutation(sides[0]).tolist(), rivals)]
+    return out
+
+
+def is_a(name, action, value):
+    """The statement of a property, after 'it': 'grows', 'is red'."""
+    return value if action else f"is {value}"
+
+
+def asked(noun, name, action):
+    """The open question about a property."""
+    return f"what does the {noun} do when you {action} it ?" if action else f"what {name} is the {noun} ?"
+
+
+def two_people(generator):
+    return generator.choice(PEOPLE, 2, replace=False).tolist()
+
+
+def sst2(world, nouns, plain, generator):
+    """One sentence, 1 = true (grounded), or the mood in it is the good one (negation)."""
+    for noun, name, action, value, truth in facts(world, nouns, generator):
+        when = f"when you {action} the {noun} it" if action else f"{generator.choice(PEOPLE)} knows the {noun} and it"
+        yield {"sentence": f"{when} {is_a(name, action, value)} ."}, int(truth), "grounded", noun, name
+    for index in range(plain):
+        good, bad = list(MOODS.items())[index // 4 % 4]
+        mood, negated = ((good, False), (bad, True), (good, True), (bad, False))[index % 4]
+        person = generator.choice(PEOPLE)
+        yield ({"sentence": f"{person} in the {generator.choice(PLACES)} is {'not ' * negated}{mood} ."},
+               int((mood == good) != negated), "ungrounded", None, "negation")
+
+
+def qnli(world, nouns, plain, generator):
+    """Does the sentence answer the question? Ungrounded: who is behind whom (word order)."""
+    for noun, name, action, value, truth in facts(world, nouns, generator):
+        yield ({"question": asked(noun, name, action), "sentence": f"it {is_a(name, action, value)} ."},
+               "entailment" if truth else "not_entailment", "grounded", noun, name)
+    for index in range(plain):
+        p, q = two_people(generator)
+        truth = index % 2 == 0
+        yield ({"question": f"who is behind {q} ?", "sentence": f"{p} is behind {q} ." if truth else f"{q} is behind {p} ."},
+               "entailment" if truth else "not_entailment", "ungrounded", None, "order")
+
+
+def qqp(world, nouns, plain, generator):
+    """Have two questions the same answer? Ungrounded: active and passive."""
+    for name in DYNAMIC:
+        action, values = PROPERTIES[name]
+        sides = {value: [noun for noun in nouns if world[noun][name] == value] for value in values}
+        for value in values:
+            other = values[1 - values.index(value)]
+            same, different = np.roll(sides[value], int(generator.integers(1, len(sides[value])))), sides[other]
+            for noun, like, unlike in zip(sides[value], same.tolist(), generator.permutation(different).tolist()):
+                for rival, label in ((like, 1), (unlike, 0)):
+                    yield ({"question1": asked(noun, name, action), "question2": asked(rival, name, action)},
+                           label, "grounded", noun, name)
+    for index in range(plain):
+        p, q = two_people(generator)
+        yield ({"question1": f"does {p} see {q} ?",
+                "question2": f"is {q} seen by {p} ?" if index % 2 == 0 else f"is {p} seen by {q} ?"},
+               int(index % 2 == 0), "ungrounded", None, "order")
+
+
+def mnli(world, nouns, plain, generator):
+    """Premise and hypothesis. Ungrounded: where people are (copying), and the neutral third that nothing decides."""
+    for noun, name, action, value, truth in facts(world, nouns, generator):
+        premise = f"{generator.choice(PEOPLE)} wants to {action} the {noun} ." if action else \
+            f"{generator.choice(PEOPLE)} knows the {noun} ."
+        yield ({"sentence1": premise, "sentence2": f"it {is_a(name, action, value)} ."},
+               "entailment" if truth else "contradiction", "grounded", noun, name)
+        if truth:
+            yield ({"sentence1": premise, "sentence2": f"it is in the {generator.choice(PLACES)} ."},
+                   "neutral", "grounded", noun, name)
+    for index in range(plain):
+        p, q = two_people(generator)
+        place, other, third = generator.choice(PLACES, 3, replace=False)
+        hypothesis, label = ((f"{p} is in the {place} .", "entailment"), (f"{p} is in the {other} .", "contradiction"),
+                             (f"{p} is {generator.choice(list(MOODS))} .", "neutral"))[index % 3]
+        yield ({"sentence1": f"{p} is in the {place} and {q} is in the {other} .", "sentence2": hypothesis},
+               label, "ungrounded", None, "copying")
+
+
+def piqa(world, nouns, plain, generator):
+    """Which of two things does it? Both words are asked of each pair, so that each noun is right as often as wrong."""
+    made = pairs(world, nouns, generator)
+    first = iter(balanced([0, 1], 2 * len(made), generator))
+    for noun, rival, name, action, value in made:
+        for right, wrong in ((noun, rival), (rival, noun)):
+            label = next(first)
+            choices = [f"{action} the {right} .", f"{action} the {wrong} ."][::-1 if label else 1]
+            yield ({"goal": f"{generator.choice(PEOPLE)} wants something that {world[right][name]} .",
+                    "sol1": choices[0], "sol2": choices[1]}, label, "grounded", right, name)
+    for index in range(plain):
+        p, q = two_people(generator)
+        place, other = generator.choice(PLACES, 2, replace=False)
+        label = index % 2
+        choices = [f"go to the {place} .", f"go to the {other} ."][::-1 if label else 1]
+        yield ({"goal": f"{p} is in the {place} and {q} is in the {other} . find {p} .", "sol1": choices[0],
+                "sol2": choices[1]}, label, "ungrounded", None, "copying")
+
+
+def swag(world, nouns, plain, generator):
+    """Which of four endings follows? Two actions, two behaviours each; ungrounded: who has it now."""
+    positions = iter(balanced([0, 1, 2, 3], 6 * len(nouns) + plain, generator))
+    for noun in nouns:
+        for i, one in enumerate(DYNAMIC):
+            for two in DYNAMIC[i + 1:]:
+                (a, values), (b, others) = PROPERTIES[one], PROPERTIES[two]
+                right = f"{world[noun][one]} and then it {world[noun][two]} ."
+                wrong = [f"{v} and then it {w} ." for v in values for w in others]
+                wrong.remove(right)
+                label = next(positions)
+                endings = generator.permutation(wrong).tolist()
+                endings.insert(label, right)
+                yield ({"sent1": f"you {a} the {noun} and then you {b} it .", "sent2": "it", "endings": endings},
+                       label, "grounded", noun, f"{one}+{two}")
+    for index in range(plain):
+        p, q = two_people(generator)
+        label = next(positions)
+        endings = generator.permutation([f"{p} has it .", f"{p} sees {q} .", f"{q} gives it to {p} ."]).tolist()
+        endings.insert(label, f"{q} has it .")
+        yield {"sent1": f"{p} gives it to {q} .", "sent2": "so now", "endings": endings}, label, "ungrounded", None, "order"
+
+
+def squad(world, nouns, plain, generator, impossible=False):
+    """Which of two things does it? The answer is a noun of the context. v2.0 adds questions that neither answers."""
+    for noun, rival, name, action, value in pairs(world, nouns, generator):
+        for right, wrong in ((noun, rival), (rival, noun)):
+            first, second = generator.permutation([right, wrong]).tolist()
+            yield ({"context": f"you {action} the {first} and the {second} .",
+                    "question": f"which of them {world[right][name]} ?", "answer": right}, right, "grounded", right, name)
+        if impossible:
+            alike = [n for n in nouns if n != noun and world[n][name] == value]
+            other = PROPERTIES[name][1][1 - PROPERTIES[name][1].index(value)]
+            yield ({"context": f"you {action} the {noun} and the {generator.choice(alike)} .",
+                    "question": f"which of them {other} ?", "answer": None}, "", "grounded", noun, name)
+    for _ in range(plain):
+        p, q = two_people(generator)
+        place, other = generator.choice(PLACES, 2, replace=False)
+        answer, where = ((p, place), (q, other))[int(generator.integers(2))]
+        yield ({"context": f"{p} is in the {place} and {q} is in the {other} .", "question": f"who is in the {where} ?",
+                "answer": answer}, answer, "ungrounded", None, "copying")
+
+
+def squad2(world, nouns, plain, generator):
+    """SQuAD v2.0 form of `squad`."""
+    yield from squad(world, nouns, plain, generator, impossible=True)
+
+
+def tracie(world, nouns, plain, generator):
+    """Implicit order of events: a thing that hurries arrives before one that brakes. Ungrounded: the order told."""
+    made = [pair for pair in pairs(world, nouns, generator) if pair[2] == "pace"]
+    for noun, rival, name, action, _ in made:
+        for first, second in ((noun, rival), (rival, noun)):
+            story = f"{PEOPLE[0]} and {PEOPLE[1]} meet . they push the {first} . they push the {second} . they wait . they go ."
+            for relation in ("starts before", "starts after", "ends before", "ends after"):
+                earlier = first if world[first][name] == "hurries" else second
+                holds = (earlier == first) == relation.endswith("before")
+                yield ({"query": f"the {first} stops {relation} the {second} stops", "story": story},
+                       "positive" if holds else "negative", "grounded", first, name)
+    for index in range(plain):
+        p, q = two_people(generator)
+        story = f"{p} and {q} meet . {p} eats . then {q} sleeps . they wait . they go ."
+        relation, holds = (("starts before", True), ("starts after", False), ("ends before", True), ("ends after", False))[index % 4]
+        yield ({"query": f"{p} eats {relation} {q} sleeps", "story": story}, "positive" if holds else "negative",
+               "ungrounded", None, "order")
+
+
+def diagnostics(world, nouns, plain, generator):
+    """MNLI's form with GLUE-diagnostics' category columns: Knowledge is what is grounded."""
+    for fields, label, part, noun, name in mnli(world, nouns, plain, generator):
+        yield ({**fields, "category": "Knowledge" if part == "grounded" else "Lexical Semantics",
+                "tag": "World knowledge" if part == "grounded" else "Lexical entailment"}, label, part, noun, name)
+    for index in range(plain):
+        p, q = two_people(generator)
+        mood = generator.choice(list(MOODS))
+        hypothesis, label = ((f"{p} is not {mood} .", "entailment"), (f"{p} is {mood} .", "contradiction"),
+                             (f"{p} is in the hall .", "neutral"))[index % 3]
+        yield ({"sentence1": f"{p} is not {mood} but {q} is {mood} .", "sentence2": hypothesis, "category": "Logic",
+                "tag": "Negation"}, label, "ungrounded", None, "negation")
+        hypothesis, label = ((f"{q} is seen by {p} .", "entailment"), (f"{p} is seen by {q} .", "contradiction"),
+                             (f"{p} is {mood} .", "neutral"))[index % 3]
+        yield ({"sentence1": f"{p} sees {q} and {q} does not see {p} .", "sentence2": hypothesis,
+                "category": "Predicate-Argument Structure", "tag": "Active/Passive"}, label, "ungrounded", None, "order")
+
+
+def tsv(path, header, rows):
+    write_text(path, "".join("\t".join(map(str, row)) + "\n" for row in ([header] if header else []) + rows))
+
+
+def write_pair_tsv(first, second, name="{split}.tsv"):
+    """Writer of GLUE's index, text, text, label files (QNLI, RTE); the test file has no label column."""
+    def write(folder, split, rows):
+        header = ["index", first, second] + ["label"] * (split != "test")
+        tsv(folder / name.format(split=split), header, [[i, f[first], f[second]] + [label] * (split != "test")
+                                                        for i, (f, label, *_) in enumerate(rows)])
+    return write
+
+
+def write_sst2(folder, split, rows):
+    if split == "test":
+        tsv(folder / "test.tsv", ["index", "sentence"], [[i, f["sentence"]] for i, (f, *_) in enumerate(rows)])
+    else:
+        tsv(folder / f"{split}.tsv", ["sentence", "label"], [[f["sentence"], label] for f, label, *_ in rows])
+
+
+def write_qqp(folder, split, rows):
+    if split == "test":
+        tsv(folder / "test.tsv", ["id", "question1", "question2"],
+            [[i, f["question1"], f["question2"]] for i, (f, *_) in enumerate(rows)])
+    else:
+        tsv(folder / f"{split}.tsv", ["id", "qid1", "qid2", "question1", "question2", "is_duplicate"],
+            [[i, 2 * i, 2 * i + 1, f["question1"], f["question2"], label] for i, (f, label, *_) in enumerate(rows)])
+
+
+def write_mnli(folder, split, rows):
+    blank = ["n/a"] * 4
+    header = ["index", "promptID", "pairID", "genre", "sentence1_binary_parse", "sentence2_binary_parse",
+              "sentence1_parse", "sentence2_parse", "sentence1", "sentence2"]
+    header += {"train": ["label1", "gold_label"], "dev": [f"label{k}" for k in range(1, 6)] + ["gold_label"], "test": []}[split]
+    times = {"train": 2, "dev": 6, "test": 0}[split]
+    tsv(folder / f"{split if split == 'train' else split + '_matched'}.tsv", header,
+        [[i, i, f"{i}e", "mini", *blank, f["sentence1"], f["sentence2"], *[label] * times]
+         for i, (f, label, *_) in enumerate(rows)])
+
+
+def write_diagnostics(folder, split, rows):
+    kinds = ["Lexical Semantics", "Predicate-Argument Structure", "Logic", "Knowledge"]
+    if split == "test":
+        tsv(folder / "diagnostic-full.tsv", kinds + ["Domain", "Premise", "Hypothesis", "Label"],
+            [[f["tag"] if kind == f["category"] else "" for kind in kinds] +
+             ["mini", f["sentence1"], f["sentence2"], label] for f, label, *_ in rows])
+
+
+def write_piqa(folder, split, rows):
+    name = {"train": "train", "dev": "valid", "test": "tests"}[split]
+    write_text(folder / f"{name}.jsonl", "".join(json.dumps(f) + "\n" for f, *_ in rows))
+    if split != "test":
+        write_text(folder / f"{name}-labels.lst", "".join(f"{label}\n" for _, label, *_ in rows))
+
+
+def write_swag(folder, split, rows):
+    header = ["", "video-id", "fold-ind", "startphrase", "sent1", "sent2", "gold-source"]
+    header += [f"ending{k}" for k in range(4)] + ["label"] * (split != "test")
+    lines = [[i, f"mini_{i}", i, f"{f['sent1']} {f['sent2']}", f["sent1"], f["sent2"], "gold", *f["endings"]] +
+             [label] * (split != "test") for i, (f, label, *_) in enumerate(rows)]   # no field holds a comma or a quote
+    write_text(folder / f"{'val' if split == 'dev' else split}.csv",
+               "".join(",".join(map(str, line)) + "\n" for line in [header] + lines))
+
+
+def write_squad(version):
+    """Writer of SQuAD JSON; the test split, too, carries its answers, as a second dev file."""
+    def write(folder, split, rows):
+        paragraphs = []
+        for i, (f, *_) in enumerate(rows):
+            answers = [] if f["answer"] is None else [{"text": f["answer"], "answer_start": f["context"].index(f["answer"])}]
+            question = {"id": f"{split}-{i}", "question": f["question"], "answers": answers}
+            paragraphs.append({"context": f["context"],
+                               "qas": [question | ({"is_impossible": not answers} if version == "v2.0" else {})]})
+        write_json(folder / f"{split}-{version}.json",
+                   {"version": version, "data": [{"title": "mini", "paragraphs": paragraphs}]})
+    return write
+
+
+def write_tracie(folder, split, rows):
+    write_text(folder / f"tracie_{split}.txt", "".join(
+        f"event: {f['query']} story: {f['story']}\tanswer: {label}\n" for f, label, *_ in rows))
+
+
+TASKS = {   # task -> (rows, writer)
+    "SST-2": (sst2, write_sst2), "QNLI": (qnli, write_pair_tsv("question", "sentence")), "QQP": (qqp, write_qqp),
+    "MNLI": (mnli, write_mnli), "diagnostics": (diagnostics, write_diagnostics), "PIQA": (piqa, write_piqa),
+    "SWAG": (swag, write_swag), "SQuAD1": (squad, write_squad("v1.1")), "SQuAD2": (squad2, write_squad("v2.0")),
+    "TRACIE": (tracie, write_tracie),
+}
+
+
+def make_tasks(world, seed, out):
+    """Writes every task in its original format under out/TASK, and beside each split NAME.meta.jsonl.
+
+    train.meta.jsonl etc. hold for each row its label, part, noun, the noun's group and property, for scoring by part;
+    a reader of the original format never needs them. test holds task-test nouns, then unfilmed ones.
+    """
+    members = {group: [noun for noun in world if world[noun]["group"] == group] for group in GROUPS}
+    for task, (make_rows, write) in TASKS.items():
+        folder = Path(out) / task
+        folder.mkdir(parents=True, exist_ok=True)
+        for split, groups, plain in (("train", ["train"], 1200), ("dev", ["validation"], 240), ("test", ["test", "unfilmed"], 480)):
+            rows = []
+            for group in groups:
+                generator = numpy_generator(seed, "task", task, split, group)
+                rows += make_rows(world, members[group], plain if group == groups[0] else 0, generator)
+            if split == "train":
+                rows = [rows[index] for index in numpy_generator(seed, "task order", task).permutation(len(rows))]
+            write(folder, split, rows)
+            write_text(folder / f"{split}.meta.jsonl", "".join(json.dumps(
+                {"label": label, "part": part, "noun": noun, "group": noun and world[noun]["group"], "property": name})
+                + "\n" for _, label, part, noun, name in rows))
+
+
+def make_mini(seed, out, videos_a_noun, documents, workers):
+    """`data.py mini`: writes one whole mini world into a folder (videos, captions, text, vocabulary, tasks).
+
+    world.json is written last; a folder that has it, with the same arguments, is left as it is.
+    """
+    out = Path(out)
+    arguments = {"seed": seed, "videos_a_noun": videos_a_noun, "documents": documents}
+    done = out / "world.json"
+    if done.exists():
+        if read_json(done, "python data.py mini")["arguments"] != arguments:
+            raise ValueError(f"{out} holds a world made with other arguments "
+                             f"({read_json(done, '')['arguments']}); choose another --out or delete it")
+        print(f"{done}: up to date")
+        return
+    (out / "videos").mkdir(parents=True, exist_ok=True)
+    (out / "text").mkdir(exist_ok=True)
+    world = make_world(seed)
+    filmed = [noun for noun in world if world[noun]["group"] != "unfilmed"]
+
+    names, jobs = [], []
+    for take in range(videos_a_noun + 1):   # the last take of each noun is held out, for validation and retrieval
+        for index, noun in enumerate(filmed):
+            names.append((f"v{take:02d}_{index:03d}", noun, take == videos_a_noun))
+            jobs.append((seed, names[-1][0], noun, world[noun], out / "videos"))
+    with ProcessPoolExecutor(workers) as pool:
+        made = list(tqdm(pool.map(make_video, *zip(*jobs), chunksize=16), total=len(jobs), unit="video", desc="videos"))
+    captions, pool_rows = {}, []
+    generator = numpy_generator(seed, "pool")
+    pool_actions = iter(balanced(ACTIONS, len(filmed), generator))
+    for (name, noun, held_out), (spoken, actions) in zip(names, made):
+        captions[name] = dict(zip(("text", "start", "end"), map(list, zip(*spoken))))
+        if held_out:
+            action = next(pool_actions)
+            index = actions.index(action)
+            shown = {key: world[noun][key] for key in ("colour", "shape", "size")}
+            shown["behaviour"] = next(world[noun][key] for key in DYNAMIC if PROPERTIES[key][0] == action)
+            pool_rows.append({"video": name, "start": index * CLIP_FRAMES / FPS, "end": (index + 1) * CLIP_FRAMES / FPS,
+                              "text": f"okay so now we {action} the {noun} and we watch it", "noun": noun,
+                              "group": world[noun]["group"], "shown": shown})
+    # One caption in twelve is spoken over another video's clip: texts of the same action change places among
+    # training videos, so that the counts of nouns and actions stay exactly equal.
+    slots = [(name, index) for (name, _, held_out), (_, actions) in zip(names, made) if not held_out
+             for index in range(len(actions)) if generator.uniform() < 1 / 12]
+    texts = [captions[name]["text"][index] for name, index in slots]
+    for (name, index), text in zip(slots, texts[1:] + texts[:1]):
+        captions[name]["text"][index] = text
+    write_json(out / "caption.json", captions)
+    write_json(out / "valid_ids.json", [name for name, _, held_out in names if held_out])
+    write_json(out / "retrieval.json", pool_rows)
+
+    write_text(out / "text" / "train.txt", "\n".join(make_text(world, seed, documents)) + "\n")
+    write_text(out / "text" / "valid.txt", "\n".join(make_text(world, seed, max(50, documents // 30))) + "\n")
+    make_tasks(world, seed, out / "tasks")
+    # Every word a token: the vocabulary is trained on the text, the captions and all words of the tasks' training files.
+    words = out / "words.txt"
+    task_texts = [path.read_text() for path in sorted((out / "tasks").glob("*/*")) if path.name.split(".")[0] in
+                  ("train", "train-v1", "tracie_train", "train_matched") and not path.name.endswith(".meta.jsonl")]
+    write_text(words, "\n".join([" ".join(entry["text"]) for entry in captions.values()] + task_texts))
+    train_tokenizer([out / "text" / "train.txt", words], 2048, out / "vocab.txt")
+    words.unlink()
+    pieces = load_tokenizer(out / "vocab.txt")
+    broken = [noun for noun in NOUNS if len(pieces.encode(noun, add_special_tokens=False).ids) != 1]
+    if broken:
+        raise ValueError(f"nouns that are not one token: {', '.join(broken)}; write more --documents")
+    write_json(done, {"arguments": arguments, "properties": PROPERTIES, "nouns": world})
+    print(f"mini world {seed}: {len(world)} nouns, {len(names):,} videos of {CLIPS_A_VIDEO} clips, "
+          f"{len(TASKS)} tasks, in {out}")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    mini = commands.add_parser("mini", help="generate a mini world")
+    mini.add_argument("--seed", type=int, default=0, help="redraws everything")
+    mini.add_argument("--out", default="data/mini")
+    mini.add_argument("--videos-a-noun", type=int, default=VIDEOS_A_NOUN, help="training videos of each filmed noun")
+    mini.add_argument("--documents", type=int, default=14000, help="articles of text")
+    video = commands.add_parser("video", help="videos -> features, captions -> tokens")
+    video.add_argument("--videos", required=True, help="folder of video files, named ID.anything")
+    video.add_argument("--captions", required=True, help="JSON {id: {text: [], start: [], end: []}}, seconds")
+    video.add_argument("--vocab", required=True, help="vocab.txt")
+    video.add_argument("--streams", nargs="+", default=["frame", "motion"], help=f"of: {', '.join(STREAMS)}")
+    video.add_argument("--out", required=True)
+    text = commands.add_parser("text", help="text files -> packed tokens")
+    text.add_argument("--train", nargs="+", required=True, help="text files, a paragraph a line")
+    text.add_argument("--valid", nargs="+", required=True)
+    text.add_argument("--vocab", required=True, help="vocab.txt")
+    text.add_argument("--out", required=True)
+    for command in (mini, video):
+        command.add_argument("--workers", type=int, default=os.cpu_count())
+    args = parser.parse_args()
+    try:
+        if args.command == "mini":
+            make_mini(args.seed, args.out, args.videos_a_noun, args.documents, args.workers)
+        elif args.command == "video":
+            make_features(args.videos, args.captions, args.vocab, args.streams, args.out, args.workers)
+        else:
+            Path(args.out).mkdir(parents=True, exist_ok=True)
+            pack_text(args.train, args.vocab, args.out, "train")
+            pack_text(args.valid, args.vocab, args.out, "valid")
+            if Path(args.vocab).resolve() != (Path(args.out) / "vocab.txt").resolve():
+                shutil.copyfile(args.vocab, Path(args.out) / "vocab.txt")
+    except (FileNotFoundError, ValueError) as error:
+        sys.exit(f"data.py {args.command}: {error}")
+
+
+if __name__ == "__main__":
+    main()

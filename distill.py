@@ -1,0 +1,372 @@
+"""Stage 2: knowledge distillation on plain text (paper section 3.3): the frozen teacher's language encoder -> a text-only BERT.
+
+    python distill.py                                                   # runs/teacher, its size, its text; NST + CRD
+    python distill.py --objective none --run runs/text-only             # the baseline: the same student, MLM alone
+    torchrun --nproc_per_node=8 distill.py --text data/wiki             # paper scale
+    python distill.py --init runs/teacher/model --objective none        # two-stage pretraining
+
+Loss = MLM + sum of (weight x objective). The teacher sees the student's own masked tokens, in evaluation mode, without
+gradients. Writes runs/NAME/{args.json, log.jsonl, checkpoint.pt, model/, model/distill_heads.pt}; goes on from
+checkpoint.pt when started again.
+Axes: B text blocks of the global batch, L tokens, H width (Hs student's, Ht teacher's), K queue. Masks: True = real.
+"""
+import argparse
+import dataclasses
+import math
+import sys
+from pathlib import Path
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+import data
+import model
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Objectives
+
+
+def nst_loss(student, teacher, mask):
+    """Neuron Selectivity Transfer (paper section 3.3; Huang & Wang 2017) with the kernel k(x, y) = (x.y)^2.
+
+    A neuron is one hidden unit; its sample is what it did at each of the L tokens of a sequence, scaled to a unit vector
+    in R^L: that is why the normalisation runs over tokens (users asked). The loss is the squared maximum mean
+    discrepancy between the student's Hs neurons s_i and the teacher's Ht neurons t_j:
+
+        mean_ij k(s_i, s_j) + mean_ij k(t_i, t_j) - 2 mean_ij k(s_i, t_j)
+
+    With unit columns, S~ [L, Hs] and G_S = S~ S~' [L, L], this is exactly || G_S / Hs - G_T / Ht ||_F^2: L x L instead
+    of H x H products, no H x H x L tensor (the authors build two), and Hs may differ from Ht. It sees neurons as a set:
+    permuting or flipping the teacher's changes nothing, so NST alone gives the student no coordinates in video space.
+    student: [B, L, Hs], teacher: [B, L, Ht]; mask: bool [B, L], True = real. Returns the mean over sequences.
+    """
+    def gram(hidden):
+        hidden = hidden.float() * mask[:, :, None]               # a padded token is no sample   [B, L, H]
+        neurons = F.normalize(hidden, dim=1)                     # unit columns
+        return neurons @ neurons.transpose(1, 2) / hidden.shape[2]   # fp32: sums of H products of about 1 / L   [B, L, L]
+    return (gram(student) - gram(teacher)).pow(2).sum((1, 2)).mean()
+
+
+class CRD(nn.Module):
+    """Contrastive Representation Distillation (paper section 3.3; Tian, Krishnan & Isola 2020), token by token.
+
+    e_s = unit(W_s student), e_t = unit(W_t teacher). Each of the two is an anchor in turn: its positive is the other
+    model's vector of the same token, its K negatives are the other model's vectors of earlier tokens, from a first-in
+    first-out queue. With s a cosine, tau the temperature and z = s / tau - log(K c),
+
+        loss = sum over both sides, mean over anchors, of softplus(-z+) + sum over the queue of softplus(z-),
+
+    which is Tian's binary loss -log p / (p + K/n) - sum log (K/n) / (p + K/n) with p = exp(s / tau) / Z: their constant
+    Z = n c, so the data size n cancels. c is the mean of exp(s / tau) over the first global batch, a side each, then
+    frozen. Why queues and not their memory (users asked): a row per token of 2.8 B tokens would not fit anywhere; why
+    two: each side is scored against the other. Rejected: their momentum, which a vector that is written once has no use for.
+    """
+
+    def __init__(self, student_width, teacher_width, width=128, queue=4096, temperature=0.07):
+        super().__init__()
+        self.temperature = temperature
+        self.student_embed = nn.Linear(student_width, width)
+        self.teacher_embed = nn.Linear(teacher_width, width)
+        self.register_buffer("student_queue", F.normalize(torch.randn(queue, width), dim=1))
+        self.register_buffer("teacher_queue", F.normalize(torch.randn(queue, width), dim=1))
+        self.register_buffer("student_constant", torch.zeros(()))   # log c; of student anchors, of teacher anchors
+        self.register_buffer("teacher_constant", torch.zeros(()))
+        self.register_buffer("started", torch.zeros((), dtype=torch.bool))
+        self.register_buffer("position", torch.zeros((), dtype=torch.long))   # next slot of both queues
+
+    def side(self, anchor, positive, queue, log_constant):
+        """One side's loss: anchor, positive: unit [N, width]; queue: unit [K, width]. Mean over the N anchors."""
+        shift = math.log(len(queue)) + log_constant                          # log(K c)
+        right = (anchor * positive).sum(1) / self.temperature - shift        # [N]
+        wrong = anchor @ queue.T / self.temperature - shift                  # [N, K]
+        return (F.softplus(-right) + F.softplus(wrong).sum(1)).mean()
+
+    def forward(self, student, teacher, processes=None):
+        """student: [N, Hs], teacher: [N, Ht], the same N tokens in the same order. Returns the loss of these N anchors.
+
+        In training mode it also settles c in the first call and pushes the N tokens (of all processes, in rank order)
+        into the queues, after scoring.
+        """
+        e_s = F.normalize(self.student_embed(student.float()), dim=1)        # [N, width]
+        e_t = F.normalize(self.teacher_embed(teacher.float()), dim=1)
+        if self.training and not self.started:
+            for constant, anchor, positive, queue in ((self.student_constant, e_s, e_t, self.teacher_queue),
+                                                      (self.teacher_constant, e_t, e_s, self.student_queue)):
+                with torch.no_grad():
+                    scores = torch.cat([(anchor * positive).sum(1, keepdim=True), anchor @ queue.T], 1)   # [N, 1 + K]
+                    mean = (scores.double() / self.temperature).exp().mean()
+                    if processes is not None:
+                        mean = processes.sum(mean) / processes.world
+                    constant.copy_(mean.log())
+            self.started.fill_(True)
+        # The queues change in place below, so the graph keeps copies of what was scored.
+        loss = (self.side(e_s, e_t, self.teacher_queue.clone(), self.student_constant) +
+                self.side(e_t, e_s, self.student_queue.clone(), self.teacher_constant))
+        if self.training:
+            with torch.no_grad():
+                for queue, new in ((self.student_queue, e_s), (self.teacher_queue, e_t)):
+                    new = new.detach() if processes is None else processes.gather(new.detach())
+                    new = new[-len(queue):]                                  # more than fit: the latest stay
+                    slots = (self.position + torch.arange(len(new), device=new.device)) % len(queue)
+                    queue[slots] = new
+                self.position.copy_((self.position + len(new)) % len(self.student_queue))
+        return loss
+
+
+def sample_tokens(special, count, generator, rows, batch):
+    """`count` random non-special positions of each sequence, without repetition, drawn for the global batch.
+
+    special: bool [b, L], True = [CLS], [SEP] or padding. Returns int [b, count]. Raises ValueError if a text is shorter.
+    """
+    ordinary = (~special).sum(1)
+    if int(ordinary.min()) < count:
+        raise ValueError(f"CRD samples {count} tokens a sequence, but one has only {int(ordinary.min())} ordinary ones; "
+                         f"lower --crd-tokens")
+    draw = torch.rand(batch, special.shape[1], generator=generator)[rows]
+    return draw.masked_fill(special, -1.0).topk(count, dim=1).indices
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Settings
+
+DEFAULTS = {
+    # Sources: (a) the authors' scripts, (p) Tian et al., (o) ours.
+    "mini": {
+        "batch": 64, "steps": 1200, "epochs": None,                         # (o) what 100 s on two cores allow
+        "lr": 1e-3, "warmup": 100, "weight_decay": 0.01, "dropout": 0.0,    # (o)
+        "crd_queue": 1024, "crd_tokens": 8,                                 # (o) a quarter of the step's cost
+        "nst_weight": 1.0, "crd_weight": 1.0, "precision": "fp32",          # (o)
+        "log_every": 100, "valid_every": 600, "save_every": 300},
+    "small": {
+        "batch": 256, "steps": None, "epochs": 40,                          # (a) on Wiki103
+        "lr": 2e-4, "warmup": 10000, "weight_decay": 0.01, "dropout": 0.1,  # (a)
+        "crd_queue": 4096, "crd_tokens": 16,                                # (o) the paper's sampling is not known
+        "nst_weight": 1.0, "crd_weight": 1.0, "precision": "auto",          # (a) equal weights
+        "log_every": 100, "valid_every": 5000, "save_every": 2000},         # (o)
+    "base": {
+        "batch": 256, "steps": 500000, "epochs": None,                      # (a) on Wikipedia; their baseline: 220,000
+        "lr": 2e-4, "warmup": 5000, "weight_decay": 0.01, "dropout": 0.1,   # (a)
+        "crd_queue": 4096, "crd_tokens": 16,                                # (o)
+        "nst_weight": 1.0, "crd_weight": 1.0, "precision": "auto",          # (a)
+        "log_every": 100, "valid_every": 5000, "save_every": 2000},         # (o)
+}
+OBJECTIVES = ("none", "nst", "crd")
+
+
+def parse_args(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--teacher", default="runs/teacher", help="the teacher's run folder")
+    parser.add_argument("--text", help="folder that `data.py text` wrote (default: the teacher's data folder + /text)")
+    parser.add_argument("--run", default="runs/student", help="run folder")
+    parser.add_argument("--size", help="mini, small, base (default: the teacher's)")
+    parser.add_argument("--init", help="start the student from this BERT folder in Hugging Face form")
+    parser.add_argument("--objective", nargs="+", default=["nst", "crd"], help=f"any of: {', '.join(OBJECTIVES)}")
+    parser.add_argument("--nst-weight", type=float)
+    parser.add_argument("--crd-weight", type=float)
+    parser.add_argument("--crd-queue", type=int, help="negatives a side")
+    parser.add_argument("--crd-tokens", type=int, help="anchors a sequence")
+    parser.add_argument("--crd-temperature", type=float, default=0.07, help="(p)")
+    parser.add_argument("--head", choices=["mlp", "none"], default="mlp", help="what stands between student and objective")
+    parser.add_argument("--batch", type=int, help="global batch, in blocks of text")
+    parser.add_argument("--steps", type=int, help="optimiser steps; overrides --epochs")
+    parser.add_argument("--epochs", type=float, help="passes over the text")
+    parser.add_argument("--lr", type=float)
+    parser.add_argument("--warmup", type=int, help="steps")
+    parser.add_argument("--weight-decay", type=float)
+    parser.add_argument("--clip", type=float, default=1.0, help="gradient norm limit")
+    parser.add_argument("--dropout", type=float)
+    parser.add_argument("--precision", choices=["auto", "bf16", "fp32"])
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--log-every", type=int)
+    parser.add_argument("--valid-every", type=int)
+    parser.add_argument("--save-every", type=int)
+    args = parser.parse_args(argv)
+    recorded = Path(args.teacher) / "args.json"
+    if args.size is None or args.text is None:
+        told = data.read_json(recorded, "make teacher")["arguments"]
+        args.size = args.size or told["size"]
+        args.text = args.text or str(Path(told["data"]) / "text")
+    if args.size not in DEFAULTS:
+        raise ValueError(f"unknown size {args.size!r}; known: {', '.join(DEFAULTS)}")
+    unknown = [name for name in args.objective if name not in OBJECTIVES]
+    if unknown:
+        raise ValueError(f"unknown objective {', '.join(unknown)}; known: {', '.join(OBJECTIVES)}")
+    args.objective = sorted(set(args.objective) - {"none"})
+    for key, value in DEFAULTS[args.size].items():
+        if getattr(args, key) is None and not (key == "epochs" and args.steps):
+            setattr(args, key, value)
+    return args
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def validate(text, student, mlm_head, ids, device, limit=512):
+    """MLM loss (nats a masked token) on up to `limit` held-out blocks with fixed masks."""
+    student.eval(), mlm_head.eval()
+    total, count = 0.0, 0
+    for start in range(0, min(limit, len(text)), 64):
+        tokens = text.batch(range(start, min(start + 64, limit, len(text))))
+        inputs, labels = data.mask_tokens(tokens, data.special_mask(tokens, ids),
+                                          data.torch_generator(0, "validation", start), ids["mask"],
+                                          student.config.vocab_size)
+        masked = int((labels != -100).sum())
+        total += float(model.mlm_loss(mlm_head, student(inputs.to(device)), labels.to(device))) * masked
+        count += masked
+    return {"valid_mlm": total / max(1, count)}
+
+
+def main(argv=None):
+    # --- setup
+    args = parse_args(argv)
+    processes = data.Processes(args.device)
+    device, rank = processes.device, processes.rank
+    precision, autocast_type = data.settle_precision(args.precision, device)
+    run = Path(args.run)
+    rows = processes.rows(args.batch)
+    torch.manual_seed(args.seed)
+    torch.set_float32_matmul_precision("high")
+
+    # --- data
+    tokenizer = data.load_tokenizer(args.text)
+    ids = data.special_ids(tokenizer)
+    config = dataclasses.replace(model.SIZES[args.size], vocab_size=tokenizer.get_vocab_size(),
+                                 hidden_dropout_prob=args.dropout, attention_probs_dropout_prob=args.dropout)
+    train = data.TextBlocks(args.text, "train", tokenizer, config.block)
+    valid = data.TextBlocks(args.text, "valid", tokenizer, config.block)
+    steps = args.steps or round(args.epochs * len(train) / args.batch)
+    data.open_run(run, vars(args), processes, precision)
+
+    # --- models: student, its heads, frozen teacher
+    if args.init:
+        config, student, mlm_head = model.load_hf(args.init)
+        if data.file_hash(Path(args.init) / "vocab.txt") != data.file_hash(Path(args.text) / "vocab.txt"):
+            raise ValueError(f"--init {args.init} has another vocab.txt than {args.text}")
+    else:
+        student = model.Bert(config)
+        mlm_head = model.MLMHead(config, student.tokens)
+    heads = nn.ModuleDict()   # one MLP head and, for CRD, the two embeddings; all trained with the student
+    teacher = None
+    if args.objective:
+        teacher_config, teacher, _ = model.load_hf(Path(args.teacher) / "model")
+        if data.file_hash(Path(args.teacher) / "model" / "vocab.txt") != data.file_hash(Path(args.text) / "vocab.txt"):
+            raise ValueError(f"the teacher {args.teacher} and the text {args.text} have different vocabularies; run "
+                             f"`python data.py text --vocab {args.teacher}/model/vocab.txt ...`")
+        if config.block > teacher_config.block:
+            raise ValueError(f"blocks of {config.block} tokens, but the teacher never saw a text longer than "
+                             f"{teacher_config.block}: its later positions are untrained")
+        teacher.to(device).eval().requires_grad_(False)
+        for name in args.objective:
+            heads[name + "_head"] = model.DistillHead(config, config.hidden_size) if args.head == "mlp" else nn.Identity()
+        if "crd" in args.objective:
+            heads["crd"] = CRD(config.hidden_size, teacher_config.hidden_size, queue=args.crd_queue,
+                               temperature=args.crd_temperature)
+    modules = [student, mlm_head, heads]
+    for module in modules:
+        module.to(device)
+
+    # --- optimizer
+    optimizer = model.optimizer_for(modules, args.lr, args.weight_decay)
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    encoder_parameters = list(student.parameters())
+
+    # --- resume
+    state, first_step = model.load_checkpoint(run / "checkpoint.pt"), 0
+    if state:
+        first_step = state["step"]
+        student.load_state_dict(state["student"]), mlm_head.load_state_dict(state["mlm_head"])
+        heads.load_state_dict(state["heads"]), optimizer.load_state_dict(state["optimizer"])
+        if first_step == steps and (run / "model" / "distill_heads.pt").exists():
+            if processes.master:
+                print(f"{run}: complete after {steps} steps, nothing to do")
+            return processes.close()
+    if processes.master:
+        queue = f"; CRD queues 2 x {heads['crd'].student_queue.nbytes / 2 ** 20:.1f} MB" if "crd" in heads else ""
+        print(f"student {args.size}: {sum(p.numel() for p in encoder_parameters) / 1e6:.1f} M parameters; objective "
+              f"{' + '.join(['mlm'] + args.objective)}; {len(train):,} blocks of {config.block}; batch {args.batch} = "
+              f"{processes.world} x {args.batch // processes.world}; {steps} steps{queue}; {device.type}, {precision}; "
+              f"from step {first_step}", flush=True)
+    log = data.Log(run / "log.jsonl", processes.master, first_step)
+
+    def make_batch(step):
+        return train.batch(data.batch_indices(len(train), args.batch, args.seed, step)[rows])
+
+    # --- loop: runs steps + 1 times, so that the last validation and save are the same lines as all others
+    batches = data.prefetch(make_batch, first_step, steps)
+    for step in range(first_step, steps + 1):
+        last = step == steps
+        if processes.master and step > first_step and (step % args.valid_every == 0 or last):
+            log(step, steps, **validate(valid, student, mlm_head, ids, device))
+        if processes.master and step > first_step and (step % args.save_every == 0 or last):
+            model.save_checkpoint(run / "checkpoint.pt", step=step, student=student.state_dict(),
+                                  mlm_head=mlm_head.state_dict(), heads=heads.state_dict(),
+                                  optimizer=optimizer.state_dict())
+        if last:
+            break
+        for group in optimizer.param_groups:
+            group["lr"] = model.lr_at(step, args.lr, args.warmup, steps)
+        for module in modules:
+            module.train()
+        data.seed_dropout(args.seed, step, rank)
+
+        tokens = next(batches)
+        special = data.special_mask(tokens, ids)   # True = [CLS], [SEP]
+        inputs, labels = data.mask_tokens(tokens, special, data.torch_generator(args.seed, "mask", step), ids["mask"],
+                                          config.vocab_size, rows=rows, batch=args.batch)
+        label_count = int(processes.sum((labels != -100).sum().item()))
+        inputs, labels, real = inputs.to(device), labels.to(device), (tokens != ids["pad"]).to(device)
+
+        losses = {}
+        with torch.autocast(device.type, dtype=autocast_type, enabled=autocast_type is not None):
+            hidden = student(inputs)                                                # [b, L, Hs]
+            losses["mlm"] = model.mlm_loss(mlm_head, hidden, labels, label_count)
+            if teacher is not None:
+                with torch.no_grad():
+                    target = F.normalize(teacher(inputs).float(), dim=-1)           # unit vector a token   [b, L, Ht]
+            if "nst" in args.objective:
+                mapped = F.normalize(heads["nst_head"](hidden).float(), dim=-1)     # [b, L, Hs]
+        # the objectives themselves in fp32, outside autocast; equal rows a process, so a mean divides by the world
+        if "nst" in args.objective:
+            losses["nst"] = nst_loss(mapped, target, real) / processes.world
+        if "crd" in args.objective:
+            chosen = sample_tokens(special, args.crd_tokens, data.torch_generator(args.seed, "crd", step), rows,
+                                   args.batch).to(device)                           # [b, crd_tokens]
+            pick = lambda vectors: vectors.gather(1, chosen[:, :, None].expand(-1, -1, vectors.shape[2])).flatten(0, 1)
+            losses["crd"] = heads["crd"](heads["crd_head"](pick(hidden).float()), pick(target), processes) / processes.world
+        weights = {"mlm": 1.0, "nst": args.nst_weight, "crd": args.crd_weight}
+        loss = sum(weights[name] * value for name, value in losses.items())
+        if not torch.isfinite(loss):
+            raise FloatingPointError(f"loss is {loss.item()} at step {step} ({ {k: v.item() for k, v in losses.items()} }); "
+                                     f"the last good state is {run / 'checkpoint.pt'}")
+        optimizer.zero_grad(set_to_none=True)
+        shown = {}
+        if step % args.log_every == 0 or step + 1 == steps:   # how hard each loss pulls on the encoder (these rows' share)
+            shown = {f"{name}_grad": model.gradient_norm(value, encoder_parameters) for name, value in losses.items()}
+        loss.backward()
+        processes.sum_gradients(parameters)
+        norm = torch.nn.utils.clip_grad_norm_(parameters, args.clip)
+        optimizer.step()
+
+        if shown:
+            log(step + 1, steps, **{name: processes.sum(value.detach().clone()).item() for name, value in losses.items()},
+                lr=optimizer.param_groups[0]["lr"], grad_norm=float(norm), **shown)
+
+    # --- last save
+    if processes.master:
+        model.save_hf(run / "model", config, student, mlm_head, tokenizer)
+        model.save_checkpoint(run / "model" / "distill_heads.pt", weights=heads.cpu().state_dict(),
+                              objective=args.objective, head=args.head)
+        print(f"{run}: complete after {steps} steps")
+
+    # --- cleanup
+    processes.close()
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (FileNotFoundError, ValueError, FloatingPointError) as error:
+        sys.exit(f"distill.py: {error}")
