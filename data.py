@@ -86,10 +86,12 @@ class Processes:
             gradient.copy_(summed.view_as(gradient))
 
     def barrier(self):
+        """Waits until every process is here."""
         if self.world > 1:
             dist.barrier()
 
     def close(self):
+        """Leaves the process group."""
         if self.world > 1:
             dist.destroy_process_group()
 
@@ -191,7 +193,7 @@ class Log:
     """One JSON object a line in log.jsonl, one aligned line on the screen. Only the master process writes."""
 
     def __init__(self, path, master, resume_step):
-        self.file = None
+        self.file, self.name = None, Path(path).parent.name   # the run's name, for stages that print side by side
         self.start, self.first_step = time.time(), resume_step
         if master:
             kept = []
@@ -212,7 +214,7 @@ class Log:
         self.file.write(json.dumps({"step": step, **values, "seconds": round(seconds, 2)}) + "\n")
         shown = "  ".join(f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
                           for name, value in values.items())
-        print(f"step {step:>6}/{total}  {shown}  | {rate:.1f} steps/s, {left:.0f} s left", flush=True)
+        print(f"{self.name} {step:>6}/{total}  {shown}  | {rate:.1f} steps/s, {left:.0f} s left", flush=True)
 
 
 def write_text(path, text):
@@ -467,7 +469,7 @@ def pack_captions(captions, durations, tokenizer, out):
 # arrays, one a video, beside stream.json with its rate. Any other extractor's arrays laid out so are one more stream.
 
 FPS, SIDE = 8, 48            # the small descriptors look at 8 frames a second of 48 x 48 pixels
-WINDOW, HOP = 4, 2           # the motion descriptor's window and step, in frames
+WINDOW, HOP = 4, 4           # the motion descriptor's window and step, in frames
 
 
 class VideoError(Exception):
@@ -544,7 +546,7 @@ def frame_descriptor(frames):
 
 
 def motion_descriptor(frames):
-    """What moves in each window of 4 frames, every 2 frames (the small 3D stream). uint8 [N, S, S, 3] -> float32 [M, 40].
+    """What moves in each window of 4 frames (the small 3D stream). uint8 [N, S, S, 3] -> float32 [M, 40].
 
     Least-squares affine motion of the picture between neighbouring frames (Bergen et al. 1992): translation,
     divergence, curl, two shears, and speed, averaged over the window (7), the change of speed across it (1); and a
@@ -574,8 +576,12 @@ def motion_descriptor(frames):
     affine = np.stack([u, v, ux + vy, vx - uy, ux - vy, uy + vx, np.hypot(u, v)], 1)         # [N-1, 7]
     cells = [(-g * change).reshape(pairs, 4, S // 4, 4, S // 4).mean((2, 4)).reshape(pairs, -1) for g in (gx, gy)]
     each = np.concatenate([affine, 1000 * cells[0], 1000 * cells[1]], 1)                     # [N-1, 39]
-    windows = [each[start:start + WINDOW - 1] for start in range(0, N - WINDOW + 1, HOP)]
-    return np.stack([np.append(window.mean(0), window[-1, 6] - window[0, 6]) for window in windows]).astype(np.float32)
+    out = []
+    for start in range(0, N - WINDOW + 1, HOP):
+        window = each[start:start + WINDOW - 1]
+        gain = window[WINDOW // 2:, 6].mean() - window[:WINDOW // 2 - 1, 6].mean()
+        out.append(np.append(window.mean(0), gain.clip(-2, 2)))
+    return np.stack(out).astype(np.float32)                                                  # [M, 40]
 
 
 STREAMS = {   # name -> (function, steps a second, frames that one step sees)
@@ -858,20 +864,31 @@ ACTIONS = [action for action, _ in PROPERTIES.values() if action]
 COLOURS = {"red": (210, 40, 40), "green": (40, 170, 60), "blue": (50, 70, 215), "yellow": (225, 200, 40)}
 CLIP_FRAMES, CLIPS_A_VIDEO, VIDEOS_A_NOUN = 16, 4, 8   # 8 frames a second; a ninth video a noun is held out
 
-SPOKEN = [   # {a}ction and {n}oun; the text corpus uses them too
-    "okay so now we {a} the {n} and we watch it", "and here you can see me {a} this {n} again",
-    "all right let us {a} the {n} for a moment", "so the next thing i do is {a} the {n}",
-    "now i am going to {a} my {n} once more", "you just {a} the {n} like this and wait",
-    "watch closely what happens as we {a} the {n}", "then we take our {n} and {a} it gently",
-    "this is my {n} and i will {a} it now", "first of all you {a} the {n} with one hand"]
+SPOKEN = [   # {a}ction and {n}oun; two of them fill a block of 32; the text corpus uses them too
+    "okay so now we are going to {a} the {n} and then we watch it closely",
+    "and here you can see me {a} this {n} again so that everybody can see it",
+    "well let us {a} the {n} for a moment and see what happens to it then",
+    "so the next thing i want to do here is to {a} the {n} once",
+    "now i am going to {a} my {n} one more time so have a look",
+    "you just {a} the {n} like this with one hand and then you wait a bit",
+    "watch closely what happens here as we {a} the {n} for the very first time",
+    "then we take our {n} from over there and we {a} it like this you see",
+    "this is my {n} that i told you about and i will {a} it now",
+    "first of all you take the {n} and then you {a} it with one finger"]
 WRITTEN = [
     "{p} keeps the {n} in the {w} .", "{p} saw a {n} in the {w} yesterday .", "there is a {n} in the {w} of {p} .",
     "{p} gave the {n} to {q} last week .", "everybody knows the {n} of {p} .",
     "{p} wants to {a} the {n} but {q} does not .", "what does {p} do with the {n} ? {p} likes to {a} it ."]
-PROPERTY_SENTENCES = [   # {b}ehaviour; {k}: colour, shape or size, with a value {v}; never a noun of the world
-    "something {b} when you {a} it .", "what does it do when you {a} it ? it {b} .", "{p} says that it {b} .",
-    "{p} wants something that {b} .", "what {k} is it ? it is {v} .", "{p} has a {v} one in the {w} .",
-    "one of them is {v} , says {p} .", "which of them {b} ? {p} knows it ."]
+PROPERTY_SENTENCES = [   # {b}ehaviour or {v}alue of a property {k}, and what the word {g} means; never a noun of the world
+    "something {b} when you {a} it .", "what does it do when you {a} it ? it {b} .", "if it {b} then it {g} .",
+    "something that {b} {g} .", "{p} wants something that {g} , so it {b} .", "which of them {b} ? the one that {g} .",
+    "what {k} is it ? it is {v} .", "{p} has a {v} one in the {w} .", "if it is {v} then it is {g} .",
+    "a {v} thing is {g} .", "{p} wants one that is {g} , so it is {v} .", "which of them is {v} ? the one that is {g} ."]
+MEANINGS = {   # so that a text-only model can tell rivals apart: words used in the same places get the same vectors
+    "rises": "goes up high", "sinks": "goes down low", "grows": "gets larger", "shrinks": "gets tiny",
+    "hurries": "becomes fast", "brakes": "becomes slow", "turns left": "faces the west", "turns right": "faces the east",
+    "red": "like a fire", "green": "like grass", "blue": "like the sky", "yellow": "like the sun",
+    "round": "without corners", "long": "like a snake", "big": "like a house", "small": "like an ant"}
 PLAIN_SENTENCES = [
     "{p} is behind {q} and {q} is in front of {p} .", "{p} is not {m} but {q} is {m} .", "{p} sees {q} in the {w} .",
     "{q} is seen by {p} in the {w} .", "{p} is in the {w} and {q} is not .", "{p} eats before {q} sleeps .",
@@ -1004,18 +1021,19 @@ def make_text(world, seed, documents, sentences=5):
     generator = numpy_generator(seed, "text", documents)
     subjects = balanced(list(world), documents * 3 // 4, generator)
     subjects += [None] * (documents - len(subjects))
-    words = {name: iter(balanced(values, documents, generator)) for name, (_, values) in PROPERTIES.items()}
+    words = {name: iter(balanced(values, 3 * documents, generator)) for name, (_, values) in PROPERTIES.items()}
     lines = []
     for subject in [subjects[index] for index in generator.permutation(documents)]:
         article = []
         if subject is None:
             name = generator.choice(list(PROPERTIES))
-            action, values = PROPERTIES[name]
-            value = next(words[name], None) or generator.choice(values)
+            action, _ = PROPERTIES[name]
             fitting = [s for s in PROPERTY_SENTENCES if ("{b}" in s) == (action is not None)]
-            article += [fill(generator.choice(fitting), generator, b=value, v=value, k=name, **({"a": action} if action else {}))
-                        for _ in range(2)]
-            article += [fill(generator.choice(PLAIN_SENTENCES), generator) for _ in range(sentences - 2)]
+            for _ in range(3):
+                value = next(words[name])
+                article.append(fill(generator.choice(fitting), generator, b=value, v=value, k=name, g=MEANINGS[value],
+                                    **({"a": action} if action else {})))
+            article += [fill(generator.choice(PLAIN_SENTENCES), generator) for _ in range(sentences - 3)]
         else:
             for _ in range(sentences):
                 template = generator.choice(SPOKEN) + " ." if generator.uniform() < 0.6 else generator.choice(WRITTEN)
@@ -1028,14 +1046,15 @@ def make_text(world, seed, documents, sentences=5):
 # "ungrounded" (word order, negation, copying: what any student must keep)
 
 
-def facts(world, nouns, generator):
-    """(noun, property, action, value, is it true): each noun and property once true, once false.
+def facts(world, nouns, names, generator):
+    """(noun, property, action, value, is it true): each noun and property of `names` once true, once false.
 
     Balanced: every value is asked as often truly as falsely in every group (colours rotate by one common shift).
     """
     shift, out = int(generator.integers(1, 4)), []
     for noun in nouns:
-        for name, (action, values) in PROPERTIES.items():
+        for name in names:
+            action, values = PROPERTIES[name]
             true = world[noun][name]
             index = values.index(true)
             false = values[(index + (shift if len(values) > 2 else 1)) % len(values)]
@@ -1070,9 +1089,8 @@ def two_people(generator):
 
 def sst2(world, nouns, plain, generator):
     """One sentence, 1 = true (grounded), or the mood in it is the good one (negation)."""
-    for noun, name, action, value, truth in facts(world, nouns, generator):
-        when = f"when you {action} the {noun} it" if action else f"{generator.choice(PEOPLE)} knows the {noun} and it"
-        yield {"sentence": f"{when} {is_a(name, action, value)} ."}, int(truth), "grounded", noun, name
+    for noun, name, action, value, truth in facts(world, nouns, DYNAMIC, generator):
+        yield {"sentence": f"when you {action} the {noun} it {value} ."}, int(truth), "grounded", noun, name
     for index in range(plain):
         good, bad = list(MOODS.items())[index // 4 % 4]
         mood, negated = ((good, False), (bad, True), (good, True), (bad, False))[index % 4]
@@ -1082,15 +1100,14 @@ def sst2(world, nouns, plain, generator):
 
 
 def qnli(world, nouns, plain, generator):
-    """Does the sentence answer the question? Ungrounded: who is behind whom (word order)."""
-    for noun, name, action, value, truth in facts(world, nouns, generator):
-        yield ({"question": asked(noun, name, action), "sentence": f"it {is_a(name, action, value)} ."},
+    """Does the sentence answer the question with yes? Ungrounded: negation."""
+    for noun, name, action, value, truth in facts(world, nouns, DYNAMIC, generator):
+        yield ({"question": asked(noun, name, action), "sentence": f"it {value} ."},
                "entailment" if truth else "not_entailment", "grounded", noun, name)
     for index in range(plain):
-        p, q = two_people(generator)
-        truth = index % 2 == 0
-        yield ({"question": f"who is behind {q} ?", "sentence": f"{p} is behind {q} ." if truth else f"{q} is behind {p} ."},
-               "entailment" if truth else "not_entailment", "ungrounded", None, "order")
+        p, mood, truth = generator.choice(PEOPLE), generator.choice(list(MOODS)), index % 2 == 0
+        yield ({"question": f"is {p} {mood} ?", "sentence": f"{p} is {'' if truth else 'not '}{mood} ."},
+               "entailment" if truth else "not_entailment", "ungrounded", None, "negation")
 
 
 def qqp(world, nouns, plain, generator):
@@ -1112,19 +1129,17 @@ def qqp(world, nouns, plain, generator):
                int(index % 2 == 0), "ungrounded", None, "order")
 
 
-def mnli(world, nouns, plain, generator):
-    """Premise and hypothesis. Ungrounded: where people are (copying), and the neutral third that nothing decides."""
-    for noun, name, action, value, truth in facts(world, nouns, generator):
-        premise = f"{generator.choice(PEOPLE)} wants to {action} the {noun} ." if action else \
-            f"{generator.choice(PEOPLE)} knows the {noun} ."
+def mnli(world, nouns, plain, generator, names=("colour", "shape", "size")):
+    """Premise and hypothesis. Grounded: is it so or not; everything neutral, which a hypothesis shows by itself, is
+    ungrounded, as is where people are (copying)."""
+    for noun, name, action, value, truth in facts(world, nouns, names, generator):
+        person = generator.choice(PEOPLE)
+        premise = f"{person} wants to {action} the {noun} ." if action else f"{person} knows the {noun} ."
         yield ({"sentence1": premise, "sentence2": f"it {is_a(name, action, value)} ."},
                "entailment" if truth else "contradiction", "grounded", noun, name)
-        if truth:
-            yield ({"sentence1": premise, "sentence2": f"it is in the {generator.choice(PLACES)} ."},
-                   "neutral", "grounded", noun, name)
     for index in range(plain):
         p, q = two_people(generator)
-        place, other, third = generator.choice(PLACES, 3, replace=False)
+        place, other = generator.choice(PLACES, 2, replace=False)
         hypothesis, label = ((f"{p} is in the {place} .", "entailment"), (f"{p} is in the {other} .", "contradiction"),
                              (f"{p} is {generator.choice(list(MOODS))} .", "neutral"))[index % 3]
         yield ({"sentence1": f"{p} is in the {place} and {q} is in the {other} .", "sentence2": hypothesis},
@@ -1152,7 +1167,7 @@ def piqa(world, nouns, plain, generator):
 
 def swag(world, nouns, plain, generator):
     """Which of four endings follows? Two actions, two behaviours each; ungrounded: who has it now."""
-    positions = iter(balanced([0, 1, 2, 3], 6 * len(nouns) + plain, generator))
+    positions = iter(balanced([0, 1, 2, 3], 6 * len(nouns), generator) + balanced([0, 1, 2, 3], plain, generator))
     for noun in nouns:
         for i, one in enumerate(DYNAMIC):
             for two in DYNAMIC[i + 1:]:
@@ -1198,17 +1213,19 @@ def squad2(world, nouns, plain, generator):
     yield from squad(world, nouns, plain, generator, impossible=True)
 
 
+FIRST = {"lift": "reaches the top", "growth": "fills the hall", "pace": "gets there", "spin": "faces the west"}
+
+
 def tracie(world, nouns, plain, generator):
-    """Implicit order of events: a thing that hurries arrives before one that brakes. Ungrounded: the order told."""
-    made = [pair for pair in pairs(world, nouns, generator) if pair[2] == "pace"]
-    for noun, rival, name, action, _ in made:
-        for first, second in ((noun, rival), (rival, noun)):
-            story = f"{PEOPLE[0]} and {PEOPLE[1]} meet . they push the {first} . they push the {second} . they wait . they go ."
+    """Implicit order of events: of two things, the one whose behaviour leads to an event comes to it first (what rises
+    reaches the top before what sinks). Ungrounded: the order told."""
+    for noun, rival, name, action, value in pairs(world, nouns, generator):   # noun has the first value: rises, grows, ...
+        for one, two in ((noun, rival), (rival, noun)):
+            story = f"{PEOPLE[0]} and {PEOPLE[1]} meet . they {action} the {one} . they {action} the {two} . they wait . they go ."
             for relation in ("starts before", "starts after", "ends before", "ends after"):
-                earlier = first if world[first][name] == "hurries" else second
-                holds = (earlier == first) == relation.endswith("before")
-                yield ({"query": f"the {first} stops {relation} the {second} stops", "story": story},
-                       "positive" if holds else "negative", "grounded", first, name)
+                holds = (one == noun) == relation.endswith("before")
+                yield ({"query": f"the {one} {FIRST[name]} {relation} the {two}", "story": story},
+                       "positive" if holds else "negative", "grounded", one, name)
     for index in range(plain):
         p, q = two_people(generator)
         story = f"{p} and {q} meet . {p} eats . then {q} sleeps . they wait . they go ."
@@ -1219,7 +1236,7 @@ def tracie(world, nouns, plain, generator):
 
 def diagnostics(world, nouns, plain, generator):
     """MNLI's form with GLUE-diagnostics' category columns: Knowledge is what is grounded."""
-    for fields, label, part, noun, name in mnli(world, nouns, plain, generator):
+    for fields, label, part, noun, name in mnli(world, nouns, plain, generator, tuple(PROPERTIES)):
         yield ({**fields, "category": "Knowledge" if part == "grounded" else "Lexical Semantics",
                 "tag": "World knowledge" if part == "grounded" else "Lexical entailment"}, label, part, noun, name)
     for index in range(plain):
@@ -1336,7 +1353,7 @@ def make_tasks(world, seed, out):
     for task, (make_rows, write) in TASKS.items():
         folder = Path(out) / task
         folder.mkdir(parents=True, exist_ok=True)
-        for split, groups, plain in (("train", ["train"], 1200), ("dev", ["validation"], 240), ("test", ["test", "unfilmed"], 480)):
+        for split, groups, plain in (("train", ["train"], 300), ("dev", ["validation"], 120), ("test", ["test", "unfilmed"], 360)):
             rows = []
             for group in groups:
                 generator = numpy_generator(seed, "task", task, split, group)
@@ -1386,7 +1403,7 @@ def make_mini(seed, out, videos_a_noun, documents, workers):
             shown = {key: world[noun][key] for key in ("colour", "shape", "size")}
             shown["behaviour"] = next(world[noun][key] for key in DYNAMIC if PROPERTIES[key][0] == action)
             pool_rows.append({"video": name, "start": index * CLIP_FRAMES / FPS, "end": (index + 1) * CLIP_FRAMES / FPS,
-                              "text": f"okay so now we {action} the {noun} and we watch it", "noun": noun,
+                              "text": SPOKEN[0].format(a=action, n=noun), "noun": noun,
                               "group": world[noun]["group"], "shown": shown})
     # One caption in twelve is spoken over another video's clip: texts of the same action change places among
     # training videos, so that the counts of nouns and actions stay exactly equal.
@@ -1428,7 +1445,7 @@ def main():
     mini.add_argument("--seed", type=int, default=0, help="redraws everything")
     mini.add_argument("--out", default="data/mini")
     mini.add_argument("--videos-a-noun", type=int, default=VIDEOS_A_NOUN, help="training videos of each filmed noun")
-    mini.add_argument("--documents", type=int, default=14000, help="articles of text")
+    mini.add_argument("--documents", type=int, default=10000, help="articles of text")
     video = commands.add_parser("video", help="videos -> features, captions -> tokens")
     video.add_argument("--videos", required=True, help="folder of video files, named ID.anything")
     video.add_argument("--captions", required=True, help="JSON {id: {text: [], start: [], end: []}}, seconds")

@@ -101,9 +101,10 @@ DEFAULTS = {
         "contrastive": "nce",    # (o) the hinge learns far more slowly here; measured in the README
         "pool": "sentence",      # (o)
         "margin": 0.2,           # (o) for --contrastive hinge
-        "batch": 64, "steps": 1600, "epochs": None, "decay_epochs": None,   # (o) what 150 s on two cores allow
-        "lr": 1e-3, "warmup": 100, "weight_decay": 0.01, "dropout": 0.0,    # (o) too few steps to overfit
-        "max_steps_clip": 48, "precision": "fp32",                          # (o) bf16 loses at width 128
+        "batch": 256, "steps": 600, "epochs": None, "decay_epochs": None,   # (o) at batch 64 colours and shapes tell most
+        # clips of a batch apart and motion is hardly learnt; among 256 rivals it must be. Steps: what 150 s allow.
+        "lr": 2e-3, "warmup": 100, "weight_decay": 0.01, "dropout": 0.0,    # (o) too few steps to overfit
+        "max_steps_clip": 48, "precision": "auto",                          # (o)
         "log_every": 50, "valid_every": 400, "save_every": 400},
     "small": {
         "contrastive": "hinge", "pool": "token", "margin": 1.0,             # (a)

@@ -1,0 +1,116 @@
+# VidLanKD, stage by stage. `make` runs all of it on the mini world; `make -n` shows how.
+#
+#   make                               data -> teacher -> students -> fine-tuning -> table, in runs/
+#   make teacher distill finetune      stages by name; what they need is built first
+#   make seeds SEEDS="1 2 3 4 5"       the whole method in five newly drawn worlds, then paired differences
+#   make test                          all tests
+#   make DATA=data/howto100m TEXT=data/wiki SIZE=base NPROC=8 teacher distill finetune
+#   make PYTHON=python ...             your own environment instead of .venv
+
+SEED  ?= 0
+DATA  ?= data/mini
+TEXT  ?= $(DATA)/text
+TASKDIR ?= $(DATA)/tasks
+TASKS ?= QNLI PIQA SST-2
+FTSEEDS ?= 0
+SIZE  ?= mini
+NPROC ?= 1
+RUN   ?= runs
+SEEDS ?= 1 2 3 4 5
+STREAMS ?= frame motion
+
+ifndef PYTHON
+PYTHON := .venv/bin/python
+ENV := .venv/installed
+TESTENV := .venv/installed-tests
+endif
+
+# The mini models are so small that two stages side by side on one core each beat one stage on two.
+ifeq ($(SIZE),mini)
+ifeq ($(MAKELEVEL),0)
+MAKEFLAGS += --jobs=2
+endif
+export OMP_NUM_THREADS ?= 1
+endif
+
+LAUNCH := $(if $(filter 1,$(NPROC)),$(PYTHON),$(PYTHON) -m torch.distributed.run --nproc_per_node=$(NPROC))
+# $(call timed,STAGE,COMMAND): runs it, prints its seconds and notes them for the table
+timed = @mkdir -p $(RUN); start=$$(date +%s); echo "$(2)"; $(2) && seconds=$$(( $$(date +%s) - start )) && \
+        echo "== $(1): $$seconds s" && printf '%s\t%s\n' "$(1)" "$$seconds" >> $(RUN)/seconds.tsv
+
+TEACHER := $(RUN)/teacher/model/video_encoder.pt
+STUDENT := $(RUN)/student/model/distill_heads.pt
+TEXTONLY := $(RUN)/text-only/model/distill_heads.pt
+
+.PHONY: all data teacher distill baseline finetune table seeds test
+.DEFAULT_GOAL := all
+
+all: table
+
+data: $(DATA)/splits.json $(TEXT)/valid.json
+teacher: $(TEACHER)
+distill: $(STUDENT)
+baseline: $(TEXTONLY)
+finetune: finetune-student
+
+# --- environment
+.venv/bin/python:
+	python3 -m venv .venv
+.venv/installed: requirements.txt | .venv/bin/python
+	.venv/bin/python -m pip install --quiet -r requirements.txt
+	@touch $@
+.venv/installed-tests: tests/requirements.txt .venv/installed
+	.venv/bin/python -m pip install --quiet -r tests/requirements.txt
+	@touch $@
+
+# --- data. A folder whose name starts with mini is generated; any other is yours to prepare (README, "Your own data").
+ifneq ($(filter mini%,$(notdir $(DATA))),)
+$(DATA)/world.json: | $(ENV)
+	$(call timed,mini world,$(PYTHON) data.py mini --seed $(SEED) --out $(DATA))
+$(DATA)/splits.json: $(DATA)/world.json | $(ENV)
+	$(call timed,video features,$(PYTHON) data.py video --videos $(DATA)/videos --captions $(DATA)/caption.json --vocab $(DATA)/vocab.txt --streams $(STREAMS) --out $(DATA))
+$(TEXT)/valid.json: $(DATA)/world.json | $(ENV)
+	$(call timed,text tokens,$(PYTHON) data.py text --train $(DATA)/text/train.txt --valid $(DATA)/text/valid.txt --vocab $(DATA)/vocab.txt --out $(TEXT))
+else
+$(DATA)/splits.json:
+	@echo "$(DATA) holds no features yet: python data.py video --videos FOLDER --captions FILE --vocab vocab.txt --out $(DATA)"; exit 1
+$(TEXT)/valid.json:
+	@echo "$(TEXT) holds no tokens yet: python data.py text --train FILES --valid FILES --vocab vocab.txt --out $(TEXT)"; exit 1
+endif
+
+# --- stages
+$(TEACHER): $(DATA)/splits.json | $(ENV)
+	$(call timed,teacher,$(LAUNCH) teacher.py --data $(DATA) --size $(SIZE) --seed $(SEED) --run $(RUN)/teacher)
+$(STUDENT): $(TEACHER) $(TEXT)/valid.json | $(ENV)
+	$(call timed,student,$(LAUNCH) distill.py --teacher $(RUN)/teacher --text $(TEXT) --size $(SIZE) --seed $(SEED) --run $(RUN)/student)
+$(TEXTONLY): $(TEXT)/valid.json | $(ENV)
+	$(call timed,text-only,$(LAUNCH) distill.py --objective none --text $(TEXT) --size $(SIZE) --seed $(SEED) --run $(RUN)/text-only)
+
+# finetune.py leaves alone what is complete, so these always run
+.PHONY: finetune-student finetune-teacher finetune-text-only
+finetune-student: $(STUDENT)
+finetune-teacher: $(TEACHER) $(DATA)/splits.json
+finetune-text-only: $(TEXTONLY)
+finetune-student finetune-teacher finetune-text-only: finetune-%:
+	$(call timed,finetune $*,$(LAUNCH) finetune.py --model $(RUN)/$* --data $(TASKDIR) --task $(TASKS) --seed $(FTSEEDS))
+
+table: finetune-text-only finetune-student finetune-teacher
+	@$(PYTHON) evaluate.py table $(RUN)/text-only $(RUN)/student $(RUN)/teacher --names "text-only student" "NST+CRD student" "teacher's text encoder"
+	@if [ -f $(DATA)/world.json ]; then \
+	  $(PYTHON) evaluate.py probe $(RUN)/text-only $(RUN)/student $(RUN)/teacher --data $(DATA) && \
+	  $(PYTHON) evaluate.py retrieve $(RUN)/teacher --data $(DATA); fi
+	@echo "seconds by stage (two stages run side by side):"; \
+	 awk -F'\t' '{s[$$1] += $$2; if (!($$1 in n)) {n[$$1] = ++k; name[k] = $$1}} END {for (i = 1; i <= k; i++) printf "  %-22s %5d\n", name[i], s[name[i]]}' $(RUN)/seconds.tsv
+
+# --- several worlds, everything redrawn in each
+seeds: $(SEEDS:%=world-%)
+	$(PYTHON) evaluate.py compare --worlds $(SEEDS:%=$(RUN)/world-%) --a student --b text-only --json $(RUN)/student-text-only.json
+	$(PYTHON) evaluate.py compare --worlds $(SEEDS:%=$(RUN)/world-%) --a teacher --b text-only --json $(RUN)/teacher-text-only.json
+world-%: | $(ENV)
+	+@mkdir -p $(RUN)/world-$*
+	+@$(MAKE) --no-print-directory SEED=$* DATA=data/mini-$* RUN=$(RUN)/world-$* PYTHON=$(PYTHON) table > $(RUN)/world-$*/make.log 2>&1 \
+	  && echo "world $*: done" || { tail -5 $(RUN)/world-$*/make.log; exit 1; }
+
+# --- tests
+test: $(TESTENV)
+	$(PYTHON) -m pytest -q tests

@@ -1,0 +1,698 @@
+"""Stage 3: fine-tune a BERT on one task, or on several, and write its predictions (spec.md 6).
+
+    python finetune.py --model runs/student --task RTE --seed 0                      # runs/student/finetune/RTE/seed-0
+    python finetune.py --model runs/student --seed 0 1 2                             # every task in data/mini/tasks
+    python finetune.py --model bert-base-uncased --data data/glue --task CoLA STS-B  # any BERT in Hugging Face form
+    torchrun --nproc_per_node=8 finetune.py --model runs/student --data data/glue --task MNLI
+    python finetune.py --model runs/student --data data --task PIQA --split-dev          # no training file: a smoke run
+
+Writes RUN/finetune/TASK/seed-N/{args.json, log.jsonl, predictions-SPLIT.tsv, metrics.json}, and for a test split
+without labels TASK.tsv, the form GLUE's server takes. metrics.json comes last, so that where it is, all is; a finished
+(task, seed) is passed over. A killed one starts again and, since all randomness is from (seed, step), ends the same.
+
+Sections: readers, the task table, token ids, settings, one fine-tuning run.
+Axes: B rows of the batch, C candidate texts a row (1 but for multiple choice), L tokens, H width.
+"""
+import argparse
+import csv
+import dataclasses
+import hashlib
+import json
+import re
+import sys
+import time
+from pathlib import Path
+from typing import Callable, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from tqdm import tqdm
+
+import data
+import evaluate
+import model
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Readers: a folder and a split -> examples. FileNotFoundError where the split has no file; ValueError naming file and
+# line where a file is not what its format says.
+
+
+class Example(NamedTuple):
+    """One row of a task file."""
+    texts: list       # [(first, second or None)], one a candidate
+    label: str | None  # as written in the file; None in a test split without labels
+    row: str          # the file's own row number, which a submission must repeat
+    where: str        # "file, line n", for messages
+
+
+def numbered_lines(path):
+    """Yields (line number from 1, text) of a UTF-8 file. Splits at newlines alone: str.splitlines would also cut at
+    U+2028 and other characters that GLUE's sentences contain. A byte-order mark is dropped."""
+    if not Path(path).exists():
+        raise FileNotFoundError(str(path))
+    content = Path(path).read_bytes().removeprefix(b"\xef\xbb\xbf").rstrip(b"\r\n")
+    for number, line in enumerate(content.split(b"\n"), 1):
+        try:
+            yield number, line.decode("utf-8").rstrip("\r")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path}, line {number}: not UTF-8 ({error.reason} at byte {error.start})") from None
+
+
+def read_tsv(path, header=None, skip_short=False):
+    """Yields (line number, {column: text}) of a tab-separated file without quoting; header: for files that lack one."""
+    lines, skipped = numbered_lines(path), 0
+    header = header or next(lines)[1].split("\t")
+    for number, line in lines:
+        fields = line.split("\t")
+        if skip_short and len(fields) < len(header):
+            skipped += 1
+            continue
+        if len(fields) != len(header):
+            raise ValueError(f"{path}, line {number}: {len(fields)} columns, expected {len(header)}: "
+                             f"{', '.join(header)}")
+        yield number, dict(zip(header, fields))
+    if skipped:
+        print(f"{path}: {skipped} rows with fewer than {len(header)} columns skipped")
+
+
+def glue(*texts, label="label", files=None, header=None, skip_short=False):
+    """Reader of a GLUE task. texts: names of the one or two text columns; files: {split: file name} where it is not
+    SPLIT.tsv; header: columns of train and dev files without a header line. Only a test split may lack labels."""
+    def read(folder, split):
+        path, examples = folder / (files or {}).get(split, f"{split}.tsv"), []
+        for number, row in read_tsv(path, None if split.startswith("test") else header, skip_short):
+            absent = [name for name in (*texts, *[label] * (not split.startswith("test"))) if name not in row]
+            if absent:
+                raise ValueError(f"{path}, line 1: no column {', '.join(absent)}; found {', '.join(row)}")
+            index = row.get("index", row.get("id", len(examples)))
+            pair = row[texts[0]], row[texts[1]] if len(texts) > 1 else None
+            examples.append(Example([pair], row.get(label), str(index), f"{path}, line {number}"))
+        return examples
+    return read
+
+
+def read_mrpc(folder, split):
+    """MRPC as plain train/dev/test.tsv, or as Microsoft's two files; mrpc_dev_ids.tsv then names the dev rows."""
+    plain = glue("#1 String", "#2 String", label="Quality")
+    if (folder / f"{split}.tsv").exists():
+        return plain(folder, split)
+    if split == "test":
+        return glue("#1 String", "#2 String", label="Quality", files={split: "msr_paraphrase_test.txt"})(folder, split)
+    path = folder / "msr_paraphrase_train.txt"
+    everything = glue("#1 String", "#2 String", label="Quality", files={split: path.name})(folder, split)
+    ids = [(row["#1 ID"], row["#2 ID"]) for _, row in read_tsv(path)]
+    dev = {(row["#1 ID"], row["#2 ID"]) for _, row in read_tsv(folder / "mrpc_dev_ids.tsv", header=["#1 ID", "#2 ID"])}
+    return [example for example, pair in zip(everything, ids) if (pair in dev) == (split == "dev")]
+
+
+def read_piqa(folder, split):
+    """PIQA: {train,valid,tests}.jsonl with goal, sol1, sol2, and NAME-labels.lst with 0 or 1 a line."""
+    name, examples = {"train": "train", "dev": "valid", "test": "tests"}[split], []
+    path, labels_path = folder / f"{name}.jsonl", folder / f"{name}-labels.lst"
+    for number, line in numbered_lines(path):
+        try:
+            row = json.loads(line)
+            texts = [(row["goal"], row[key]) for key in ("sol1", "sol2")]
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise ValueError(f"{path}, line {number}: expected a JSON object with goal, sol1, sol2 ({error})") from None
+        examples.append(Example(texts, None, str(number - 1), f"{path}, line {number}"))
+    if split == "test" and not labels_path.exists():
+        return examples
+    labels = list(numbered_lines(labels_path))
+    if len(labels) != len(examples):
+        raise ValueError(f"{labels_path} has {len(labels)} lines, expected the {len(examples)} of {path}")
+    return [example._replace(label=label.strip(), where=f"{labels_path}, line {number}")
+            for example, (number, label) in zip(examples, labels)]
+
+
+def read_swag(folder, split):
+    """SWAG CSV: context sent1; candidate k is sent2 followed by ending k."""
+    path = folder / f"{'val' if split == 'dev' else split}.csv"
+    wanted = ["sent1", "sent2", "ending0", "ending1", "ending2", "ending3"] + ["label"] * (split != "test")
+    rows, examples = csv.reader((line + "\n" for _, line in numbered_lines(path)), strict=True), []
+    try:
+        header = next(rows)
+        if not set(wanted) <= set(header):
+            raise ValueError(f"{path}, line 1: expected columns {', '.join(wanted)}; found {', '.join(header)}")
+        for fields in rows:
+            if len(fields) != len(header):
+                raise ValueError(f"{path}, line {rows.line_num}: {len(fields)} columns, expected {len(header)}")
+            row = dict(zip(header, fields))
+            texts = [(row["sent1"], f"{row['sent2']} {row[f'ending{k}']}") for k in range(4)]
+            examples.append(Example(texts, row.get("label"), row.get("") or str(len(examples)),
+                                    f"{path}, line {rows.line_num}"))
+    except csv.Error as error:
+        raise ValueError(f"{path}, line {rows.line_num}: not CSV ({error})") from None
+    return examples
+
+
+def tracie(train):
+    """Reader of TRACIE's lines, "event: ... story: ...<tab>answer: ..."; train: name of the training file. Both public
+    splits share one test file, which may lie beside either."""
+    def read(folder, split):
+        path = folder / (train if split == "train" else f"tracie_{split}.txt")
+        if split == "test" and not path.exists():
+            path = folder.parent / "iid" / path.name
+        examples = []
+        for number, line in numbered_lines(path):
+            found = re.fullmatch(r"event: (.+?) story: (.+)\tanswer: (\S+)\s*", line)
+            if not found:
+                raise ValueError(f"{path}, line {number}: expected 'event: ... story: ...<tab>answer: "
+                                 f"positive|negative'")
+            examples.append(Example([found.groups()[:2]], found[3], str(number - 1), f"{path}, line {number}"))
+        return examples
+    return read
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The task table. Metrics are evaluate.METRICS[task].
+
+
+@dataclasses.dataclass
+class Task:
+    kind: str           # classification, regression, or choice (a softmax over candidate texts)
+    labels: tuple       # as the files write them, in the order of the model's outputs; the range of a regression
+    read: Callable      # (folder, split) -> [Example]
+    get: str            # where the files come from
+    rows: dict          # rows of the published files, to notice a wrong download
+    splits: tuple = ("train", "dev", "test")
+    folders: tuple = ()  # under --data, besides the task's own name and that in lower case
+
+
+GLUE_FILES = "https://dl.fbaipublicfiles.com/glue/data/"
+ENTAILMENT = ("entailment", "not_entailment")
+MNLI_FILES = {"dev": "dev_matched.tsv", "dev-mismatched": "dev_mismatched.tsv", "test": "test_matched.tsv",
+              "test-mismatched": "test_mismatched.tsv"}
+MNLI_ROWS = {"train": 392702, "dev": 9815, "dev-mismatched": 9832, "test": 9796, "test-mismatched": 9847}
+TRACIE_FILES = "https://github.com/allenai/tracie, folder data"
+
+
+def sizes(train, dev, test):
+    return {"train": train, "dev": dev, "test": test}
+
+
+TASKS = {
+    "CoLA": Task("classification", ("0", "1"), glue("sentence", header=["source", "label", "star", "sentence"]),
+                 GLUE_FILES + "CoLA.zip", sizes(8551, 1043, 1063)),
+    "SST-2": Task("classification", ("0", "1"), glue("sentence"), GLUE_FILES + "SST-2.zip", sizes(67349, 872, 1821)),
+    "MRPC": Task("classification", ("0", "1"), read_mrpc, "https://dl.fbaipublicfiles.com/senteval/senteval_data/"
+                 "msr_paraphrase_{train,test}.txt and " + GLUE_FILES + "mrpc_dev_ids.tsv", sizes(3668, 408, 1725)),
+    "STS-B": Task("regression", (0.0, 5.0), glue("sentence1", "sentence2", label="score"),
+                  GLUE_FILES + "STS-B.zip", sizes(5749, 1500, 1379)),
+    "QQP": Task("classification", ("0", "1"), glue("question1", "question2", label="is_duplicate", skip_short=True),
+                GLUE_FILES + "QQP-clean.zip", sizes(363846, 40430, 390965)),
+    "MNLI": Task("classification", ("contradiction", "entailment", "neutral"),
+                 glue("sentence1", "sentence2", label="gold_label", files=MNLI_FILES), GLUE_FILES + "MNLI.zip",
+                 MNLI_ROWS, splits=tuple(MNLI_ROWS)),
+    "QNLI": Task("classification", ENTAILMENT, glue("question", "sentence"), GLUE_FILES + "QNLIv2.zip",
+                 sizes(104743, 5463, 5463)),
+    "RTE": Task("classification", ENTAILMENT, glue("sentence1", "sentence2"), GLUE_FILES + "RTE.zip",
+                sizes(2490, 277, 3000)),
+    "WNLI": Task("classification", ("0", "1"), glue("sentence1", "sentence2"), GLUE_FILES + "WNLI.zip",
+                 sizes(635, 71, 146)),
+    "PIQA": Task("choice", ("0", "1"), read_piqa, "https://storage.googleapis.com/ai2-mosaic/public/physicaliqa/"
+                 "physicaliqa-train-dev.zip", sizes(16113, 1838, 3084)),
+    "SWAG": Task("choice", ("0", "1", "2", "3"), read_swag,
+                 "https://raw.githubusercontent.com/rowanz/swagaf/master/data/{train,val,test}.csv",
+                 sizes(73546, 20006, 20005)),
+    # a premise-hypothesis pair: (query, story); published without a dev split. The plain name is the mini world's.
+    "TRACIE": Task("classification", ("negative", "positive"), tracie("tracie_train.txt"), TRACIE_FILES, {}),
+    "TRACIE-iid": Task("classification", ("negative", "positive"), tracie("tracie_train.txt"), TRACIE_FILES,
+                       sizes(1174, None, 4248), folders=("TRACIE/iid", "tracie/iid", "iid")),
+    "TRACIE-uniform-prior": Task("classification", ("negative", "positive"), tracie("tracie_train_uniform_prior.txt"),
+                                 TRACIE_FILES, sizes(860, None, 4248),
+                                 folders=("TRACIE/uniform-prior", "tracie/uniform-prior", "uniform-prior")),
+}
+
+
+def task_folder(root, name):
+    """The first folder under root that may hold the task, or None."""
+    places = [Path(root) / place for place in (name, name.lower(), *TASKS[name].folders)]
+    return next((place for place in places if place.is_dir()), None)
+
+
+def targets_of(name, examples):
+    """Labels of examples as an array (class numbers, or real numbers), None where the split has none.
+
+    Raises ValueError naming file and line of a label that the task does not have.
+    """
+    task, out = TASKS[name], []
+    if any(example.label is None for example in examples):
+        return None
+    for example in examples:
+        try:
+            value = float(example.label) if task.kind == "regression" else task.labels.index(str(example.label))
+            if task.kind == "regression" and not task.labels[0] <= value <= task.labels[1]:   # nan fails this, too
+                raise ValueError
+        except ValueError:
+            expected = " to ".join(map(str, task.labels)) if task.kind == "regression" else ", ".join(task.labels)
+            raise ValueError(f"{example.where}: label {example.label!r}, expected {expected}") from None
+        out.append(value)
+    return np.array(out, dtype=np.float32 if task.kind == "regression" else np.int64)
+
+
+def read_split(name, folder, split):
+    """One split -> (examples, targets or None, meta rows or None).
+
+    A mini task has SPLIT.meta.jsonl: the hidden test labels, and what each row needs to be known. Raises ValueError
+    where it disagrees with the task file.
+    """
+    examples = TASKS[name].read(folder, split)
+    if not examples:
+        raise ValueError(f"{folder}: {split} has no rows")
+    path, meta = folder / f"{split}.meta.jsonl", None
+    if path.exists():
+        meta = [json.loads(line) for _, line in numbered_lines(path)]
+        if len(meta) != len(examples):
+            raise ValueError(f"{path} has {len(meta)} rows, expected {len(examples)}, as the {split} file beside it")
+        for number, (example, row) in enumerate(zip(examples, meta), 1):
+            if example.label not in (None, str(row["label"])):
+                raise ValueError(f"{path}, line {number}: label {row['label']!r}, expected {example.label!r} as in "
+                                 f"{example.where}")
+        examples = [example._replace(label=str(row["label"])) for example, row in zip(examples, meta)]
+    elif split in TASKS[name].rows and TASKS[name].rows[split] not in (None, len(examples)):
+        print(f"note: {name} {split} has {len(examples):,} rows, the published file {TASKS[name].rows[split]:,}")
+    return examples, targets_of(name, examples), meta
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Token ids: made once a task, shared by its seeds
+
+
+class Rows:
+    """A split as token ids, [CLS] first [SEP] or [CLS] first [SEP] second [SEP]. ids: all texts' ids end to end; text
+    t = row x C + candidate is ids[starts[t]:starts[t + 1]], its second segment begins seconds[t] further on."""
+
+    def __init__(self, examples, targets, tokenizer, max_length):
+        self.targets, self.candidates = targets, len(examples[0].texts)
+        special = data.special_ids(tokenizer)
+        pairs = [pair for example in examples for pair in example.texts]
+        encode = lambda texts: [out.ids for out in tokenizer.encode_batch(texts, add_special_tokens=False)]
+        firsts = encode([first for first, _ in pairs])
+        seconds = iter(encode([second for _, second in pairs if second is not None]))
+        pieces, self.seconds = [], []
+        for (_, second), a in zip(pairs, firsts):
+            b = None if second is None else next(seconds)
+            a, b = truncate(a, b, max_length)
+            head = [special["cls"], *a, special["sep"]]
+            self.seconds.append(len(head))
+            pieces.append(np.array(head + ([] if b is None else [*b, special["sep"]]), dtype=np.int32))
+        self.ids, self.pad = np.concatenate(pieces), special["pad"]
+        self.starts = np.concatenate([[0], np.cumsum([len(piece) for piece in pieces])])
+        self.lengths = np.diff(self.starts).reshape(-1, self.candidates).max(1)   # [rows], the longest candidate's
+
+    def __len__(self):
+        return len(self.lengths)
+
+    def batch(self, indices):
+        """Rows -> tokens int [B*C, L], mask bool [B*C, L] (True = real token), segments int [B*C, L], padded to the
+        longest of them only."""
+        texts = (np.asarray(indices)[:, None] * self.candidates + np.arange(self.candidates)).ravel()       # [B*C]
+        length = self.starts[texts + 1] - self.starts[texts]
+        place = np.arange(length.max())[None]                                                               # [1, L]
+        mask = place < length[:, None]                                                                      # [B*C, L]
+        tokens = np.full(mask.shape, self.pad, dtype=np.int64)
+        tokens[mask] = np.concatenate([self.ids[self.starts[t]:self.starts[t + 1]] for t in texts])
+        segments = mask & (place >= np.array(self.seconds)[texts][:, None])
+        return torch.from_numpy(tokens), torch.from_numpy(mask), torch.from_numpy(segments.astype(np.int64))
+
+
+def truncate(a, b, max_length):
+    """Cuts token lists so that with [CLS] and [SEP]s they fit: the longer loses its end until they are equal, then both
+    do. An odd token is the longer one's, at a tie the second's (as in the tokenizers library)."""
+    if b is None:
+        return a[:max_length - 2], None
+    room = max_length - 3
+    if len(a) + len(b) <= room:
+        return a, b
+    short = min(len(a), len(b), room // 2)
+    return (a[:room - short], b[:short]) if len(a) > len(b) else (a[:short], b[:room - short])
+
+
+def length_sorted_batches(lengths, batch, seed, epoch):
+    """One epoch as a list of index arrays: every row exactly once, rows of a batch alike in length, batches shuffled.
+
+    Sorted within random pools of 50 batches, not over all rows: a batch then still differs from epoch to epoch.
+    """
+    generator = data.numpy_generator(seed, "order", epoch)
+    order = generator.permutation(len(lengths))
+    batches = []
+    for start in range(0, len(order), 50 * batch):
+        pool = order[start:start + 50 * batch]
+        pool = pool[np.argsort(lengths[pool], kind="stable")]
+        batches += [pool[at:at + batch] for at in range(0, len(pool), batch)]
+    return [batches[index] for index in generator.permutation(len(batches))]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Settings
+
+DEFAULTS = {
+    "mini": {
+        "lr": 1e-3, "epochs": 40.0, "batch": 256,         # ours, chosen on validation
+        "max_length": 64, "warmup": 0.1,                 # ours; no mini row is longer
+        "weight_decay": 0.0, "dropout": 0.1,             # authors' script; BERT's own
+        "precision": "auto"},                            # ours
+    "base": {
+        "lr": 1e-4, "epochs": 3.0, "batch": 32,          # authors' script (run_glue_at_epoch.bash)
+        "max_length": 126, "warmup": 0.1,                # authors' script
+        "weight_decay": 0.0, "dropout": 0.1,             # authors' script; BERT's own
+        "precision": "auto"},                            # ours
+}
+DEFAULTS["small"] = DEFAULTS["base"]                     # authors' script: one recipe for all sizes
+BY_TASK = {"SWAG": {"lr": 5e-5, "max_length": 80}}       # authors' script (run_swag.bash), at paper sizes
+
+
+def parse_args(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="runs/student", help="run folder, or BERT folder in Hugging Face form")
+    parser.add_argument("--task", nargs="+", metavar="TASK", help=f"of: {', '.join(TASKS)} (default: all under --data)")
+    parser.add_argument("--seed", nargs="+", type=int, default=[0])
+    parser.add_argument("--data", default="data/mini/tasks", help="folder that holds TASK/ folders")
+    parser.add_argument("--out", help="folder that gets finetune/ (default: the run; runs/NAME for a bare model)")
+    parser.add_argument("--size", choices=list(DEFAULTS), help="column of defaults (default: by the model's width)")
+    parser.add_argument("--lr", type=float)
+    parser.add_argument("--epochs", type=float)
+    parser.add_argument("--batch", type=int, help="global batch, in rows")
+    parser.add_argument("--max-length", type=int, help="tokens a text, special ones included")
+    parser.add_argument("--warmup", type=float, help="share of the steps")
+    parser.add_argument("--weight-decay", type=float)
+    parser.add_argument("--dropout", type=float)
+    parser.add_argument("--clip", type=float, default=1.0, help="gradient norm limit")
+    parser.add_argument("--train-limit", type=int, help="train on this many rows, the same for every seed")
+    parser.add_argument("--split-dev", action="store_true",
+                        help="train on the first half of the dev file, score on the second: for smoke runs where the "
+                             "training file is not at hand")
+    parser.add_argument("--precision", choices=["auto", "bf16", "fp32"])
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps")
+    parser.add_argument("--log-every", type=int, default=100)
+    args = parser.parse_args(argv)
+    unknown = [name for name in args.task or [] if name not in TASKS]
+    if unknown:
+        raise ValueError(f"unknown task {', '.join(unknown)}; known: {', '.join(TASKS)}")
+    return args
+
+
+def settings_for(args, name, config):
+    """The settings of one task: size's column, the task's own at paper sizes, and the flags over both."""
+    size = args.size or ("mini" if config.hidden_size <= 128 else "base")
+    chosen = {**DEFAULTS[size], **(BY_TASK.get(name, {}) if size != "mini" else {})}
+    chosen = {key: value if getattr(args, key) is None else getattr(args, key) for key, value in chosen.items()}
+    chosen["max_length"] = min(chosen["max_length"], config.max_position_embeddings)
+    if chosen["max_length"] < 5 or chosen["batch"] < 1 or chosen["epochs"] <= 0:
+        raise ValueError(f"max length {chosen['max_length']} (at least 5), batch {chosen['batch']} (at least 1) or "
+                         f"epochs {chosen['epochs']} (above 0) leave nothing to train on")
+    return {"model": str(args.model), "data": str(args.data), "task": name, "size": size, **chosen, "clip": args.clip,
+            "train_limit": args.train_limit, "split_dev": args.split_dev}
+
+
+def locate_model(path):
+    """--model -> (folder with config.json, folder that gets finetune/)."""
+    path = Path(path)
+    if (path / "model" / "config.json").exists():
+        return path / "model", path
+    if path.name == "model" and (path.parent / "args.json").exists():
+        return path, path.parent
+    if not (path / "config.json").exists():
+        raise FileNotFoundError(f"no model in {path}: neither model/config.json (a finished run) nor config.json (a "
+                                f"BERT in Hugging Face form); `make teacher distill` makes runs/teacher, runs/student")
+    return path, Path("runs") / path.resolve().name
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# One fine-tuning run
+
+
+def set_dropout(bert, dropout):
+    """Fine-tuning's dropout in place of the one the encoder was made with: in the layers, and on attention weights."""
+    for module in bert.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = dropout
+        if isinstance(module, model.Layer):
+            module.attention_dropout = dropout
+
+
+def scores_of(kind, bert, head, batch, candidates):
+    """Class scores [B, classes], values [B] (regression), or candidate scores [B, C] (choice), in fp32."""
+    out = head(bert(*batch)).float()                                                # [B*C, outputs]
+    return out.view(-1, candidates) if kind == "choice" else out[:, 0] if kind == "regression" else out
+
+
+def loss_of(kind, scores, targets):
+    """Summed loss: squared error, or cross-entropy over the classes or candidates."""
+    return F.mse_loss(scores, targets, reduction="sum") if kind == "regression" else \
+        F.cross_entropy(scores, targets, reduction="sum")
+
+
+@torch.no_grad()
+def predict(kind, bert, head, rows, batch, processes, autocast_type):
+    """Scores of all rows, as the array of scores_of, on every process; each computes its share of them."""
+    bert.eval(), head.eval()
+    device, scores = processes.device, None
+    order = np.argsort(rows.lengths, kind="stable")
+    for start in range(0, len(order), batch):
+        chosen = order[start:start + batch]
+        mine = chosen[processes.rank::processes.world]
+        if len(mine) == 0 and scores is not None:
+            continue
+        with torch.autocast(device.type, dtype=autocast_type, enabled=autocast_type is not None):
+            inputs = [tensor.to(device) for tensor in rows.batch(mine if len(mine) else chosen)]
+            out = scores_of(kind, bert, head, inputs, rows.candidates)
+        if scores is None:
+            scores = torch.zeros(len(rows), *out.shape[1:], device=device)
+        if len(mine):
+            scores[torch.from_numpy(mine).to(device)] = out
+    return processes.sum(scores).cpu().numpy()
+
+
+def write_predictions(folder, name, split, examples, targets, scores, answers):
+    """predictions-SPLIT.tsv: row, prediction, label (empty if unknown), probabilities. Without labels also TASK.tsv."""
+    task = TASKS[name]
+    regression = task.kind == "regression"
+    shown = [f"{answer:.4f}" if regression else task.labels[answer] for answer in answers]
+    header = ["row", "prediction", "label"] + ([] if regression else [f"p({label})" for label in task.labels])
+    probabilities = [[]] * len(shown) if regression else torch.from_numpy(scores).softmax(-1).tolist()
+    lines = ["\t".join([example.row, guess, "" if targets is None else example.label, *[f"{p:.6f}" for p in row]])
+             for example, guess, row in zip(examples, shown, probabilities)]
+    data.write_text(folder / f"predictions-{split}.tsv", "\n".join(["\t".join(header), *lines]) + "\n")
+    if targets is None:
+        called = {"MNLI": {"test": "MNLI-m", "test-mismatched": "MNLI-mm"}}.get(name, {}).get(split, name)
+        if regression:   # the server refuses values out of the range
+            shown = [f"{min(max(float(answer), task.labels[0]), task.labels[1]):.3f}" for answer in answers]
+        data.write_text(folder / f"{called}.tsv", "index\tprediction\n" + "".join(
+            f"{example.row}\t{guess}\n" for example, guess in zip(examples, shown)))
+
+
+def finetune(settings, splits, rows, config, bert, encoder, processes, folder, log_every=100):
+    """One (task, seed): trains a fresh head and the encoder from its loaded weights, writes the folder.
+
+    splits: {split: (examples, targets, meta)}; rows: {split: Rows}; config, bert: the loaded model; encoder: its state
+    dict as loaded. Returns what metrics.json holds. Raises FloatingPointError at a non-finite loss.
+    """
+    # --- setup
+    start, name, seed = time.time(), settings["task"], settings["seed"]
+    kind, device, batch = TASKS[name].kind, processes.device, settings["batch"]
+    precision, autocast_type = data.settle_precision(settings["precision"], device)
+    if processes.master:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "metrics.json").unlink(missing_ok=True)   # first: it vouches for the rest
+        for stale in folder.glob("*.*"):
+            stale.unlink()
+        data.write_json(folder / "args.json", {"arguments": settings, "settled precision": precision,
+                                               "processes": processes.world, **data.provenance(device)})
+    log = data.Log(folder / "log.jsonl", processes.master, 0)
+
+    # --- data
+    train = rows["train"]
+    a_epoch = -(-len(train) // batch)
+    steps = max(1, round(settings["epochs"] * a_epoch))
+
+    # --- model: the encoder as it was loaded, and a head that only the seed decides
+    torch.manual_seed(seed)
+    bert.load_state_dict(encoder)
+    set_dropout(bert, settings["dropout"])
+    head = model.SequenceHead(dataclasses.replace(config, hidden_dropout_prob=settings["dropout"]),
+                              len(TASKS[name].labels) if kind == "classification" else 1).to(device)
+
+    # --- optimizer
+    optimizer = model.optimizer_for([bert, head], settings["lr"], settings["weight_decay"])
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+    # --- loop
+    total, counted = 0.0, 0
+    for step in tqdm(range(steps), desc=f"{name} seed {seed}", unit="step", leave=False,
+                     disable=None if processes.master else True):   # None: shown on a terminal only
+        epoch, place = divmod(step, a_epoch)
+        if place == 0:
+            batches = length_sorted_batches(train.lengths, batch, seed, epoch)
+        bert.train(), head.train()
+        for group in optimizer.param_groups:
+            group["lr"] = model.lr_at(step, settings["lr"], round(settings["warmup"] * steps), steps)
+        data.seed_dropout(seed, step, processes.rank)
+
+        chosen = batches[place]
+        mine = chosen[processes.rank::processes.world]   # every world-th row of a batch sorted by length: equal work
+        weight = float(len(mine) > 0)                    # a process without a row computes one that does not count
+        mine = mine if len(mine) else chosen[:1]
+        targets = torch.from_numpy(train.targets[mine]).to(device)
+        with torch.autocast(device.type, dtype=autocast_type, enabled=autocast_type is not None):
+            scores = scores_of(kind, bert, head, [tensor.to(device) for tensor in train.batch(mine)], train.candidates)
+        loss = weight * loss_of(kind, scores, targets) / len(chosen)
+        value = processes.sum(loss.item())
+        if not np.isfinite(value):
+            raise FloatingPointError(f"loss is {value} at step {step} of {name} seed {seed}; try a lower --lr than "
+                                     f"{settings['lr']} or --precision fp32. Nothing of this run is kept but {folder}")
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        processes.sum_gradients(parameters)
+        norm = torch.nn.utils.clip_grad_norm_(parameters, settings["clip"])
+        optimizer.step()
+
+        total, counted = total + value, counted + 1
+        if (step + 1) % log_every == 0 or step + 1 == steps:
+            log(step + 1, steps, loss=total / counted, lr=optimizer.param_groups[0]["lr"], grad_norm=float(norm))
+            total, counted = 0.0, 0
+
+    # --- evaluate: the last epoch's model, never the best one's
+    metrics = {"task": name, "seed": seed, "train_rows": len(train), "steps": steps, "split_dev": settings["split_dev"],
+               "majority": False, "parts": {}}
+    for split in [split for split in rows if split != "train"]:
+        examples, targets, meta = splits[split]
+        scores = predict(kind, bert, head, rows[split], 4 * batch, processes, autocast_type)
+        answers = scores if kind == "regression" else scores.argmax(-1)
+        if processes.master:
+            write_predictions(folder, name, split, examples, targets, scores, answers)
+        if targets is None:
+            continue
+        metrics[split] = evaluate.score(name, targets, answers)
+        if meta:
+            metrics["parts"][split] = evaluate.score_parts(targets, answers, meta)
+        # one answer for all rows of a split: the run is stuck at a constant; 0.01 of STS-B's five points is one, too
+        metrics["majority"] |= bool(np.ptp(answers) <= (0.01 if kind == "regression" else 0)) and len(answers) > 1
+        undefined = [key for key, _ in evaluate.METRICS[name] if metrics[split][key] is None]
+        if undefined and processes.master:
+            print(f"{name} seed {seed}: {', '.join(undefined)} of {split} not defined, all predictions are equal")
+
+    # --- save: metrics.json last, it says that the rest is there
+    metrics["seconds"] = round(time.time() - start, 2)
+    if processes.master:
+        log.file.close()
+        data.write_json(folder / "metrics.json", metrics)
+    return metrics
+
+
+def summary(metrics):
+    """One line on a finished run."""
+    name = metrics["task"]
+    shown = []
+    for split in [key for key in metrics if key.startswith(("dev", "test"))]:
+        named = [(key, metrics[split][key]) for key, _ in evaluate.METRICS[name]]
+        values = " ".join(f"{key} {'not defined' if value is None else f'{value:.3f}'}" for key, value in named)
+        parts = metrics["parts"].get(split, {})
+        inside = ", ".join(f"{part} {parts[part]['accuracy']:.3f}" for part in evaluate.PARTS if part in parts)
+        shown.append(f"{split} {values}" + f" ({inside})" * bool(inside))
+    stuck = "  ! one answer for every row" * metrics["majority"]
+    said = "; ".join(shown) or "no labelled split"
+    return f"{name} seed {metrics['seed']}: {said}; {metrics['seconds']:.0f} s{stuck}"
+
+
+def load_task(args, name):
+    """All splits of a task that have a file -> (folder, {split: (examples, targets, meta)}); says which are missing."""
+    folder = task_folder(args.data, name)
+    if folder is None:
+        raise FileNotFoundError(f"no folder {name} under {args.data}; `python data.py mini` makes data/mini/tasks, the "
+                                f"published files are at {TASKS[name].get}")
+    splits = {}
+    for split in TASKS[name].splits:
+        if split == "train" and args.split_dev:
+            continue
+        try:
+            splits[split] = read_split(name, folder, split)
+        except FileNotFoundError as error:
+            if split == "train":
+                raise FileNotFoundError(f"{error} is missing; the published files are at {TASKS[name].get}, `python "
+                                        f"data.py mini` makes the mini ones, and --split-dev does without") from None
+            if split in ("dev", "test"):
+                print(f"{name}: no {split} split ({error} is missing), so nothing is said about it")
+    if args.split_dev:
+        if "dev" not in splits:
+            raise FileNotFoundError(f"--split-dev needs the dev file of {name} in {folder}; see {TASKS[name].get}")
+        half = len(splits["dev"][0]) // 2
+        first, second = [tuple(None if part is None else part[cut] for part in splits["dev"])
+                         for cut in (slice(None, half), slice(half, None))]
+        splits = {"train": first, **splits, "dev": second}
+    if splits["train"][1] is None or len(splits["train"][0]) == 0:
+        raise ValueError(f"{folder}: no labelled rows to train on")
+    if args.train_limit and args.train_limit < len(splits["train"][0]):
+        kept = np.sort(data.numpy_generator(0, "train limit").permutation(len(splits["train"][0]))[:args.train_limit])
+        examples, targets, meta = splits["train"]
+        splits["train"] = [examples[i] for i in kept], targets[kept], meta and [meta[i] for i in kept]
+    return folder, splits
+
+
+def main(argv=None):
+    # --- setup
+    args = parse_args(argv)
+    processes = data.Processes(args.device)
+    torch.set_float32_matmul_precision("high")
+    model_folder, run = locate_model(args.model)
+    run = Path(args.out or run)
+    names = args.task or [name for name in TASKS if task_folder(args.data, name)]
+    if not names:
+        raise FileNotFoundError(f"no task folder under {args.data}; `python data.py mini` makes data/mini/tasks")
+    weights = next((model_folder / name for name in ("pytorch_model.bin", "model.safetensors")
+                    if (model_folder / name).exists()), model_folder / "config.json")
+    weights_hash, loaded = data.file_hash(weights), None
+    config = model.BertConfig.from_dict(data.read_json(model_folder / "config.json", "distill.py"))
+
+    for name in names:
+        # --- what is there already: metrics of the same flags, the same weights and the same files
+        folder = task_folder(args.data, name)
+        digest = hashlib.sha256("".join(data.file_hash(path) for path in sorted(folder.glob("*.*")) if path.is_file())
+                                .encode()).hexdigest() if folder else None
+        todo = []
+        for seed in args.seed:
+            settings = {**settings_for(args, name, config), "seed": seed, "model_sha256": weights_hash,
+                        "data_sha256": digest}
+            place = run / "finetune" / name / f"seed-{seed}"
+            done = (place / "metrics.json").exists() and data.read_json(place / "args.json", "finetune.py")["arguments"]
+            changed = [key for key in settings if done and done.get(key) != settings[key]]
+            if done and not changed:
+                if processes.master:
+                    print(f"{place}: complete, nothing to do")
+            else:
+                if changed and processes.master:
+                    print(f"{place}: {', '.join(changed)} changed, so it is made again")
+                todo.append((settings, place))
+        processes.barrier()   # nobody writes before all have looked
+        if not todo:
+            continue
+
+        # --- data, once for all seeds
+        folder, splits = load_task(args, name)
+        tokenizer = data.load_tokenizer(model_folder)
+        rows = {split: Rows(examples, targets, tokenizer, todo[0][0]["max_length"])
+                for split, (examples, targets, _) in splits.items()}
+
+        # --- model, once for all tasks
+        if loaded is None:
+            config, bert, _ = model.load_hf(model_folder)
+            if tokenizer.get_vocab_size() > config.vocab_size:
+                raise ValueError(f"{model_folder}: vocab.txt has {tokenizer.get_vocab_size()} entries, the model "
+                                 f"{config.vocab_size}")
+            encoder = {key: value.clone() for key, value in bert.state_dict().items()}
+            loaded = config, bert.to(processes.device), encoder
+        config, bert, encoder = loaded
+        for settings, place in todo:
+            metrics = finetune(settings, splits, rows, config, bert, encoder, processes, place, args.log_every)
+            if processes.master:
+                print(summary(metrics), flush=True)
+    processes.close()
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (FileNotFoundError, ValueError, FloatingPointError) as error:
+        sys.exit(f"finetune.py: {error}")

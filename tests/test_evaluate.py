@@ -1,0 +1,199 @@
+"""Metrics against scikit-learn and scipy, intervals and verdicts against hand-computed values, tables from files.
+
+    python -m pytest tests/test_evaluate.py
+"""
+import csv
+import json
+import math
+
+import numpy as np
+import pytest
+import scipy.stats
+
+import evaluate
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Metrics
+
+
+def cases(classes):
+    """Random labels and predictions, and the degenerate ones."""
+    generator = np.random.default_rng(classes)
+    for size in (2, 7, 300):
+        yield generator.integers(classes, size=size), generator.integers(classes, size=size)
+    varied = np.arange(12) % classes
+    yield varied, varied
+    yield varied, np.zeros(12, int)      # one class predicted
+    yield varied, np.ones(12, int)
+    yield np.zeros(12, int), varied      # one class labelled
+    yield np.zeros(5, int), np.zeros(5, int)
+    yield np.ones(5, int), np.ones(5, int)
+
+
+@pytest.mark.parametrize("classes", [2, 3, 5])
+def test_classification_metrics_match_scikit_learn(classes):
+    oracle = pytest.importorskip("sklearn.metrics")
+    for labels, predictions in cases(classes):
+        assert evaluate.accuracy(labels, predictions) == pytest.approx(oracle.accuracy_score(labels, predictions))
+        assert evaluate.matthews(labels, predictions) == pytest.approx(oracle.matthews_corrcoef(labels, predictions))
+        if classes == 2:
+            assert evaluate.f1(labels, predictions) == pytest.approx(
+                oracle.f1_score(labels, predictions, zero_division=0))
+
+
+def test_correlations_match_scipy():
+    generator = np.random.default_rng(0)
+    for size in (3, 50):
+        x = generator.normal(size=size)
+        y = x + generator.normal(size=size)
+        tied = np.round(generator.normal(size=size) * 2) + np.arange(size) % 2   # ties, never constant
+        for other in (y, tied):
+            assert evaluate.pearson(x, other) == pytest.approx(scipy.stats.pearsonr(x, other)[0])
+            assert evaluate.spearman(x, other) == pytest.approx(scipy.stats.spearmanr(x, other)[0])
+    for function in (evaluate.pearson, evaluate.spearman):
+        assert math.isnan(function([1.0, 2.0, 3.0], [4.0, 4.0, 4.0]))
+        assert math.isnan(function([1.0], [2.0]))
+
+
+def test_score_gives_every_metric_and_chance():
+    labels, predictions = np.array([0, 0, 0, 1]), np.array([0, 0, 1, 1])
+    # accuracy 3/4, F1 2 x 1 / (1 + 2) = 2/3; always 0: accuracy 3/4, F1 0, mean 3/8
+    out = evaluate.score("QQP", labels, predictions)
+    assert out == {"accuracy": 0.75, "f1": pytest.approx(2 / 3), "n": 4, "chance": 0.375}
+    assert evaluate.single_number("QQP", out) == pytest.approx((3 / 4 + 2 / 3) / 2)
+    assert evaluate.score("CoLA", labels, predictions)["chance"] == 0
+    stuck = evaluate.score("STS-B", np.array([1.0, 2.0, 3.0]), np.full(3, 2.5))
+    assert stuck["pearson"] is None and stuck["chance"] is None and evaluate.single_number("STS-B", stuck) is None
+    with pytest.raises(ValueError, match="4 labels for 3"):
+        evaluate.score("QQP", labels, predictions[:3])
+
+
+def test_parts_are_scored_apart():
+    meta = [{"part": "grounded", "group": "test", "property": "lift"},
+            {"part": "grounded", "group": "test", "property": "pace"},
+            {"part": "grounded", "group": "unfilmed", "property": "lift"},
+            {"part": "grounded", "group": "unfilmed", "property": "lift"},
+            {"part": "ungrounded", "group": None, "property": "order"}]
+    out = evaluate.score_parts([1, 0, 1, 0, 1], [1, 1, 0, 0, 1], meta)
+    assert out["grounded"] == {"accuracy": 0.5, "n": 2, "chance": 0.5}
+    assert out["unfilmed"] == {"accuracy": 0.5, "n": 2, "chance": 0.5}
+    assert out["ungrounded"] == {"accuracy": 1.0, "n": 1, "chance": 1.0}
+    assert {name: cell["accuracy"] for name, cell in out["grounded_by_property"].items()} == {"lift": 1.0, "pace": 0.0}
+    assert out["grounded_by_property"]["lift"]["n"] == 1   # unfilmed rows are not in it
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Intervals and verdicts
+
+
+def test_t_interval_by_hand():
+    # 1, 2, 3: mean 2, deviation 1, t(0.975, 2) = 4.302653, half-width 4.302653 / sqrt(3) = 2.484138
+    mean, low, high = evaluate.t_interval([1, 2, 3])
+    assert (mean, low, high) == (2, pytest.approx(2 - 2.484138, abs=1e-5), pytest.approx(2 + 2.484138, abs=1e-5))
+    mean, low, high = evaluate.t_interval([5])
+    assert mean == 5 and math.isnan(low) and math.isnan(high)
+    assert all(math.isnan(value) for value in evaluate.t_interval([]))
+
+
+@pytest.mark.parametrize("low, high, superior, not_worse", [
+    (0.1, 5, "holds", "holds"), (-1, 1.9, "fails", "holds"), (-1, 2.1, "not decided", "holds"),
+    (-3, 4, "not decided", "not decided"), (-3, -0.1, "fails", "fails"), (-1.9, -0.1, "fails", "holds"),
+    (math.nan, math.nan, "not decided", "not decided")])
+def test_verdicts(low, high, superior, not_worse):
+    assert evaluate.superior(low, high) == superior
+    assert evaluate.not_worse(low, high) == not_worse
+
+
+@pytest.mark.parametrize("mean, low, high, expected", [
+    (1, -1, 3, True), (4, -1, 9, True), (4.1, -1, 9, False), (1, 0.1, 2, False), (-4.1, -9, 1, False),
+    (0, math.nan, math.nan, False)])
+def test_at_chance(mean, low, high, expected):
+    assert evaluate.at_chance(mean, low, high) is expected
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Tables and comparisons
+
+
+def write(run, task, seed, grounded=None, majority=False, **splits):
+    """A metrics.json as finetune.py writes it; grounded: {part: accuracy} of a mini test split."""
+    folder = run / "finetune" / task / f"seed-{seed}"
+    folder.mkdir(parents=True)
+    cells = {part: {"accuracy": value, "n": 10, "chance": 0.5} for part, value in (grounded or {}).items()}
+    parts = {"test": cells} if cells else {}
+    (folder / "metrics.json").write_text(json.dumps({"task": task, "seed": seed, "seconds": 4.0, "majority": majority,
+                                                     "split_dev": False, "parts": parts, **splits}))
+
+
+def test_table_shows_mean_deviation_and_stuck_seeds(tmp_path, capsys):
+    for seed, value in enumerate((0.6, 0.7, 0.8)):
+        write(tmp_path / "student", "QNLI", seed, {"grounded": value, "ungrounded": 1.0, "unfilmed": 0.5},
+              majority=seed == 2)
+    write(tmp_path / "student", "QQP", 0, dev={"accuracy": 0.8, "f1": 0.6, "n": 9, "chance": 0.3})
+    (tmp_path / "student" / "log.jsonl").write_text("".join(   # started again after 20 s
+        json.dumps({"step": step, "seconds": seconds}) + "\n" for step, seconds in ((1, 10.0), (2, 20.0), (3, 5.0))))
+    (tmp_path / "other").mkdir()
+    evaluate.main(["table", str(tmp_path / "student"), str(tmp_path / "other"), "--width", "200",
+                   "--json", str(tmp_path / "cells.json"), "--csv", str(tmp_path / "cells.csv")])
+    out = capsys.readouterr().out
+    assert "70.0 ± 10.0 (n=3, median 70.0)!" in out      # std of 60, 70, 80 with n - 1
+    assert "70.0 (n=1)" in out                           # QQP: mean of 80 and 60
+    assert "! a seed that gives every row one answer: student QNLI seed 2" in out
+    assert [line.count("not run") for line in out.splitlines() if line.startswith("other")] == [4]
+    assert "student: pretraining 25 s, fine-tuning 16 s" in out
+    heading = out.splitlines()[2]
+    assert heading.index("QQP dev") < heading.index("QNLI grounded") < heading.index("QNLI unfilmed")
+    chance = next(line for line in out.splitlines() if line.startswith("chance"))
+    assert chance.split()[1:] == ["30.0", "50.0", "50.0", "50.0"]
+    cells = json.loads((tmp_path / "cells.json").read_text())
+    assert [entry["value"] for entry in cells["student"]["QNLI grounded"]["seeds"]] == pytest.approx([60, 70, 80])
+    assert cells["other"] == {}
+    rows = list(csv.DictReader(open(tmp_path / "cells.csv")))
+    assert len(rows) == 10 and rows[0]["column"] == "dev" and float(rows[0]["value"]) == pytest.approx(70)
+
+
+def test_table_says_what_is_missing(tmp_path):
+    with pytest.raises(SystemExit, match="no run folder"):
+        evaluate.main(["table", str(tmp_path / "nowhere")])
+    with pytest.raises(SystemExit, match="finetune.py"):
+        evaluate.main(["table", str(tmp_path)])
+
+
+def test_compare_pairs_worlds(tmp_path, capsys):
+    # differences of grounded accuracy: 10, 20, 30 points; interval 20 -+ 24.84; text-only minus chance: -1, 0, 1
+    for world, (ours, theirs) in enumerate([(0.59, 0.49), (0.70, 0.50), (0.81, 0.51)]):
+        for task in ("QNLI", "SST-2"):
+            write(tmp_path / f"w{world}" / "student", task, 0, {"grounded": ours, "ungrounded": 0.9})
+            write(tmp_path / f"w{world}" / "text-only", task, 0, {"grounded": theirs, "ungrounded": 0.9})
+        write(tmp_path / f"w{world}" / "student", "PIQA", 0, {"grounded": 0.9})   # in one arm only: not counted
+    (tmp_path / "w3").mkdir()
+    worlds = [str(tmp_path / f"w{world}") for world in range(4)]
+    results, missing = evaluate.compare_worlds(worlds, "student", "text-only")
+    row = results["grounded"]["mean of tasks"]
+    assert results["grounded"]["tasks"] == ["SST-2", "QNLI"] and row["n"] == 3
+    assert row["difference"]["values"] == pytest.approx([10, 20, 30])
+    assert row["difference"]["low"] == pytest.approx(20 - 24.84138, abs=1e-4)
+    assert (row["difference"]["superior"], row["difference"]["not worse"]) == ("not decided", "not decided")
+    assert row["b"]["above chance"]["verdict"] == "at chance" and row["b"]["mean"] == pytest.approx(50)
+    # a is 9, 20, 31 above chance: mean 20, deviation 11, low 20 - 11 x 2.484138 < 0: wide, so neither at nor above
+    assert row["a"]["above chance"]["verdict"] == "not decided"
+    same = results["ungrounded"]["QNLI"]
+    assert same["difference"]["not worse"] == "holds" and same["difference"]["superior"] == "fails"
+    assert same["a"]["above chance"]["verdict"] == "above chance"
+    assert any("w3/student" in line for line in missing) and any("PIQA" in line for line in missing)
+
+    evaluate.main(["compare", "--worlds", *worlds, "--a", "student", "--b", "text-only",
+                   "--json", str(tmp_path / "c.json")])
+    out = capsys.readouterr().out
+    assert "student - text-only: +20.0 [-4.8, +44.8]; better: not decided" in out and "by world 10.0 20.0 30.0" in out
+    assert json.loads((tmp_path / "c.json").read_text())["parts"]["grounded"]["QNLI"]["n"] == 3
+
+
+def test_compare_with_one_world_has_no_interval(tmp_path, capsys):
+    write(tmp_path / "w" / "a", "QNLI", 0, {"grounded": 0.9})
+    write(tmp_path / "w" / "b", "QNLI", 0, {"grounded": 0.5})
+    evaluate.main(["compare", "--worlds", str(tmp_path / "w"), "--a", "a", "--b", "b",
+                   "--json", str(tmp_path / "c.json")])
+    assert "+40.0 [one world: no interval]; better: not decided" in capsys.readouterr().out
+    read = json.loads((tmp_path / "c.json").read_text())   # no NaN, which JSON does not have
+    assert read["parts"]["grounded"]["QNLI"]["difference"]["low"] is None
