@@ -80,11 +80,11 @@ endif
 
 # --- stages
 $(TEACHER): $(DATA)/splits.json | $(ENV)
-	$(call timed,teacher,$(LAUNCH) teacher.py --data $(DATA) --size $(SIZE) --seed $(SEED) --run $(RUN)/teacher)
+	$(call timed,teacher,$(LAUNCH) teacher.py --data $(DATA) --size $(SIZE) --seed $(SEED) --out $(RUN)/teacher)
 $(STUDENT): $(TEACHER) $(TEXT)/valid.json | $(ENV)
-	$(call timed,student,$(LAUNCH) distill.py --teacher $(RUN)/teacher --text $(TEXT) --size $(SIZE) --seed $(SEED) --run $(RUN)/student)
+	$(call timed,student,$(LAUNCH) distill.py --teacher $(RUN)/teacher --text $(TEXT) --size $(SIZE) --seed $(SEED) --out $(RUN)/student)
 $(TEXTONLY): $(TEXT)/valid.json | $(ENV)
-	$(call timed,text-only,$(LAUNCH) distill.py --objective none --text $(TEXT) --size $(SIZE) --seed $(SEED) --run $(RUN)/text-only)
+	$(call timed,text-only,$(LAUNCH) distill.py --objective none --text $(TEXT) --size $(SIZE) --seed $(SEED) --out $(RUN)/text-only)
 
 # finetune.py leaves alone what is complete, so these always run
 .PHONY: finetune-student finetune-teacher finetune-text-only

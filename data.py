@@ -252,10 +252,10 @@ def open_run(folder, arguments, processes, precision):
     if path.exists():
         before = read_json(path, "")["arguments"]
         changed = [f"--{key.replace('_', '-')} {before.get(key)} -> {value}" for key, value in arguments.items()
-                   if key not in ("device", "run", "log_every", "save_every") and before.get(key) != value]
+                   if key not in ("device", "out", "log_every", "save_every") and before.get(key) != value]
         if changed:
             raise ValueError(f"{folder} was started with other arguments ({', '.join(changed)}); "
-                             f"choose another --run, or delete the folder to start again")
+                             f"choose another --out, or delete the folder to start again")
         return
     Path(folder).mkdir(parents=True, exist_ok=True)
     write_json(path, {"arguments": arguments, "precision": precision, "processes": processes.world,
@@ -330,6 +330,12 @@ def special_ids(tokenizer):
     return {token.strip("[]").lower(): tokenizer.token_to_id(token) for token in SPECIAL}
 
 
+def keep_vocab(vocab, folder):
+    """Copies the vocabulary that a folder's tokens were made with into the folder, where the stages look for it."""
+    if Path(vocab).resolve() != (Path(folder) / "vocab.txt").resolve():
+        shutil.copyfile(vocab, Path(folder) / "vocab.txt")
+
+
 def file_hash(path):
     """sha256 of a file, hexadecimal."""
     digest = hashlib.sha256()
@@ -368,6 +374,7 @@ def text_lines(path):
 def pack_text(files, vocab, out, name):
     """Tokenises files into out/NAME.bin and out/NAME.json; does nothing if that was done from the same files."""
     files, out = [Path(file) for file in files], Path(out)
+    out.mkdir(parents=True, exist_ok=True)
     for file in files:
         if not file.exists():
             raise FileNotFoundError(f"no text file {file}; `python data.py mini` makes the mini world's")
@@ -393,6 +400,7 @@ def pack_text(files, vocab, out, name):
     if total == 0:
         raise ValueError(f"{', '.join(map(str, files))}: not one line of 5 words or more, so no text to train on")
     os.replace(temporary, out / f"{name}.bin")
+    keep_vocab(vocab, out)
     write_json(described, {"tokens": total, "dtype": np.dtype(kind).name, "source": source})
     print(f"{out / name}.bin: {total:,} tokens")
 
@@ -654,9 +662,7 @@ def make_features(videos, captions_path, vocab, streams, out, workers, valid_ids
     if not usable:
         raise ValueError(f"not one usable video in {videos}; the reasons are in {out / 'left_out.tsv'}")
     kept, dropped = pack_captions(captions, usable, tokenizer, out)
-    if vocab != out / "vocab.txt" and Path(vocab).resolve() != (out / "vocab.txt").resolve():
-        shutil.copyfile(vocab, out / "vocab.txt")
-
+    keep_vocab(vocab, out)
     if valid_ids is None and (out / "valid_ids.json").exists():
         valid_ids = read_json(out / "valid_ids.json", "python data.py mini")
     if valid_ids is None:   # one in 50, at least one, spread by hash so that adding videos moves no other
@@ -1466,11 +1472,8 @@ def main():
         elif args.command == "video":
             make_features(args.videos, args.captions, args.vocab, args.streams, args.out, args.workers)
         else:
-            Path(args.out).mkdir(parents=True, exist_ok=True)
             pack_text(args.train, args.vocab, args.out, "train")
             pack_text(args.valid, args.vocab, args.out, "valid")
-            if Path(args.vocab).resolve() != (Path(args.out) / "vocab.txt").resolve():
-                shutil.copyfile(args.vocab, Path(args.out) / "vocab.txt")
     except (FileNotFoundError, ValueError) as error:
         sys.exit(f"data.py {args.command}: {error}")
 

@@ -1,7 +1,7 @@
 """Stage 2: knowledge distillation on plain text (paper section 3.3): the frozen teacher's language encoder -> a text-only BERT.
 
     python distill.py                                                   # runs/teacher, its size, its text; NST + CRD
-    python distill.py --objective none --run runs/text-only             # the baseline: the same student, MLM alone
+    python distill.py --objective none --out runs/text-only             # the baseline: the same student, MLM alone
     torchrun --nproc_per_node=8 distill.py --text data/wiki             # paper scale
     python distill.py --init runs/teacher/model --objective none        # two-stage pretraining
 
@@ -158,7 +158,7 @@ def parse_args(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--teacher", default="runs/teacher", help="the teacher's run folder")
     parser.add_argument("--text", help="folder that `data.py text` wrote (default: the teacher's data folder + /text)")
-    parser.add_argument("--run", default="runs/student", help="run folder")
+    parser.add_argument("--out", default="runs/student", help="run folder")
     parser.add_argument("--size", help="mini, small, base (default: the teacher's)")
     parser.add_argument("--init", help="start the student from this BERT folder in Hugging Face form")
     parser.add_argument("--objective", nargs="+", default=["nst", "crd"], help=f"any of: {', '.join(OBJECTIVES)}")
@@ -225,7 +225,7 @@ def main(argv=None):
     processes = data.Processes(args.device)
     device, rank = processes.device, processes.rank
     precision, autocast_type = data.settle_precision(args.precision, device)
-    run = Path(args.run)
+    run = Path(args.out)
     rows = processes.rows(args.batch)
     torch.manual_seed(args.seed)
     torch.set_float32_matmul_precision("high")

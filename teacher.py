@@ -1,9 +1,9 @@
 """Stage 1: the video-text teacher (paper section 3.2): a token-level contrastive loss and MLM on narrated video.
 
-    python teacher.py --data data/mini --run runs/teacher                              # mini, minutes on a laptop
+    python teacher.py --data data/mini --out runs/teacher                              # mini, minutes on a laptop
     torchrun --nproc_per_node=8 teacher.py --data data/howto100m --size base           # paper scale
-    python teacher.py --data data/mini --run runs/image --frames 1 --streams frame     # the image teacher
-    python teacher.py --data data/mini --run runs/captions --contrastive none          # the text-only teacher
+    python teacher.py --data data/mini --out runs/image --frames 1 --streams frame     # the image teacher
+    python teacher.py --data data/mini --out runs/captions --contrastive none          # the text-only teacher
 
 Writes runs/NAME/{args.json, log.jsonl, checkpoint.pt, model/, model/video_encoder.pt}. Started again, it goes on from
 checkpoint.pt; finished, it says so.
@@ -124,7 +124,8 @@ DEFAULTS = {
 def parse_args(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="data/mini", help="folder that `data.py video` wrote")
-    parser.add_argument("--run", default="runs/teacher", help="run folder")
+    # not --run: torchrun takes that for a cut-short option of its own, even behind the script's name
+    parser.add_argument("--out", default="runs/teacher", help="run folder")
     parser.add_argument("--size", default="mini", help="column of defaults and shape: mini, small, base")
     parser.add_argument("--init", help="start the text encoder from this BERT folder in Hugging Face form")
     parser.add_argument("--streams", nargs="+", default=None, help="feature streams (default: all in the data folder)")
@@ -192,7 +193,7 @@ def main(argv=None):
     processes = data.Processes(args.device)
     device, rank = processes.device, processes.rank
     precision, autocast_type = data.settle_precision(args.precision, device)
-    run = Path(args.run)
+    run = Path(args.out)
     rows = processes.rows(args.batch)
     torch.manual_seed(args.seed)
     torch.set_float32_matmul_precision("high")

@@ -362,7 +362,9 @@ def test_half_yes_for_every_word_group_and_noun(tasks, world, task):
             assert truth == (world[noun][name] == value)   # the label is right
             word_counts[name, value][truth] += 1
             noun_counts[noun, name][truth] += 1
-        assert len(word_counts) == 16 and len(noun_counts) == 7 * data.GROUPS[group]
+        names = {name for name, _ in word_counts}   # a task asks of some properties: of all their values, of every noun
+        assert len(names) >= 3 and set(word_counts) == {(name, value) for name in names for value in VALUES[name]}
+        assert len(noun_counts) == len(names) * data.GROUPS[group]
         for counts in [*word_counts.values(), *noun_counts.values()]:
             assert counts[True] == counts[False], (group, word_counts)
 
@@ -438,26 +440,23 @@ def test_tracie_balance(tasks, world):
     for group, rows in tasks["TRACIE"].items():
         counts, nouns, relations = Counter(), defaultdict(Counter), defaultdict(Counter)
         for fields, label, _, noun, name in grounded(rows):
-            first, relation, second = re.match(r"the (\w+) stops (\w+ \w+) the (\w+) stops$", fields["query"]).groups()
-            quicker = {n: world[n]["pace"] == "hurries" for n in (first, second)}
-            assert quicker[first] != quicker[second]
-            assert (label == "positive") == (quicker[first] == relation.endswith("before"))
+            one, relation, two = re.match(r"the (\w+) .*((?:starts|ends) \w+) the (\w+)$", fields["query"]).groups()
+            leads = [world[n][name] == VALUES[name][0] for n in (one, two)]   # what rises is at the top first
+            assert leads[0] != leads[1] and noun == one
+            assert (label == "positive") == (leads[0] == relation.endswith("before"))
             assert fields["story"].count(" .") == 5
             counts[label] += 1
-            nouns[first][label] += 1
-            relations[relation][label] += 1
+            nouns[one, name][label] += 1
+            relations[relation, name][label] += 1
         for balance in [counts, *nouns.values(), *relations.values()]:
             assert balance["positive"] == balance["negative"]
-        assert len(relations) == 4 and len(nouns) == data.GROUPS[group]
-
-
-PAIRS = {"TRACIE": 80}   # only pace orders events: one property of each of 80 nouns; the rest must hold 200
+        assert len(relations) == 4 * 4 and len(nouns) == 4 * data.GROUPS[group]
 
 
 @pytest.mark.parametrize("task", data.TASKS)
 def test_enough_distinct_noun_property_pairs(tasks, task):
     found = {(noun, single) for _, _, _, noun, name in grounded(tasks[task]["test"]) for single in name.split("+")}
-    assert len(found) == PAIRS[task] if task in PAIRS else len(found) >= 200, len(found)
+    assert len(found) >= 200, len(found)
 
 
 def test_ungrounded_rows_hold_no_noun_and_are_balanced(tasks):
@@ -740,7 +739,8 @@ def test_the_same_seed_makes_the_same_world(mini, tmp_path):
     for name in names:
         assert (mini / name).read_bytes() == (tmp_path / name).read_bytes(), name
     held_out = read_json(tmp_path / "captions.json")["v01_287"]
-    assert [text for text, *_ in held_out] == read_json(mini / "caption.json")["v01_287"]["text"]
+    said = read_json(mini / "caption.json")["v01_287"]["text"]   # perhaps with the end of the caption before
+    assert len(said) == 4 and all(one.endswith(text) for one, (text, *_) in zip(said, held_out))
 
 
 def test_made_once(mini, capsys):

@@ -1,0 +1,236 @@
+"""The stages as commands: resuming, two processes, what trains and what does not, real files from end to end.
+
+    python -m pytest -q tests/test_stages.py            # REAL_DATA=folder adds the run on real files
+"""
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import data
+import distill
+import evaluate
+import finetune
+import model
+import teacher
+
+ROOT = Path(__file__).resolve().parent.parent
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+TEACHER = ["--batch", "16", "--steps", "5", "--precision", "fp32", "--dropout", "0", "--log-every", "1", "--lr", "1e-3"]
+STUDENT = ["--batch", "16", "--steps", "5", "--precision", "fp32", "--dropout", "0", "--log-every", "1",
+           "--crd-queue", "64", "--crd-tokens", "4"]
+
+
+def logged(run, *names):
+    """{step: [values]} of the log lines that hold all the names."""
+    lines = [json.loads(line) for line in (Path(run) / "log.jsonl").read_text().splitlines()]
+    return {line["step"]: [line[name] for name in names] for line in lines if all(name in line for name in names)}
+
+
+def torchrun(*command):
+    subprocess.run([sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--rdzv-backend=c10d",
+                    "--rdzv-endpoint=localhost:0", *command], cwd=ROOT, env=ENVIRONMENT, check=True, timeout=240)
+
+
+@pytest.fixture(scope="module")
+def taught(mini, tmp_path_factory):
+    """A teacher of five steps."""
+    run = tmp_path_factory.mktemp("taught") / "teacher"
+    teacher.main(["--data", str(mini), "--out", str(run), *TEACHER])
+    return run
+
+
+@pytest.mark.parametrize("loss", [["nce"], ["hinge"], ["hinge-all"]])
+def test_teacher_of_two_processes_equals_one(mini, tmp_path, loss):
+    command = ["--data", str(mini), *TEACHER, "--contrastive", *loss]
+    teacher.main([*command, "--out", str(tmp_path / "one")])
+    torchrun("teacher.py", *command, "--out", str(tmp_path / "two"))
+    one, two = [logged(tmp_path / name, "contrastive", "mlm", "grad_norm") for name in ("one", "two")]
+    assert sorted(one) == sorted(two) == [1, 2, 3, 4, 5]
+    for step in one:
+        assert two[step][:2] == pytest.approx(one[step][:2], abs=1e-5)
+        assert two[step][2] == pytest.approx(one[step][2], rel=1e-4)
+
+
+def test_distillation_of_two_processes_equals_one(mini, taught, tmp_path):
+    command = ["--teacher", str(taught), *STUDENT]
+    distill.main([*command, "--out", str(tmp_path / "one")])
+    torchrun("distill.py", *command, "--out", str(tmp_path / "two"))
+    one, two = [logged(tmp_path / name, "mlm", "nst", "crd", "grad_norm") for name in ("one", "two")]
+    assert sorted(one) == sorted(two) == [1, 2, 3, 4, 5]
+    for step in one:
+        assert two[step][:2] == pytest.approx(one[step][:2], abs=1e-5)
+        assert two[step][2] == pytest.approx(one[step][2], abs=1e-5 * max(1, one[step][2]))   # a sum over 64 negatives
+        assert two[step][3] == pytest.approx(one[step][3], rel=1e-4)
+
+
+def weights(run):
+    return torch.load(Path(run) / "model" / "pytorch_model.bin", weights_only=True)
+
+
+@pytest.mark.parametrize("stage", ["teacher", "distill"])
+def test_killed_stage_goes_on_to_equal_weights(stage, mini, taught, tmp_path):
+    command = ["--data", str(mini), *TEACHER] if stage == "teacher" else ["--teacher", str(taught), *STUDENT]
+    command = [*command, "--steps", "30", "--dropout", "0.1", "--save-every", "5"]
+    main = teacher.main if stage == "teacher" else distill.main
+    main([*command, "--out", str(tmp_path / "straight")])
+    killed = tmp_path / "killed"
+    process = subprocess.Popen([sys.executable, f"{stage}.py", *command, "--out", str(killed)], cwd=ROOT, env=ENVIRONMENT)
+    deadline = time.time() + 120
+    while not (killed / "checkpoint.pt").exists() and process.poll() is None and time.time() < deadline:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (killed / "model").exists(), "it finished before it could be killed: give it more steps"
+    assert 0 < torch.load(killed / "checkpoint.pt", weights_only=True)["step"] < 30
+    main([*command, "--out", str(killed)])
+    straight, resumed = weights(tmp_path / "straight"), weights(killed)
+    assert all(torch.equal(straight[key], resumed[key]) for key in straight)
+    name = "mlm"
+    assert logged(killed, name) == logged(tmp_path / "straight", name) and len(logged(killed, name)) == 30
+
+
+def test_finished_stage_returns_and_changed_flags_are_refused(taught, mini, capsys):
+    before = (taught / "model" / "pytorch_model.bin").stat().st_mtime_ns
+    teacher.main(["--data", str(mini), "--out", str(taught), *TEACHER])
+    assert "complete after 5 steps, nothing to do" in capsys.readouterr().out
+    assert (taught / "model" / "pytorch_model.bin").stat().st_mtime_ns == before
+    with pytest.raises(ValueError, match="--lr 0.001 -> 0.5"):
+        teacher.main(["--data", str(mini), "--out", str(taught), *TEACHER, "--lr", "0.5"])
+
+
+def test_every_parameter_of_the_teacher_moves(mini, taught):
+    """The authors' video branch was never in their optimiser, and nothing would have noticed."""
+    torch.manual_seed(0)
+    config = model.load_hf(taught / "model")[0]
+    bert = model.Bert(config)
+    start = {"bert." + key: value for key, value in bert.state_dict().items()}
+    head = model.MLMHead(config, bert.tokens)
+    start |= {"head." + key: value for key, value in head.state_dict().items()}
+    trained, _ = model.load_video_encoder(taught / "model" / "video_encoder.pt")
+    video = model.VideoEncoder(trained.config, trained.stream_dims)
+    start |= {"video." + key: value for key, value in video.named_parameters()}
+    state = torch.load(taught / "checkpoint.pt", weights_only=True)
+    end = {"bert." + key: value for key, value in state["bert"].items()}
+    end |= {"head." + key: value for key, value in state["mlm_head"].items()}
+    end |= {"video." + key: value for key, value in state["video_encoder"].items() if not key.startswith("feature_")}
+    assert start.keys() == end.keys() and sum(key.startswith("video.") for key in end) > 20
+    still = [key for key in start if torch.equal(start[key], end[key])]
+    assert not still, f"started from the same seed, these never moved: {still}"
+
+
+def test_distillation_moves_student_and_heads_and_not_the_teacher(mini, taught, tmp_path):
+    before = weights(taught)
+    distill.main(["--teacher", str(taught), "--out", str(tmp_path / "student"), *STUDENT])
+    assert all(torch.equal(value, weights(taught)[key]) for key, value in before.items())
+    heads = torch.load(tmp_path / "student" / "model" / "distill_heads.pt", weights_only=True)["weights"]
+    assert bool(heads["crd.started"]) and int(heads["crd.position"]) == 5 * 16 * 4 % 64
+    moved = {key.split(".")[0] for key in heads}
+    assert moved == {"nst_head", "crd_head", "crd"}
+    state = torch.load(tmp_path / "student" / "checkpoint.pt", weights_only=True)
+    count = sum(len(group["params"]) for group in state["optimizer"]["param_groups"])
+    named = len(state["student"]) + len(state["mlm_head"]) + sum(1 for key in heads if "queue" not in key and
+                                                                 key.split(".")[-1] in ("weight", "bias"))
+    assert count == named == len(state["optimizer"]["state"])
+    assert all(float(entry["exp_avg"].abs().sum()) > 0 for entry in state["optimizer"]["state"].values())
+
+
+def test_objective_none_needs_no_teacher_and_same_data_order(mini, taught, tmp_path):
+    for name, extra in (("text-only", ["--objective", "none", "--teacher", "nowhere", "--text", str(mini / "text"),
+                                       "--size", "mini"]), ("nst", ["--objective", "nst", "--teacher", str(taught)])):
+        distill.main([*extra, "--out", str(tmp_path / name), *STUDENT])
+    # the first step's MLM loss sees the same blocks, masks and initial weights in both arms
+    assert logged(tmp_path / "text-only", "mlm")[1] == logged(tmp_path / "nst", "mlm")[1]
+    assert logged(tmp_path / "text-only", "mlm")[5] != logged(tmp_path / "nst", "mlm")[5]
+
+
+def test_images_and_captions_only_are_flags(mini, tmp_path):
+    teacher.main(["--data", str(mini), "--out", str(tmp_path / "image"), *TEACHER, "--frames", "1", "--streams", "frame"])
+    _, settings = model.load_video_encoder(tmp_path / "image" / "model" / "video_encoder.pt")
+    assert settings["streams"] == ["frame"] and settings["frames"] == 1
+    with pytest.raises(ValueError, match="one step of motion sees several frames"):
+        teacher.main(["--data", str(mini), "--out", str(tmp_path / "bad"), *TEACHER, "--frames", "1"])
+    teacher.main(["--data", str(mini), "--out", str(tmp_path / "captions"), *TEACHER, "--contrastive", "none"])
+    assert all(values == [0.0] for values in logged(tmp_path / "captions", "contrastive").values())
+
+
+def test_bad_input_says_what_to_do(mini, taught, tmp_path):
+    with pytest.raises(ValueError, match="unknown size 'huge'; known: mini, small, base"):
+        teacher.main(["--data", str(mini), "--size", "huge"])
+    with pytest.raises(FileNotFoundError, match="python data.py video"):
+        teacher.main(["--data", str(tmp_path), "--out", str(tmp_path / "run")])
+    with pytest.raises(FileNotFoundError, match="make teacher"):
+        distill.main(["--teacher", str(tmp_path / "nobody")])
+    with pytest.raises(ValueError, match="unknown objective magic; known: none, nst, crd"):
+        distill.main(["--teacher", str(taught), "--objective", "magic"])
+    with pytest.raises(FileNotFoundError, match="make teacher distill"):
+        finetune.main(["--model", str(tmp_path / "nobody"), "--task", "RTE"])
+    # a teacher that never saw such long texts
+    shorter = tmp_path / "shorter"
+    (shorter / "model").mkdir(parents=True)
+    for path in (taught / "model").iterdir():
+        (shorter / "model" / path.name).write_bytes(path.read_bytes())
+    config = json.loads((shorter / "model" / "config.json").read_text())
+    (shorter / "model" / "config.json").write_text(json.dumps({**config, "block": 16}))
+    (shorter / "args.json").write_bytes((taught / "args.json").read_bytes())
+    with pytest.raises(ValueError, match="never saw a text longer than 16"):
+        distill.main(["--teacher", str(shorter), "--out", str(tmp_path / "student"), *STUDENT])
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(mini, tmp_path):
+    with pytest.raises(FloatingPointError, match=r"at step \d+ .*checkpoint.pt"):
+        teacher.main(["--data", str(mini), "--out", str(tmp_path / "run"), *TEACHER, "--steps", "20", "--lr", "1e30",
+                      "--warmup", "0"])
+
+
+def test_collapse_is_said(mini, tmp_path, capsys):
+    teacher.main(["--data", str(mini), "--out", str(tmp_path / "run"), *TEACHER, "--batch", "4", "--steps", "210",
+                  "--contrastive", "hinge", "--margin", "0.5", "--lr", "0", "--log-every", "209", "--mlm-weight", "0"])
+    # at rate 0 nothing is learnt; random encoders give nearly equal vectors, so the loss sits at two margins
+    assert "the contrastive loss sits at 1.000" in capsys.readouterr().out
+
+
+def test_retrieval_and_probe_commands(mini, taught, capsys):
+    evaluate.main(["retrieve", str(taught), "--data", str(mini)])
+    written = json.loads((taught / "retrieval.json").read_text())
+    assert len(written["ranks"]) == 288 and written["chance R@1"] == pytest.approx(1 / 288)
+    evaluate.main(["probe", str(taught), "--data", str(mini)])
+    assert set(json.loads((taught / "probe.json").read_text())) == set(data.PROPERTIES)
+    assert "lift" in capsys.readouterr().out
+
+
+def test_real_files_end_to_end(real_data, tmp_path, capsys):
+    """Ten real clips and real text through every stage, as a newcomer with own files would run them."""
+    vocab = real_data / "vocab" / "bert-base-uncased-vocab.txt"
+    def run(*command):
+        subprocess.run([sys.executable, *map(str, command)], cwd=ROOT, env=ENVIRONMENT, check=True, timeout=400)
+    run("data.py", "video", "--videos", real_data / "video", "--captions", real_data / "video" / "caption.json", "--vocab",
+        vocab, "--out", tmp_path / "own")
+    splits = json.loads((tmp_path / "own" / "splits.json").read_text())
+    assert len(splits["train"]) + len(splits["valid"]) == 10
+    run("teacher.py", "--data", tmp_path / "own", "--out", tmp_path / "teacher", "--steps", "50", "--batch", "8",
+        "--log-every", "1", "--lr", "5e-4", "--warmup", "5")
+    losses = logged(tmp_path / "teacher", "contrastive", "mlm")
+    for which in (0, 1):
+        first, last = [sum(losses[step][which] for step in steps) / 10 for steps in (range(1, 11), range(41, 51))]
+        assert last < first
+    run("data.py", "text", "--train", real_data / "corpus" / "wiki.valid.raw", "--valid", real_data / "corpus" / "wiki_00",
+        "--vocab", vocab, "--out", tmp_path / "text")
+    run("distill.py", "--teacher", tmp_path / "teacher", "--text", tmp_path / "text", "--out", tmp_path / "student",
+        "--steps", "20", "--batch", "16", "--log-every", "1", "--warmup", "5")
+    losses = logged(tmp_path / "student", "mlm", "nst", "crd")
+    assert len(losses) == 20 and losses[20][0] < losses[1][0] and losses[20][2] < losses[1][2]
+    run("finetune.py", "--model", tmp_path / "student", "--data", real_data / "glue", "--task", "RTE", "--epochs", "1",
+        "--train-limit", "256", "--batch", "32")
+    run("finetune.py", "--model", tmp_path / "student", "--data", real_data, "--task", "PIQA", "--split-dev", "--epochs",
+        "1", "--train-limit", "256", "--batch", "32")
+    evaluate.main(["table", str(tmp_path / "student")])
+    printed = capsys.readouterr().out
+    assert "RTE" in printed and "PIQA" in printed and "not run" not in printed
+    print(printed)
