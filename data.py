@@ -318,11 +318,17 @@ def load_tokenizer(path):
 
 def train_tokenizer(files, size, path):
     """Trains a WordPiece vocabulary of at most `size` entries on text files and writes it to path (vocab.txt)."""
-    tokenizer = _bert_tokenizer(tokenizers.models.WordPiece(unk_token="[UNK]"))
-    trainer = tokenizers.trainers.WordPieceTrainer(vocab_size=size, special_tokens=SPECIAL, show_progress=False)
-    tokenizer.train([str(file) for file in files], trainer)
-    words = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
-    write_text(path, "".join(word + "\n" for word, _ in words))
+    # Rejected: tokenizers' WordPieceTrainer, which gives other pieces and ids at every call (its maps are not ordered).
+    tokenizer, counts = _bert_tokenizer(tokenizers.models.WordPiece(unk_token="[UNK]")), {}
+    for file in files:
+        for line in open(file, encoding="utf-8"):
+            line = tokenizer.normalizer.normalize_str(line)
+            for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(line):
+                counts[word] = counts.get(word, 0) + 1
+    letters = sorted(set("".join(counts)))
+    pieces = letters + ["##" + letter for letter in letters]   # any word of these letters can be spelt
+    whole = sorted((word for word in counts if len(word) > 1), key=lambda word: (-counts[word], word))
+    write_text(path, "".join(word + "\n" for word in (SPECIAL + pieces + whole)[:size]))
 
 
 def special_ids(tokenizer):
@@ -652,6 +658,7 @@ def make_features(videos, captions_path, vocab, streams, out, workers, valid_ids
             bar.update()
             if reason:
                 left_out[video] = reason
+                durations.pop(video, None)   # it may have been usable once
             else:
                 durations[video] = seconds
             if number % 500 == 0:
@@ -758,14 +765,17 @@ class Clips:
         columns, T = [], None
         for name in self.streams:
             array, rate = self._load(name, video), self.rates[name]
-            low = min(int(np.floor(start * rate + 1e-4)), len(array) - 1)
-            high = max(low + 1, min(int(np.ceil(end * rate - 1e-4)), len(array)))
             if T is None:
+                low = min(int(np.floor(start * rate + 1e-4)), len(array) - 1)
+                high = max(low + 1, min(int(np.ceil(end * rate - 1e-4)), len(array)))
                 T = min(high - low, self.max_steps)
                 if self.frames:
                     T = min(T, self.frames)
-            # centres of T equal parts, so that one step is the middle one
-            picked = low + ((np.arange(T) + 0.5) * (high - low) / T).astype(int)
+                # centres of T equal parts, so that one step is the middle one
+                picked = low + ((np.arange(T) + 0.5) * (high - low) / T).astype(int)
+                middles = (picked + 0.5) / rate                                              # seconds
+            else:   # the step that is on at those moments
+                picked = np.minimum((middles * rate + 1e-4).astype(int), len(array) - 1)
             columns.append(array[picked].astype(np.float32))
         return np.concatenate(columns, 1)
 
@@ -999,7 +1009,8 @@ def write_video(path, frames):
 def make_video(seed, name, noun, properties, folder):
     """One video of one noun: every action once, in random order, with its narration. Returns (captions, actions).
 
-    Captions are (text, start, end); two in five repeat the end of the one before, as rolling speech captions do.
+    A caption is (words, how many words of the one before it repeats, start, end): two in five repeat some, as rolling
+    speech captions do.
     """
     generator = numpy_generator(seed, "video", name)
     actions = generator.permutation(ACTIONS).tolist()
@@ -1013,7 +1024,7 @@ def make_video(seed, name, noun, properties, folder):
         rolled = before[-int(generator.integers(2, 5)):] if before and generator.uniform() < 0.4 else []
         start = max(0.0, index * seconds + generator.uniform(-0.2, 0.2))
         end = min(CLIPS_A_VIDEO * seconds, (index + 1) * seconds + generator.uniform(-0.2, 0.2))
-        captions.append((" ".join(rolled + words), round(start, 2), round(end, 2)))
+        captions.append((" ".join(words), len(rolled), round(start, 2), round(end, 2)))
         before = words
     return captions, actions
 
@@ -1155,10 +1166,10 @@ def mnli(world, nouns, plain, generator, names=("colour", "shape", "size")):
 def piqa(world, nouns, plain, generator):
     """Which of two things does it? Both words are asked of each pair, so that each noun is right as often as wrong."""
     made = pairs(world, nouns, generator)
-    first = iter(balanced([0, 1], 2 * len(made), generator))
+    first = {name: [iter(balanced([0, 1], len(made) // len(DYNAMIC), generator)) for _ in range(2)] for name in DYNAMIC}
     for noun, rival, name, action, value in made:
-        for right, wrong in ((noun, rival), (rival, noun)):
-            label = next(first)
+        for which, (right, wrong) in enumerate(((noun, rival), (rival, noun))):
+            label = next(first[name][which])
             choices = [f"{action} the {right} .", f"{action} the {wrong} ."][::-1 if label else 1]
             yield ({"goal": f"{generator.choice(PEOPLE)} wants something that {world[right][name]} .",
                     "sol1": choices[0], "sol2": choices[1]}, label, "grounded", right, name)
@@ -1196,16 +1207,22 @@ def swag(world, nouns, plain, generator):
 
 def squad(world, nouns, plain, generator, impossible=False):
     """Which of two things does it? The answer is a noun of the context. v2.0 adds questions that neither answers."""
-    for noun, rival, name, action, value in pairs(world, nouns, generator):
-        for right, wrong in ((noun, rival), (rival, noun)):
-            first, second = generator.permutation([right, wrong]).tolist()
+    made, alike = pairs(world, nouns, generator), {name: [] for name in DYNAMIC}
+    order = {name: [iter(balanced([1, -1], len(made) // len(DYNAMIC), generator)) for _ in range(2)] for name in DYNAMIC}
+    for noun, rival, name, action, value in made:
+        for which, (right, wrong) in enumerate(((noun, rival), (rival, noun))):
+            first, second = [right, wrong][::next(order[name][which])]
             yield ({"context": f"you {action} the {first} and the {second} .",
                     "question": f"which of them {world[right][name]} ?", "answer": right}, right, "grounded", right, name)
-        if impossible:
-            alike = [n for n in nouns if n != noun and world[n][name] == value]
-            other = PROPERTIES[name][1][1 - PROPERTIES[name][1].index(value)]
-            yield ({"context": f"you {action} the {noun} and the {generator.choice(alike)} .",
-                    "question": f"which of them {other} ?", "answer": None}, "", "grounded", noun, name)
+        both = {value: noun, PROPERTIES[name][1][1]: rival}
+        alike[name].append(both)
+    for name, rows in alike.items() if impossible else ():   # two nouns alike, asked about the other word: no answer
+        action, (a, b) = PROPERTIES[name]
+        for asked_word, shown in ((b, a), (a, b)):
+            members = [row[shown] for row in rows]
+            for noun, twin in zip(members, members[1:] + members[:1]):
+                yield ({"context": f"you {action} the {noun} and the {twin} .", "question": f"which of them {asked_word} ?",
+                        "answer": None}, "", "grounded", noun, name)
     for _ in range(plain):
         p, q = two_people(generator)
         place, other = generator.choice(PLACES, 2, replace=False)
@@ -1327,7 +1344,9 @@ def write_squad(version):
     def write(folder, split, rows):
         paragraphs = []
         for i, (f, *_) in enumerate(rows):
-            answers = [] if f["answer"] is None else [{"text": f["answer"], "answer_start": f["context"].index(f["answer"])}]
+            # between spaces: "pan" must not be found in "pancake"
+            answers = [] if f["answer"] is None else [
+                {"text": f["answer"], "answer_start": f" {f['context']} ".index(f" {f['answer']} ")}]
             question = {"id": f"{split}-{i}", "question": f["question"], "answers": answers}
             paragraphs.append({"context": f["context"],
                                "qas": [question | ({"is_impossible": not answers} if version == "v2.0" else {})]})
@@ -1402,7 +1421,7 @@ def make_mini(seed, out, videos_a_noun, documents, workers):
     generator = numpy_generator(seed, "pool")
     pool_actions = iter(balanced(ACTIONS, len(filmed), generator))
     for (name, noun, held_out), (spoken, actions) in zip(names, made):
-        captions[name] = dict(zip(("text", "start", "end"), map(list, zip(*spoken))))
+        captions[name] = dict(zip(("text", "rolled", "start", "end"), map(list, zip(*spoken))))
         if held_out:
             action = next(pool_actions)
             index = actions.index(action)
@@ -1418,6 +1437,9 @@ def make_mini(seed, out, videos_a_noun, documents, workers):
     texts = [captions[name]["text"][index] for name, index in slots]
     for (name, index), text in zip(slots, texts[1:] + texts[:1]):
         captions[name]["text"][index] = text
+    for entry in captions.values():   # rolled last: a repeated tail must be the tail of what really came before
+        words, rolled = [text.split() for text in entry["text"]], entry.pop("rolled")
+        entry["text"] = [" ".join((words[k - 1][-rolled[k]:] if rolled[k] else []) + words[k]) for k in range(len(words))]
     write_json(out / "caption.json", captions)
     write_json(out / "valid_ids.json", [name for name, _, held_out in names if held_out])
     write_json(out / "retrieval.json", pool_rows)

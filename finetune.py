@@ -333,15 +333,17 @@ def truncate(a, b, max_length):
 def length_sorted_batches(lengths, batch, seed, epoch):
     """One epoch as a list of index arrays: every row exactly once, rows of a batch alike in length, batches shuffled.
 
-    Sorted within random pools of 50 batches, not over all rows: a batch then still differs from epoch to epoch.
+    Sorted within random pools of 50 batches, and by length in steps of 32 tokens; a pool is cut into equal parts of at
+    most `batch` rows. Both were measured on the mini tasks: sorted to the token, a batch holds one kind of question and
+    its gradient points one way; a short last batch is all noise. Either kept the balanced tasks from being learnt.
     """
     generator = data.numpy_generator(seed, "order", epoch)
     order = generator.permutation(len(lengths))
     batches = []
     for start in range(0, len(order), 50 * batch):
         pool = order[start:start + 50 * batch]
-        pool = pool[np.argsort(lengths[pool], kind="stable")]
-        batches += [pool[at:at + batch] for at in range(0, len(pool), batch)]
+        pool = pool[np.argsort(-(-lengths[pool] // 32), kind="stable")]
+        batches += np.array_split(pool, -(-len(pool) // batch))
     return [batches[index] for index in generator.permutation(len(batches))]
 
 
@@ -350,9 +352,11 @@ def length_sorted_batches(lengths, batch, seed, epoch):
 
 DEFAULTS = {
     "mini": {
-        "lr": 1e-3, "epochs": 40.0, "batch": 256,         # ours, chosen on validation
+        # ours, chosen on the validation nouns of world 0. The tasks are balanced to an exclusive or of noun and word,
+        # which small batches, larger rates and dropout all leave at its saddle: accuracy 0.50, loss log 2.
+        "lr": 1e-3, "epochs": 40.0, "batch": 256, "dropout": 0.0,
         "max_length": 64, "warmup": 0.1,                 # ours; no mini row is longer
-        "weight_decay": 0.0, "dropout": 0.1,             # authors' script; BERT's own
+        "weight_decay": 0.0,                             # authors' script
         "precision": "auto"},                            # ours
     "base": {
         "lr": 1e-4, "epochs": 3.0, "batch": 32,          # authors' script (run_glue_at_epoch.bash)

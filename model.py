@@ -327,6 +327,10 @@ def from_hf(state, bert, mlm_head):
         state = {("bert." + key if key.startswith(("embeddings.", "encoder.")) else key): value
                  for key, value in state.items()}
     wanted, missing = to_hf(bert, mlm_head), []
+    unknown = [key for key in state if key.startswith("bert.encoder.layer.") and key not in wanted]
+    if unknown:
+        raise ValueError(f"the file holds {len(unknown)} encoder tensors that config.json does not describe, "
+                         f"the first is {unknown[0]}")
     for key in wanted:
         if key in state:
             if state[key].shape != wanted[key].shape:
@@ -350,16 +354,17 @@ def from_hf(state, bert, mlm_head):
             for ours, theirs in LAYER_NAMES.items():
                 layers[f"layers.{index}.{ours}.{kind}"] = wanted[f"{prefix}{theirs}.{kind}"]
     bert.load_state_dict({**embeddings, **layers})
-    bias = "cls.predictions.bias"
+    bias, bias_stored_elsewhere = "cls.predictions.bias", None
     if bias in missing and "cls.predictions.decoder.bias" not in missing:
-        bias = "cls.predictions.decoder.bias"
+        bias, bias_stored_elsewhere = "cls.predictions.decoder.bias", bias
     transform = "cls.predictions.transform."
     mlm_head.load_state_dict({"bias": wanted[bias],
                               "dense.weight": wanted[transform + "dense.weight"],
                               "dense.bias": wanted[transform + "dense.bias"],
                               "norm.weight": wanted[transform + "LayerNorm.weight"],
                               "norm.bias": wanted[transform + "LayerNorm.bias"]})
-    return [key for key in missing if "decoder" not in key]
+    # the tied tensors may be stored under one of their two names
+    return [key for key in missing if "decoder" not in key and key != bias_stored_elsewhere]
 
 
 def save_hf(folder, config, bert, mlm_head, tokenizer):
