@@ -16,6 +16,7 @@ import hashlib
 import json
 import os
 import platform
+import resource
 import shutil
 import subprocess
 import sys
@@ -60,9 +61,10 @@ class Processes:
 
     def sum(self, value):
         """Sum over processes of a number or a tensor (a tensor is summed in place)."""
+        if self.world == 1:   # before any float64 tensor: MPS has none
+            return value if torch.is_tensor(value) else float(value)
         tensor = value if torch.is_tensor(value) else torch.tensor(float(value), dtype=torch.float64, device=self.device)
-        if self.world > 1:
-            dist.all_reduce(tensor)
+        dist.all_reduce(tensor)
         return tensor if torch.is_tensor(value) else tensor.item()
 
     def gather(self, tensor):
@@ -236,6 +238,8 @@ def read_json(path, made_by):
         raise FileNotFoundError(f"{path} is missing; `{made_by}` makes it")
     try:
         return json.loads(path.read_text(encoding="utf-8-sig"))
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not UTF-8 (byte {error.start})") from None
     except json.JSONDecodeError as error:
         raise ValueError(f"{path}, line {error.lineno}: not valid JSON ({error.msg})") from None
 
@@ -250,16 +254,34 @@ def open_run(folder, arguments, processes, precision):
         return
     path = Path(folder) / "args.json"
     if path.exists():
-        before = read_json(path, "")["arguments"]
-        changed = [f"--{key.replace('_', '-')} {before.get(key)} -> {value}" for key, value in arguments.items()
-                   if key not in ("device", "out", "log_every", "save_every") and before.get(key) != value]
+        recorded = read_json(path, "")
+        before = {**recorded["arguments"], "settled_precision": recorded["precision"]}
+        free = ("device", "out", "dry_run", "log_every", "save_every")
+        changed = [f"--{key.replace('_', '-')} {before[key]} -> {value}"
+                   for key, value in {**arguments, "settled_precision": precision}.items()
+                   if key in before and key not in free and before[key] != value]
         if changed:
-            raise ValueError(f"{folder} was started with other arguments ({', '.join(changed)}); "
+            raise ValueError(f"{folder} was started with other arguments or inputs ({', '.join(changed)}); "
                              f"choose another --out, or delete the folder to start again")
         return
     Path(folder).mkdir(parents=True, exist_ok=True)
     write_json(path, {"arguments": arguments, "precision": precision, "processes": processes.world,
                       **provenance(processes.device)})
+
+
+def print_plan(processes, modules, seconds_a_step, steps):
+    """`--dry-run`: what the whole run would take, from a few steps really run. Prints; only the master process."""
+    if not processes.master:
+        return
+    parameters = sum(parameter.numel() for module in modules for parameter in module.parameters())
+    if processes.device.type == "cuda":
+        memory = torch.cuda.max_memory_allocated(processes.device)
+    else:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        memory = peak if sys.platform == "darwin" else 1024 * peak   # Linux counts kilobytes
+    print(f"dry run: {parameters / 1e6:.1f} M trained parameters; {memory / 2 ** 30:.2f} GB a process; "
+          f"{1000 * seconds_a_step:.0f} ms a step x {steps} steps = {seconds_a_step * steps / 3600:.2f} hours; "
+          f"{16 * parameters / 2 ** 30:.2f} GB of disk (checkpoint with AdamW's two moments, and the model)")
 
 
 def provenance(device):
@@ -303,7 +325,8 @@ def load_tokenizer(path):
     if not path.exists():
         raise FileNotFoundError(f"no vocabulary at {path}; `python data.py mini` trains one, and bert-base-uncased's "
                                 f"vocab.txt serves for the sizes small and base")
-    words = path.read_text(encoding="utf-8").splitlines()
+    # not splitlines(): it also cuts at U+2028 and its like, which stand in real vocabularies
+    words = [word.rstrip("\r") for word in path.read_text(encoding="utf-8").removesuffix("\n").split("\n")]
     missing = [token for token in SPECIAL if token not in words]
     if missing:
         raise ValueError(f"{path} is not a BERT vocabulary: it lacks {', '.join(missing)}")
@@ -361,7 +384,7 @@ def smallest_integer(vocabulary_size):
 
 
 def text_lines(path):
-    """Yields the lines of a corpus file worth training on, as vokenization's preparation chose them (spec.md 5.2).
+    """Yields the lines of a corpus file worth training on, as the code of vokenization (Tan & Bansal 2020) chose them.
 
     Dropped: WikiText headings (` = Title = `), WikiExtractor's <doc> marks, lines of fewer than 5 words. Raises
     ValueError naming file and line where the text is not UTF-8.
@@ -387,7 +410,8 @@ def pack_text(files, vocab, out, name):
     source = {"files": [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files],
               "vocab_sha256": file_hash(vocab)}
     described = out / f"{name}.json"
-    if described.exists() and read_json(described, "python data.py text")["source"] == source:
+    if (described.exists() and (out / f"{name}.bin").exists() and
+            read_json(described, "python data.py text")["source"] == source):
         print(f"{described}: up to date")
         return
     tokenizer = load_tokenizer(vocab)
@@ -405,6 +429,7 @@ def pack_text(files, vocab, out, name):
             total += _write_tokens(tokenizer, chunk, kind, file, bar)
     if total == 0:
         raise ValueError(f"{', '.join(map(str, files))}: not one line of 5 words or more, so no text to train on")
+    described.unlink(missing_ok=True)   # it vouches for the tokens, so it goes before them and comes after
     os.replace(temporary, out / f"{name}.bin")
     keep_vocab(vocab, out)
     write_json(described, {"tokens": total, "dtype": np.dtype(kind).name, "source": source})
@@ -508,6 +533,8 @@ def decode(path, fps=FPS, side=SIDE):
                 if frame.time is None:
                     raise VideoError("frames without a time")
                 start = frame.time if start is None else start
+                if last is not None and frame.time - start - len(frames) / fps > 60:
+                    raise VideoError("its timestamps jump by more than a minute")
                 # 1e-4 s of tolerance: container times are rounded, and 0.12499 s means 0.125 s
                 while last is not None and len(frames) / fps < frame.time - start - 1e-4:
                     frames.append(last)
@@ -515,8 +542,8 @@ def decode(path, fps=FPS, side=SIDE):
             duration = 0.0 if start is None else frame.time - start + (frame.duration or 0) * float(frame.time_base or 0)
             while last is not None and len(frames) / fps < max(duration, 1 / fps) - 1e-4:
                 frames.append(last)
-    except (av.FFmpegError, OSError) as error:
-        raise VideoError(f"cannot be decoded ({error.strerror or error})") from None
+    except (av.FFmpegError, OSError, ValueError) as error:   # ValueError: a pixel format PyAV cannot convert
+        raise VideoError(f"cannot be decoded ({getattr(error, 'strerror', None) or error})") from None
     if len(frames) < WINDOW:
         raise VideoError(f"{len(frames)} frames at {fps} a second, shorter than one window of {WINDOW}")
     return np.stack(frames)
@@ -637,7 +664,15 @@ def make_features(videos, captions_path, vocab, streams, out, workers, valid_ids
     captions = read_json(captions_path, "python data.py mini")
     check_captions(captions, captions_path)
     tokenizer = load_tokenizer(vocab)
-    files = {path.stem: path for path in sorted(videos.iterdir()) if path.is_file() and path.suffix != ".json"}
+    by_id = {}
+    for path in sorted(videos.iterdir()):
+        if path.is_file() and path.suffix != ".json":
+            by_id.setdefault(path.stem, []).append(path)
+    double = [paths for video, paths in by_id.items() if len(paths) > 1 and video in captions]
+    if double:
+        raise ValueError(f"{videos}: {len(double)} video ids have several files, the first "
+                         f"{', '.join(path.name for path in double[0])}; keep one each")
+    files = {video: paths[0] for video, paths in by_id.items()}
     left_out = {video: "captions, but no video file" for video in captions if video not in files}
     left_out |= {video: "a video file, but no captions" for video in files if video not in captions}
     wanted = [video for video in files if video in captions]
@@ -668,6 +703,7 @@ def make_features(videos, captions_path, vocab, streams, out, workers, valid_ids
     write_text(out / "left_out.tsv", "".join(f"{v}\t{reason}\n" for v, reason in sorted(left_out.items())))
     if not usable:
         raise ValueError(f"not one usable video in {videos}; the reasons are in {out / 'left_out.tsv'}")
+    (out / "splits.json").unlink(missing_ok=True)   # written last: where it is, all is
     kept, dropped = pack_captions(captions, usable, tokenizer, out)
     keep_vocab(vocab, out)
     if valid_ids is None and (out / "valid_ids.json").exists():
@@ -721,7 +757,7 @@ class Clips:
     def __init__(self, folder, split, streams, tokenizer, block, max_steps, frames=None):
         self.folder, self.streams, self.block, self.max_steps, self.frames = Path(folder), streams, block, max_steps, frames
         made_by = f"python data.py video --out {folder}"
-        ids = read_json(self.folder / "splits.json", made_by)[split]
+        ids = read_json(self.folder / "splits.json", made_by)[split]   # written last, so captions.npz is there
         with np.load(self.folder / "captions.npz") as packed:
             self.tokens, self.bounds, self.times = packed["tokens"], packed["bounds"], packed["times"]
             row_of = {video: row for row, video in enumerate(packed["ids"].tolist())}

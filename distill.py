@@ -14,6 +14,7 @@ import argparse
 import dataclasses
 import math
 import sys
+import time
 from pathlib import Path
 
 import torch
@@ -95,7 +96,8 @@ class CRD(nn.Module):
                                                       (self.teacher_constant, e_t, e_s, self.student_queue)):
                 with torch.no_grad():
                     scores = torch.cat([(anchor * positive).sum(1, keepdim=True), anchor @ queue.T], 1)   # [N, 1 + K]
-                    mean = (scores.double() / self.temperature).exp().mean()
+                    wide = scores if scores.device.type == "mps" else scores.double()   # MPS has no float64
+                    mean = (wide / self.temperature).exp().mean()
                     if processes is not None:
                         mean = processes.sum(mean) / processes.world
                     constant.copy_(mean.log())
@@ -181,6 +183,7 @@ def parse_args(argv=None):
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--log-every", type=int)
     parser.add_argument("--valid-every", type=int)
+    parser.add_argument("--dry-run", action="store_true", help="time three steps, print what the run would take, stop")
     parser.add_argument("--save-every", type=int)
     args = parser.parse_args(argv)
     recorded = Path(args.teacher) / "args.json"
@@ -195,7 +198,8 @@ def parse_args(argv=None):
         raise ValueError(f"unknown objective {', '.join(unknown)}; known: {', '.join(OBJECTIVES)}")
     args.objective = sorted(set(args.objective) - {"none"})
     for key, value in DEFAULTS[args.size].items():
-        if getattr(args, key) is None and not (key == "epochs" and args.steps):
+        # of --steps and --epochs, the one that is given decides
+        if getattr(args, key) is None and not {"steps": args.epochs, "epochs": args.steps}.get(key):
             setattr(args, key, value)
     return args
 
@@ -237,12 +241,21 @@ def main(argv=None):
                                  hidden_dropout_prob=args.dropout, attention_probs_dropout_prob=args.dropout)
     train = data.TextBlocks(args.text, "train", tokenizer, config.block)
     valid = data.TextBlocks(args.text, "valid", tokenizer, config.block)
-    steps = args.steps or round(args.epochs * len(train) / args.batch)
-    data.open_run(run, vars(args), processes, precision)
+    steps = args.steps or max(1, round(args.epochs * len(train) / args.batch))
+    if not args.dry_run:
+        weights = Path(args.teacher) / "model" / "pytorch_model.bin"
+        inputs = [data.file_hash(Path(args.text) / "train.json"),
+                  data.file_hash(weights) if args.objective and weights.exists() else None]
+        data.open_run(run, {**vars(args), "inputs": inputs}, processes, precision)
 
     # --- models: student, its heads, frozen teacher
     if args.init:
         config, student, mlm_head = model.load_hf(args.init)
+        if config.max_position_embeddings < train.inner + 2:
+            raise ValueError(f"--init {args.init} has {config.max_position_embeddings} positions, blocks hold "
+                             f"{train.inner + 2} tokens")
+        config.block = train.inner + 2
+        model.set_dropout(config, student, args.dropout)
         if data.file_hash(Path(args.init) / "vocab.txt") != data.file_hash(Path(args.text) / "vocab.txt"):
             raise ValueError(f"--init {args.init} has another vocab.txt than {args.text}")
     else:
@@ -274,9 +287,12 @@ def main(argv=None):
     encoder_parameters = list(student.parameters())
 
     # --- resume
-    state, first_step = model.load_checkpoint(run / "checkpoint.pt"), 0
+    state, first_step = None if args.dry_run else model.load_checkpoint(run / "checkpoint.pt"), 0
     if state:
         first_step = state["step"]
+        if first_step > steps:
+            raise ValueError(f"{run}/checkpoint.pt is at step {first_step}, past the {steps} of this run: its data "
+                             f"changed; choose another --out")
         student.load_state_dict(state["student"]), mlm_head.load_state_dict(state["mlm_head"])
         heads.load_state_dict(state["heads"]), optimizer.load_state_dict(state["optimizer"])
         if first_step == steps and (run / "model" / "distill_heads.pt").exists():
@@ -289,22 +305,27 @@ def main(argv=None):
               f"{' + '.join(['mlm'] + args.objective)}; {len(train):,} blocks of {config.block}; batch {args.batch} = "
               f"{processes.world} x {args.batch // processes.world}; {steps} steps{queue}; {device.type}, {precision}; "
               f"from step {first_step}", flush=True)
-    log = data.Log(run / "log.jsonl", processes.master, first_step)
+    log = data.Log(run / "log.jsonl", processes.master and not args.dry_run, first_step)
 
     def make_batch(step):
         return train.batch(data.batch_indices(len(train), args.batch, args.seed, step)[rows])
 
     # --- loop: runs steps + 1 times, so that the last validation and save are the same lines as all others
-    batches = data.prefetch(make_batch, first_step, steps)
-    for step in range(first_step, steps + 1):
+    batches = data.prefetch(make_batch, first_step, max(steps, 4) if args.dry_run else steps)
+    for step in range(first_step, (max(steps, 4) if args.dry_run else steps) + 1):
         last = step == steps
-        if processes.master and step > first_step and (step % args.valid_every == 0 or last):
+        if args.dry_run and step == 1:   # the first step also warms up
+            started = time.time()
+        if args.dry_run and step == 4:
+            data.print_plan(processes, modules, (time.time() - started) / 3, steps)
+            return processes.close()
+        if processes.master and not args.dry_run and step > first_step and (step % args.valid_every == 0 or last):
             log(step, steps, **validate(valid, student, mlm_head, ids, device))
-        if processes.master and step > first_step and (step % args.save_every == 0 or last):
+        if processes.master and not args.dry_run and step > first_step and (step % args.save_every == 0 or last):
             model.save_checkpoint(run / "checkpoint.pt", step=step, student=student.state_dict(),
                                   mlm_head=mlm_head.state_dict(), heads=heads.state_dict(),
                                   optimizer=optimizer.state_dict())
-        if last:
+        if last and not args.dry_run:
             break
         for group in optimizer.param_groups:
             group["lr"] = model.lr_at(step, args.lr, args.warmup, steps)
@@ -348,6 +369,9 @@ def main(argv=None):
         loss.backward()
         processes.sum_gradients(parameters)
         norm = torch.nn.utils.clip_grad_norm_(parameters, args.clip)
+        if not torch.isfinite(norm):   # before the step, which would write it into every weight and the next checkpoint
+            raise FloatingPointError(f"gradient norm is {norm.item()} at step {step}; the last good state is "
+                                     f"{run / 'checkpoint.pt'}")
         optimizer.step()
 
         if shown:
@@ -358,7 +382,9 @@ def main(argv=None):
     if processes.master:
         model.save_hf(run / "model", config, student, mlm_head, tokenizer)
         model.save_checkpoint(run / "model" / "distill_heads.pt", weights=heads.cpu().state_dict(),
-                              objective=args.objective, head=args.head)
+                              objective=args.objective, head=args.head, student=dataclasses.asdict(config),
+                              teacher_width=teacher.config.hidden_size if teacher is not None else None,
+                              crd={"queue": args.crd_queue, "temperature": args.crd_temperature})
         print(f"{run}: complete after {steps} steps")
 
     # --- cleanup

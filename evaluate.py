@@ -72,7 +72,7 @@ def spearman(labels, predictions):
 
 
 ACCURACY = [("accuracy", accuracy)]
-METRICS = {   # task -> [(name, function)], the main one first; the published GLUE ones (spec.md 5.3)
+METRICS = {   # task -> [(name, function)], the main one first; as GLUE publishes them
     "CoLA": [("matthews", matthews)], "SST-2": ACCURACY, "MRPC": [("accuracy", accuracy), ("f1", f1)],
     "STS-B": [("pearson", pearson), ("spearman", spearman)], "QQP": [("accuracy", accuracy), ("f1", f1)],
     "MNLI": ACCURACY, "QNLI": ACCURACY, "RTE": ACCURACY, "WNLI": ACCURACY, "PIQA": ACCURACY, "SWAG": ACCURACY,

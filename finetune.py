@@ -1,8 +1,8 @@
-"""Stage 3: fine-tune a BERT on one task, or on several, and write its predictions (spec.md 6).
+"""Stage 3: fine-tune a BERT on one task, or on several, and write its predictions (paper section 4).
 
     python finetune.py --model runs/student --task RTE --seed 0                      # runs/student/finetune/RTE/seed-0
     python finetune.py --model runs/student --seed 0 1 2                             # every task in data/mini/tasks
-    python finetune.py --model bert-base-uncased --data data/glue --task CoLA STS-B  # any BERT in Hugging Face form
+    python finetune.py --model FOLDER --data data/glue --task CoLA STS-B             # any BERT in Hugging Face form
     torchrun --nproc_per_node=8 finetune.py --model runs/student --data data/glue --task MNLI
     python finetune.py --model runs/student --data data --task PIQA --split-dev          # no training file: a smoke run
 
@@ -114,6 +114,8 @@ def read_piqa(folder, split):
         try:
             row = json.loads(line)
             texts = [(row["goal"], row[key]) for key in ("sol1", "sol2")]
+            if not all(isinstance(text, str) for pair in texts for text in pair):
+                raise TypeError("not text")
         except (json.JSONDecodeError, KeyError, TypeError) as error:
             raise ValueError(f"{path}, line {number}: expected a JSON object with goal, sol1, sol2 ({error})") from None
         examples.append(Example(texts, None, str(number - 1), f"{path}, line {number}"))
@@ -263,7 +265,13 @@ def read_split(name, folder, split):
         raise ValueError(f"{folder}: {split} has no rows")
     path, meta = folder / f"{split}.meta.jsonl", None
     if path.exists():
-        meta = [json.loads(line) for _, line in numbered_lines(path)]
+        meta = []
+        for number, line in numbered_lines(path):
+            try:
+                row = json.loads(line)
+                meta.append({key: row[key] for key in ("label", "part", "noun", "group", "property")})
+            except (json.JSONDecodeError, KeyError, TypeError) as error:
+                raise ValueError(f"{path}, line {number}: expected label, part, noun, group, property ({error})") from None
         if len(meta) != len(examples):
             raise ValueError(f"{path} has {len(meta)} rows, expected {len(examples)}, as the {split} file beside it")
         for number, (example, row) in enumerate(zip(examples, meta), 1):
@@ -428,15 +436,6 @@ def locate_model(path):
 # One fine-tuning run
 
 
-def set_dropout(bert, dropout):
-    """Fine-tuning's dropout in place of the one the encoder was made with: in the layers, and on attention weights."""
-    for module in bert.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = dropout
-        if isinstance(module, model.Layer):
-            module.attention_dropout = dropout
-
-
 def scores_of(kind, bert, head, batch, candidates):
     """Class scores [B, classes], values [B] (regression), or candidate scores [B, C] (choice), in fp32."""
     out = head(bert(*batch)).float()                                                # [B*C, outputs]
@@ -515,7 +514,7 @@ def finetune(settings, splits, rows, config, bert, encoder, processes, folder, l
     # --- model: the encoder as it was loaded, and a head that only the seed decides
     torch.manual_seed(seed)
     bert.load_state_dict(encoder)
-    set_dropout(bert, settings["dropout"])
+    model.set_dropout(config, bert, settings["dropout"])
     head = model.SequenceHead(dataclasses.replace(config, hidden_dropout_prob=settings["dropout"]),
                               len(TASKS[name].labels) if kind == "classification" else 1).to(device)
 
@@ -551,6 +550,9 @@ def finetune(settings, splits, rows, config, bert, encoder, processes, folder, l
         loss.backward()
         processes.sum_gradients(parameters)
         norm = torch.nn.utils.clip_grad_norm_(parameters, settings["clip"])
+        if not torch.isfinite(norm):
+            raise FloatingPointError(f"gradient norm is {norm.item()} at step {step} of {name} seed {seed}; try a lower "
+                                     f"--lr than {settings['lr']} or --precision fp32")
         optimizer.step()
 
         total, counted = total + value, counted + 1

@@ -147,6 +147,16 @@ class Bert(nn.Module):
         return x
 
 
+def set_dropout(config, bert, dropout):
+    """Another dropout than the one an encoder was made with: in config, in the layers, and on attention weights."""
+    config.hidden_dropout_prob = config.attention_probs_dropout_prob = dropout
+    for module in bert.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = dropout
+        if isinstance(module, Layer):
+            module.attention_dropout = dropout
+
+
 class MLMHead(nn.Module):
     """Hidden states -> vocabulary logits, with the token embedding as output matrix (tied)."""
 

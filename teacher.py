@@ -14,6 +14,7 @@ import dataclasses
 import math
 import os
 import sys
+import time
 from pathlib import Path
 
 import torch
@@ -138,7 +139,7 @@ def parse_args(argv=None):
     parser.add_argument("--batch", type=int, help="global batch, in clips")
     parser.add_argument("--steps", type=int, help="optimiser steps; overrides --epochs")
     parser.add_argument("--epochs", type=float, help="passes over the training videos")
-    parser.add_argument("--decay-epochs", type=float, help="epochs over which the rate falls to 0 (default: --epochs)")
+    parser.add_argument("--decay-epochs", type=float, help="epochs over which the rate falls to 0, never fewer than are run")
     parser.add_argument("--lr", type=float)
     parser.add_argument("--warmup", type=int, help="steps")
     parser.add_argument("--weight-decay", type=float)
@@ -150,12 +151,14 @@ def parse_args(argv=None):
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--log-every", type=int)
     parser.add_argument("--valid-every", type=int)
+    parser.add_argument("--dry-run", action="store_true", help="time three steps, print what the run would take, stop")
     parser.add_argument("--save-every", type=int)
     args = parser.parse_args(argv)
     if args.size not in DEFAULTS:
         raise ValueError(f"unknown size {args.size!r}; known: {', '.join(DEFAULTS)}")
     for key, value in DEFAULTS[args.size].items():
-        if getattr(args, key) is None and not (key == "epochs" and args.steps):
+        # of --steps and --epochs, the one that is given decides
+        if getattr(args, key) is None and not {"steps": args.epochs, "epochs": args.steps}.get(key):
             setattr(args, key, value)
     return args
 
@@ -209,6 +212,7 @@ def main(argv=None):
                                  hidden_dropout_prob=args.dropout, attention_probs_dropout_prob=args.dropout)
     if args.init:
         config, bert, mlm_head = model.load_hf(args.init)
+        model.set_dropout(config, bert, args.dropout)
         config.block = bert.config.block = min(config.block, model.SIZES[args.size].block)
         if config.vocab_size != tokenizer.get_vocab_size():
             raise ValueError(f"--init {args.init} has {config.vocab_size} tokens, {args.data}/vocab.txt "
@@ -220,9 +224,11 @@ def main(argv=None):
     if still:
         raise ValueError(f"--frames 1 asks for an image teacher, but one step of {', '.join(still)} sees several "
                          f"frames; add --streams with the others only")
-    steps = args.steps or round(args.epochs * len(train) / args.batch)
-    decay_steps = round((args.decay_epochs or 0) * len(train) / args.batch) or steps
-    data.open_run(run, vars(args), processes, precision)
+    steps = args.steps or max(1, round(args.epochs * len(train) / args.batch))
+    decay_steps = max(steps, round((args.decay_epochs or 0) * len(train) / args.batch))
+    if not args.dry_run:
+        inputs = [data.file_hash(Path(args.data) / name) for name in ("splits.json", "captions.npz", "vocab.txt")]
+        data.open_run(run, {**vars(args), "inputs": inputs}, processes, precision)
 
     # --- models
     if not args.init:
@@ -243,9 +249,12 @@ def main(argv=None):
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
     # --- resume
-    state, first_step = model.load_checkpoint(run / "checkpoint.pt"), 0
+    state, first_step = None if args.dry_run else model.load_checkpoint(run / "checkpoint.pt"), 0
     if state:
         first_step = state["step"]
+        if first_step > steps:
+            raise ValueError(f"{run}/checkpoint.pt is at step {first_step}, past the {steps} of this run: its data "
+                             f"changed; choose another --out")
         bert.load_state_dict(state["bert"]), mlm_head.load_state_dict(state["mlm_head"])
         video_encoder.load_state_dict(state["video_encoder"]), optimizer.load_state_dict(state["optimizer"])
         if first_step == steps and (run / "model" / "video_encoder.pt").exists():
@@ -257,7 +266,7 @@ def main(argv=None):
         print(f"teacher {args.size}: text {counts[0]:.1f} M, video {counts[1]:.1f} M parameters; {len(train):,} videos; "
               f"batch {args.batch} = {processes.world} x {args.batch // processes.world}; {steps} steps; "
               f"streams {train.stream_dims}; {device.type}, {precision}; from step {first_step}", flush=True)
-    log = data.Log(run / "log.jsonl", processes.master, first_step)
+    log = data.Log(run / "log.jsonl", processes.master and not args.dry_run, first_step)
     collapse = {"none": None, "nce": math.log(args.batch)}.get(args.contrastive, 2 * args.margin)
 
     def make_batch(step):
@@ -266,16 +275,21 @@ def main(argv=None):
                               for row in range(rows.start, rows.stop)])
 
     # --- loop: runs steps + 1 times, so that the last validation and save are the same lines as all others
-    batches = data.prefetch(make_batch, first_step, steps)
-    for step in range(first_step, steps + 1):
+    batches = data.prefetch(make_batch, first_step, max(steps, 4) if args.dry_run else steps)
+    for step in range(first_step, (max(steps, 4) if args.dry_run else steps) + 1):
         last = step == steps
-        if processes.master and step > first_step and (step % args.valid_every == 0 or last):
+        if args.dry_run and step == 1:   # the first step also warms up
+            started = time.time()
+        if args.dry_run and step == 4:
+            data.print_plan(processes, modules, (time.time() - started) / 3, steps)
+            return processes.close()
+        if processes.master and not args.dry_run and step > first_step and (step % args.valid_every == 0 or last):
             log(step, steps, **validate(args, valid, bert, mlm_head, video_encoder, ids, device))
-        if processes.master and step > first_step and (step % args.save_every == 0 or last):
+        if processes.master and not args.dry_run and step > first_step and (step % args.save_every == 0 or last):
             model.save_checkpoint(run / "checkpoint.pt", step=step, bert=bert.state_dict(),
                                   mlm_head=mlm_head.state_dict(), video_encoder=video_encoder.state_dict(),
                                   optimizer=optimizer.state_dict())
-        if last:
+        if last and not args.dry_run:
             break
         for group in optimizer.param_groups:
             group["lr"] = model.lr_at(step, args.lr, args.warmup, decay_steps)
@@ -311,6 +325,9 @@ def main(argv=None):
         loss.backward()
         processes.sum_gradients(parameters)
         norm = torch.nn.utils.clip_grad_norm_(parameters, args.clip)
+        if not torch.isfinite(norm):   # before the step, which would write it into every weight and the next checkpoint
+            raise FloatingPointError(f"gradient norm is {norm.item()} at step {step}; the last good state is "
+                                     f"{run / 'checkpoint.pt'}")
         optimizer.step()
 
         if step % args.log_every == 0 or step + 1 == steps:

@@ -379,7 +379,7 @@ def test_first_loss_equals_transformers(run, tiny_tokenizer, transformers):
     head = model.SequenceHead(config, 2)
     for ours, other in ((head.pooler, theirs.bert.pooler.dense), (head.classifier, theirs.classifier)):
         other.load_state_dict(ours.state_dict())
-    finetune.set_dropout(bert, 0.0), finetune.set_dropout(head, 0.0)
+    model.set_dropout(config, bert, 0.0), model.set_dropout(config, head, 0.0)
     theirs.eval(), bert.train(), head.train()   # train: shows that set_dropout reaches every dropout
     examples, targets, _ = finetune.read_split("RTE", run.parent / "tasks/RTE", "train")
     rows = finetune.Rows(examples, targets, tiny_tokenizer, 32)

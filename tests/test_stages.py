@@ -234,3 +234,10 @@ def test_real_files_end_to_end(real_data, tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "RTE" in printed and "PIQA" in printed and "not run" not in printed
     print(printed)
+
+
+def test_dry_run_measures_and_writes_nothing(mini, taught, tmp_path, capsys):
+    teacher.main(["--data", str(mini), "--out", str(tmp_path / "t"), *TEACHER, "--steps", "1000", "--dry-run"])
+    distill.main(["--teacher", str(taught), "--out", str(tmp_path / "s"), *STUDENT, "--steps", "1000", "--dry-run"])
+    printed = capsys.readouterr().out
+    assert printed.count("ms a step x 1000 steps") == 2 and not list(tmp_path.iterdir())
