@@ -269,9 +269,9 @@ def read_split(name, folder, split):
         for number, line in numbered_lines(path):
             try:
                 row = json.loads(line)
-                meta.append({key: row[key] for key in ("label", "part", "noun", "group", "property")})
+                meta.append({**row, "label": row["label"]})
             except (json.JSONDecodeError, KeyError, TypeError) as error:
-                raise ValueError(f"{path}, line {number}: expected label, part, noun, group, property ({error})") from None
+                raise ValueError(f"{path}, line {number}: expected an object with a label ({error})") from None
         if len(meta) != len(examples):
             raise ValueError(f"{path} has {len(meta)} rows, expected {len(examples)}, as the {split} file beside it")
         for number, (example, row) in enumerate(zip(examples, meta), 1):
