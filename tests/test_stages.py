@@ -4,6 +4,7 @@
 """
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -241,3 +242,31 @@ def test_dry_run_measures_and_writes_nothing(mini, taught, tmp_path, capsys):
     distill.main(["--teacher", str(taught), "--out", str(tmp_path / "s"), *STUDENT, "--steps", "1000", "--dry-run"])
     printed = capsys.readouterr().out
     assert printed.count("ms a step x 1000 steps") == 2 and not list(tmp_path.iterdir())
+
+
+def test_of_steps_and_epochs_the_given_one_decides(taught):
+    assert teacher.parse_args(["--epochs", "3"]).steps is None and teacher.parse_args([]).steps == 600
+    assert teacher.parse_args(["--size", "base", "--steps", "7"]).epochs is None
+    assert distill.parse_args(["--teacher", str(taught), "--size", "base", "--epochs", "2"]).steps is None
+
+
+def test_changed_inputs_are_refused(mini, taught, tmp_path):
+    """A teacher made anew under the same name must not leave its old student standing as complete."""
+    other = tmp_path / "teacher"
+    shutil.copytree(taught, other)
+    command = ["--teacher", str(other), "--out", str(tmp_path / "student"), *STUDENT]
+    distill.main(command)
+    state = weights(other)
+    state["bert.embeddings.LayerNorm.bias"] += 1
+    torch.save(state, other / "model" / "pytorch_model.bin")
+    with pytest.raises(ValueError, match="other arguments or inputs"):
+        distill.main(command)
+
+
+def test_two_files_of_one_video_are_refused(mini, tmp_path):
+    (tmp_path / "videos").mkdir()
+    for suffix in ("mp4", "webp"):
+        (tmp_path / "videos" / f"a.{suffix}").write_bytes(b"")
+    (tmp_path / "captions.json").write_text(json.dumps({"a": {"text": ["x"], "start": [0], "end": [1]}}))
+    with pytest.raises(ValueError, match="a.mp4, a.webp; keep one each"):
+        data.make_features(tmp_path / "videos", tmp_path / "captions.json", mini / "vocab.txt", ["frame"], tmp_path, 1)
