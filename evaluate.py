@@ -8,7 +8,8 @@
     python evaluate.py squad dev-v2.0.json predictions.json --na-prob null_odds.json    # as the official script, JSON
 
 Tables read only what finetune.py left in RUN/finetune/TASK/seed-N/metrics.json, and the seconds in RUN/log.jsonl.
-Sections: metrics; SQuAD; files of a run; intervals and verdicts; table; compare; retrieval; probes. Printed numbers are x 100.
+Sections: metrics; SQuAD; files of a run; intervals and verdicts; table; compare; retrieval; probes. Printed numbers are
+x 100.
 """
 import argparse
 import csv
@@ -81,10 +82,7 @@ METRICS = {   # task -> [(name, function)], the main one first; as GLUE publishe
     "STS-B": [("pearson", pearson), ("spearman", spearman)], "QQP": [("accuracy", accuracy), ("f1", f1)],
     "MNLI": ACCURACY, "QNLI": ACCURACY, "RTE": ACCURACY, "WNLI": ACCURACY, "PIQA": ACCURACY, "SWAG": ACCURACY,
     "TRACIE": ACCURACY, "TRACIE-iid": ACCURACY, "TRACIE-uniform-prior": ACCURACY,
-    # lambda: they stand in the section SQuAD
-    "SQuAD1": (SQUAD := [("f1", lambda *both: squad_f1(*both)), ("exact", lambda *both: squad_exact(*both))]),
-    "SQuAD2": SQUAD,
-}
+}   # SQuAD's are added in the next section
 PARTS = ("grounded", "ungrounded", "unfilmed")   # of a mini task's rows; see part_of
 
 
@@ -107,7 +105,7 @@ def score(task, labels, predictions):
     """Every metric of a task -> {metric: value, "n": rows, "chance": c}; a metric that is not defined is None.
 
     chance: the task's single number for always answering the most common label of these very rows (SQuAD: for never
-    answering); None for a regression, where a constant has no correlation. Raises ValueError where the two lengths differ.
+    answering); None for a regression, where a constant has no correlation. Raises ValueError where the lengths differ.
     """
     if len(labels) != len(predictions):
         raise ValueError(f"{task}: {len(labels)} labels for {len(predictions)} predictions")
@@ -157,8 +155,8 @@ def normal_words(text):
 
 
 def answer_scores(golds, text):
-    """(exact, F1) of one answer: the better of each over the golds that have a word left; [""] where none has. F1 is that
-    of the two bags of words; where either is empty, 1 if both are."""
+    """(exact, F1) of one answer: the better of each over the golds that have a word left, or over "" if none has. F1 is
+    that of the two bags of words; where either is empty, 1 if both are."""
     said, exact, best = normal_words(text), 0, 0
     for gold in [words for words in map(normal_words, golds) if words] or [[]]:
         common = sum((Counter(gold) & Counter(said)).values())
@@ -178,6 +176,10 @@ def squad_f1(golds, answers):
     return float(np.mean([answer_scores(*both)[1] for both in zip(golds, answers)])) if len(golds) else math.nan
 
 
+SQUAD = [("f1", squad_f1), ("exact", squad_exact)]
+METRICS |= {"SQuAD1": SQUAD, "SQuAD2": SQUAD}
+
+
 def best_threshold(scores, answerable, predictions, odds):
     """(best total, threshold): the most that `scores` add up to if questions with odds above one threshold count as
     unanswered. Goes up through the odds, of equal ones in their order; it starts at the number of questions without
@@ -194,12 +196,13 @@ def best_threshold(scores, answerable, predictions, odds):
 def squad_scores(dataset, predictions, na_probabilities=None):
     """What the official evaluate-v2.0.py prints, x 100 but for counts and thresholds, under its keys.
 
-    dataset: a parsed SQuAD file or its "data"; predictions: {id: text}; na_probabilities: {id: probability or odds of no
-    answer}: those above 1 then count as unanswered, and best_exact, best_f1 and their thresholds are searched for.
-    HasAns_ and NoAns_ keys are there where the file has such questions. A question without a prediction is named on
-    stderr and counts nowhere but in the threshold search's start; total says how many did. The official script means the
-    same for exact, f1 and total, but stops at its HasAns_ and NoAns_ numbers. Raises ValueError where nothing is
-    predicted, or an id with a prediction has no probability.
+    dataset: a parsed SQuAD file or its "data"; predictions: {id: text}; na_probabilities: {id: probability or odds of
+    no answer}: an answer above 1 counts as none, and best_exact, best_f1 and their thresholds are searched for.
+    HasAns_ and NoAns_ keys are there where such questions are.
+
+    A question without a prediction is named on stderr and left out of all sums and totals. So does the official script
+    for exact, f1 and total; it then stops with a KeyError, where this goes on. The threshold search starts, as there,
+    from all unanswerable questions. Raises ValueError where nothing is predicted, or a predicted id has no probability.
     """
     exact, f1, answerable = {}, {}, {}
     for article in dataset["data"] if isinstance(dataset, dict) else dataset:

@@ -5,12 +5,12 @@
     python finetune.py --model FOLDER --data data/glue --task CoLA STS-B             # any BERT in Hugging Face form
     torchrun --nproc_per_node=8 finetune.py --model runs/student --data data/glue --task MNLI
     python finetune.py --model runs/student --data data --task PIQA --split-dev          # no training file: a smoke run
-    python finetune.py --model FOLDER --data data --task SQuAD1 SQuAD2                   # data/SQuAD1/train-v1.1.json, ...
+    python finetune.py --model FOLDER --data data --task SQuAD1                          # data/SQuAD1/train-v1.1.json
 
 Writes RUN/finetune/TASK/seed-N/{args.json, log.jsonl, predictions-SPLIT.tsv, metrics.json}, and for a test split
-without labels TASK.tsv, the form GLUE's server takes; for SQuAD predictions-SPLIT.json (id -> text, the form its server
-takes), nbest-SPLIT.json, scores-SPLIT.json and, v2.0, null_odds-SPLIT.json. metrics.json comes last, so that where it is, all is; a finished
-(task, seed) is passed over. A killed one starts again and, since all randomness is from (seed, step), ends the same.
+without labels TASK.tsv, the form GLUE's server takes. SQuAD: {predictions,nbest,scores,null_odds}-SPLIT.json, the
+first in its server's form. metrics.json comes last, so that where it is, all is; a finished (task, seed) is passed
+over. A killed one starts again and, since all randomness is from (seed, step), ends the same.
 
 Sections: readers, the task table, token ids, SQuAD, settings, one fine-tuning run.
 Axes: B rows of the batch, C candidate texts a row (1 but for multiple choice), L tokens, H width.
@@ -370,7 +370,7 @@ def length_sorted_batches(lengths, batch, seed, epoch):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# SQuAD: reader, windows, answers. Rules and numbers are those of the BERT authors' script as in transformers' run_squad.
+# SQuAD: reader, windows, answers. Rules and numbers are those of BERT's own script, as in transformers' run_squad.
 
 QUESTION_PIECES = 64     # a question loses what is beyond
 N_BEST = 20              # starts, ends and texts kept
@@ -422,14 +422,14 @@ class Windows(Rows):
 
     A context longer than one window is read in several, each beginning `stride` word pieces after the one before: the
     stride is the step, not the overlap. targets: int [windows, 2], positions of the answer's first and last piece;
-    (0, 0), [CLS], where the window lacks any of it or the question has no answer. train: a question whose answer is not
-    found among the context's words gets no window, as in the authors' script; printed. Otherwise each gets one at least.
+    (0, 0), [CLS], where the window lacks any of it or the question has no answer. train: a question whose answer is
+    not among the context's words gets no window and is listed. Raises ValueError if none is left.
     """
 
     def __init__(self, examples, tokenizer, max_length, stride, train):
         special, self.candidates = data.special_ids(tokenizer), 1
         self.pad, self.examples, self.tokenizer = special["pad"], examples, tokenizer
-        asked = min(QUESTION_PIECES, max_length - 3 - stride)   # in short windows less, so that no piece is stepped over
+        asked = min(QUESTION_PIECES, max_length - 3 - stride)   # short windows: less, so that no piece is stepped over
         contexts = {example.texts[0][1]: None for example in examples}
         words = ([match[0] for match in WORD.finditer(context)] for context in contexts)
         bar = functools.partial(tqdm, leave=False, disable=None)
@@ -476,7 +476,7 @@ def span_head(config):
 
 
 def encoded(tokenizer, texts, **flags):
-    """Yields the bare encoding of each text; a thousand at a time, since an Encoding is many times as large as its ids."""
+    """Yields the bare encoding of each text; a thousand at a time, since an Encoding is far larger than its ids."""
     texts = iter(texts)
     while some := list(itertools.islice(texts, 1024)):
         yield from tokenizer.encode_batch(some, add_special_tokens=False, **flags)
@@ -512,8 +512,8 @@ def max_context(first, length):
 
 def original_text(predicted, original, tokenizer):
     """The part of `original` (words of the context) that `predicted` (word pieces put together again) stands for:
-    "Steve Smith" for "steve smith" in "Steve Smith's". Character k of one, spaces not counted, is character k of the
-    other; all of `original` where they differ in length, as a removed character makes them, or where it is not found."""
+    "Steve Smith" for "steve smith" in "Steve Smith's". Character k of the original is taken for character k of its
+    normal form, spaces not counted; where the two differ in length or lack `predicted`, all of `original` it is."""
     normal = tokenizer.normalizer.normalize_str(original)
     split = " ".join(word for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(normal))
     start = split.find(predicted)
@@ -546,12 +546,12 @@ def best_spans(windows, scores, rows):
 
 
 def span_answers(windows, scores, null_threshold=None):
-    """Texts from start and end scores [windows, L, 2]. Returns (answers, n-best lists, null odds or None), one a question.
+    """Scores [windows, L, 2] -> (answers, n-best lists, null odds or None), each a list with one entry a question.
 
     null_threshold: SQuAD v2.0. The answer is then "" iff odds > threshold, where odds = the smallest start + end score
     of [CLS] over the windows - the best score of a text. n-best: at most 20 dicts of text (each once), probability (a
-    softmax over the list), start_logit, end_logit; with the empty text, for v2.0. A question without a valid span, which
-    an untrained model may leave, is answered "".
+    softmax over the list), start_logit, end_logit; for v2.0 the empty text is always in it. A question without one
+    valid span, which an untrained model may leave, is answered "".
     """
     pieces = {index: piece for piece, index in windows.tokenizer.get_vocab().items()}
     answers, lists, odds = [], [], []
@@ -607,8 +607,9 @@ def write_squad_answers(folder, split, examples, answers, lists, odds):
 
 
 def answer_places(examples, targets, answers):
-    """Answers as numbers, for accuracy and chance by part: int [questions] twice, the right one's word of the context (-1:
-    no answer), and the given one's, which is -2 where it is not right. Chance is then always naming the same place."""
+    """Answers as numbers, for accuracy and chance by part: int [questions] twice. The right one is the number of its
+    first word in the context, -1 for no answer; the given one is the same if right, else -2. So chance is what naming
+    the same place every time would score."""
     labels = np.array([len(WORD.findall(example.texts[0][1][:example.answers[0][1]])) if example.label else -1
                        for example in examples])
     right = [evaluate.squad_exact([golds], [answer]) == 1 for golds, answer in zip(targets, answers)]
@@ -638,7 +639,7 @@ BY_TASK = {"SWAG": {"lr": 5e-5, "max_length": 80}}       # authors' script (run_
 BY_TASK["SQuAD1"] = {                                    # authors' script (run_squad_v1.bash), at paper sizes
     "lr": 3e-5, "epochs": 2.0, "batch": 12, "max_length": 384, "stride": 128, "warmup": 0.0, "eps": 1e-8}
 BY_TASK["SQuAD2"] = {**BY_TASK["SQuAD1"], "lr": 5e-5,    # authors' script (run_squad_v2.bash) ...
-                     "null_threshold": 0.0}              # ... which forgets to say that questions may lack an answer
+                     "null_threshold": 0.0}              # ... which forgets that questions may lack an answer
 MINI_BY_TASK = {"SQuAD1": {"stride": 16}, "SQuAD2": {"stride": 16, "null_threshold": 0.0}}   # ours
 
 
@@ -849,20 +850,20 @@ def finetune(settings, splits, rows, config, bert, encoder, processes, folder, l
         examples, targets, meta = splits[split]
         scores = predict(kind, bert, head, rows[split], 4 * batch, processes, autocast_type)
         if kind == "span":
-            answers, *others = span_answers(rows[split], scores, settings.get("null_threshold"))
-            if processes.master:
-                write_squad_answers(folder, split, examples, answers, *others)
-            places = answer_places(examples, targets, answers)
+            answers, *more = span_answers(rows[split], scores, settings.get("null_threshold"))
+            numbers = answer_places(examples, targets, answers)
         else:
             answers = scores if kind == "regression" else scores.argmax(-1)
-            places = targets, answers
-        if processes.master and kind != "span":
+            numbers = targets, answers
+        if processes.master and kind == "span":
+            write_squad_answers(folder, split, examples, answers, *more)
+        elif processes.master:
             write_predictions(folder, name, split, examples, targets, scores, answers)
         if targets is None:
             continue
         metrics[split] = evaluate.score(name, targets, answers)
         if meta:
-            metrics["parts"][split] = evaluate.score_parts(*places, meta)
+            metrics["parts"][split] = evaluate.score_parts(*numbers, meta)
         # one answer for all rows of a split: the run is stuck at a constant; 0.01 of STS-B's five points is one, too
         metrics["majority"] |= len(answers) > 1 and (np.ptp(answers) <= 0.01 if kind == "regression" else
                                                      len(set(answers)) == 1)
