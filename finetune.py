@@ -525,7 +525,7 @@ def original_text(predicted, original, tokenizer):
 
 
 def best_spans(windows, scores, rows):
-    """Candidate answers of one question, best first: [(start score, end score, window, first and last piece)].
+    """Candidate answers of one question, best first: [(start score, end score, (first piece, last piece))].
 
     rows: its windows. The 20 best starts with the 20 best ends of each, both in the document, the start where its
     context is the widest, at most 30 pieces long. scores: [windows, L, 2].
@@ -534,14 +534,14 @@ def best_spans(windows, scores, rows):
     length = windows.lengths[rows] - head - 1
     widest = max_context(first, length)
     for row, begin, shift, count, wide in zip(rows, first, head, length, widest):
-        own = scores[row, :windows.lengths[row]].astype(np.float64)                                    # [L, 2]
+        own = scores[row, :windows.lengths[row]].astype(np.float64)                                    # [L, 2]: no padding
         starts, ends = np.argsort(-own, axis=0, kind="stable")[:N_BEST].T - shift                      # of the window
         starts = starts[(starts >= 0) & (starts < count)]
         starts = starts[wide[begin + starts]]
         ends = ends[(ends >= 0) & (ends < count)]
         size = ends[None] - starts[:, None] + 1                                                        # [starts, ends]
         for i, j in np.argwhere((size >= 1) & (size <= ANSWER_PIECES)):
-            spans.append((own[starts[i] + shift, 0], own[ends[j] + shift, 1], row, begin + starts[i], begin + ends[j]))
+            spans.append((own[starts[i] + shift, 0], own[ends[j] + shift, 1], (begin + starts[i], begin + ends[j])))
     return sorted(spans, key=lambda span: -(span[0] + span[1]))
 
 
@@ -550,8 +550,8 @@ def span_answers(windows, scores, null_threshold=None):
 
     null_threshold: SQuAD v2.0. The answer is then "" iff odds > threshold, where odds = the smallest start + end score
     of [CLS] over the windows - the best score of a text. n-best: at most 20 dicts of text (each once), probability (a
-    softmax over the list), start_logit, end_logit; for v2.0 the empty text is always in it. A question without one
-    valid span, which an untrained model may leave, is answered "".
+    softmax over the list), start_logit, end_logit; for v2.0 the empty text is always there, if need be as the 21st. A
+    question without one valid span, which an untrained model may leave, is answered "".
     """
     pieces = {index: piece for piece, index in windows.tokenizer.get_vocab().items()}
     answers, lists, odds = [], [], []
@@ -559,7 +559,7 @@ def span_answers(windows, scores, null_threshold=None):
     for index, example in enumerate(tqdm(windows.examples, desc="answers", unit="question", leave=False, disable=None)):
         context, rows = example.texts[0][1], np.arange(bounds[index], bounds[index + 1])
         document, piece_word = windows.documents[context]
-        found = [(start, end, (low, high)) for start, end, _, low, high in best_spans(windows, scores, rows)]
+        found = best_spans(windows, scores, rows)
         if null_threshold is not None:
             null = scores[rows, 0].astype(np.float64)                                                  # [windows, 2]
             null = null[null.sum(1).argmin()]
@@ -583,7 +583,7 @@ def span_answers(windows, scores, null_threshold=None):
                       for (text, (start, end)), p in zip(best.items(), probability)])
         answer = next((text for text in best if text), "")
         if null_threshold is not None:
-            odds.append(float(null.sum() - sum(best.get(answer, (0.0, 0.0)) if answer else (0.0, 0.0))))
+            odds.append(float(null.sum() - (sum(best[answer]) if answer else 0.0)))
             answer = "" if odds[-1] > null_threshold else answer
         answers.append(answer)
     return answers, lists, None if null_threshold is None else odds

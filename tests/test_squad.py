@@ -68,7 +68,8 @@ GOOD = squad_file(("The cat sat.", [("q1", "Who sat?", "cat"), ("q2", "Who ran?"
 @pytest.mark.parametrize("bom", [b"", b"\xef\xbb\xbf"])
 def test_reader(tmp_path, bom):
     one, two = read(tmp_path, bom + json.dumps(GOOD).encode())
-    assert one.texts == [("Who sat?", "The cat sat.")] and (one.label, one.row, one.answers) == ("cat", "q1", (("cat", 4),))
+    assert one.texts == [("Who sat?", "The cat sat.")]
+    assert (one.label, one.row, one.answers) == ("cat", "q1", (("cat", 4),))
     assert (two.label, two.answers) == ("", ()) and two.where.endswith("dev-v2.0.json, question q2")
     assert finetune.targets_of("SQuAD2", [one, two]).tolist() == [["cat"], []]
     with pytest.raises(FileNotFoundError):
@@ -198,15 +199,17 @@ def test_window_target_is_the_answers_own_pieces(bert_tokenizer, tmp_path):
 
 
 def test_windows_step_cover_and_mark(tiny_tokenizer, tmp_path, capsys):
-    """Step, coverage and targets against a loop; a question too long is cut; one with an answer in no word is left out."""
+    """Step, coverage and targets against a loop; a long question is cut; one whose answer is in no word is left out."""
     words = ["cat", "dog", "mat", "red", "big", "sat", "ran", "see"]
     context = " ".join(words[i % 8] for i in range(50)) + " today"
-    examples = read(tmp_path, squad_file((context, [("a", "the cat", "today"), ("b", "the", "cat dog mat"), ("c", "a", None),
-                                                    ("d", " ".join(["cat"] * 90), "today")])))
-    # a no-break space does not end a word of the context, but one of the answer: the authors' script, too, leaves it out
+    examples = read(tmp_path, squad_file((context, [
+        ("a", "the cat", "today"), ("b", "the", "cat dog mat"), ("c", "a", None),
+        ("d", " ".join(["cat"] * 90), "today")])))
+    # a no-break space does not end a word of the context, but one of the answer; so the authors' script has it, too
     broken, = read(tmp_path, squad_file(("the red\u00a0cat sat", [("broken", "?", "red\u00a0cat")])))
     windows = finetune.Windows([*examples, broken], tiny_tokenizer, 24, 4, train=True)
-    assert "1 questions left out, " in (said := capsys.readouterr().out) and "broken" in said and 4 not in windows.question
+    said = capsys.readouterr().out
+    assert "1 questions left out, " in said and "broken" in said and 4 not in windows.question
     pieces = tiny_tokenizer.encode(context, add_special_tokens=False).ids
     for index, (asked, answer) in enumerate([(2, (50, 50)), (1, (0, 2)), (1, None), (17, (50, 50))]):
         rows = np.flatnonzero(windows.question == index)
@@ -229,7 +232,8 @@ def test_windows_step_cover_and_mark(tiny_tokenizer, tmp_path, capsys):
 def test_questions_are_cut_at_64_pieces(tiny_tokenizer, tmp_path):
     examples = read(tmp_path, squad_file(("the cat sat", [("a", " ".join(["dog"] * 70), "cat")])))
     windows = finetune.Windows(examples, tiny_tokenizer, 384, 128, train=True)
-    assert windows.seconds.tolist() == [66] and windows.lengths.tolist() == [70] and windows.targets.tolist() == [[67, 67]]
+    assert windows.seconds.tolist() == [66] and windows.lengths.tolist() == [70]
+    assert windows.targets.tolist() == [[67, 67]]
 
 
 def test_contexts_are_cut_at_five_characters_only():
@@ -303,7 +307,8 @@ def slow_answer(windows, scores, index, null_threshold, tokenizer):
         for piece in document[low:high + 1].tolist():
             token = tokenizer.id_to_token(piece)
             said += token[2:] if said and token.startswith("##") else " " * bool(said) + token
-        texts.setdefault(finetune.original_text(said, " ".join(words[word_of[low]:word_of[high] + 1]), tokenizer), value)
+        original = " ".join(words[word_of[low]:word_of[high] + 1])
+        texts.setdefault(finetune.original_text(said, original, tokenizer), value)
     if null_threshold is not None:
         texts[""] = sum(null)
     kept = sorted(texts, key=lambda text: (-texts[text], text == ""))[:20]
@@ -314,11 +319,11 @@ def slow_answer(windows, scores, index, null_threshold, tokenizer):
 
 @pytest.mark.parametrize("null_threshold", [None, 0.0, 2.0])
 def test_answers_equal_the_rule_in_loops(tiny_tokenizer, tmp_path, null_threshold):
-    """Random scores, several windows a question: the same answers, the same 20 texts in the same order, the same odds."""
+    """Random scores, several windows a question: the same answers, the same 20 texts in the same order, equal odds."""
     generator = np.random.default_rng(0)
     words = ["Cat", "(dog)", "mats", "red-big", "sat,", "ran", "the", "see\u00e9"]
-    paragraphs = [(" ".join(generator.choice(words, int(generator.integers(1, 60)))), [(f"q{i}", "the cat sat ?", None)])
-                  for i in range(40)]
+    paragraphs = [(" ".join(generator.choice(words, int(generator.integers(1, 60)))),
+                   [(f"q{i}", "the cat sat ?", None)]) for i in range(40)]
     windows = finetune.Windows(read(tmp_path, squad_file(*paragraphs)), tiny_tokenizer, 48, 12, train=False)
     assert len(windows) > 80
     scores = (3 * generator.standard_normal((len(windows), 48, 2))).astype(np.float32)
@@ -328,7 +333,7 @@ def test_answers_equal_the_rule_in_loops(tiny_tokenizer, tmp_path, null_threshol
     for index in range(40):
         answer, texts, value = slow_answer(windows, scores, index, null_threshold, tiny_tokenizer)
         ours = [entry["text"] for entry in lists[index]]
-        assert answers[index] == answer and [text for text in ours[:20]] == (texts if texts else [""])[:20]
+        assert answers[index] == answer and ours[:20] == texts
         assert sum(entry["probability"] for entry in lists[index]) == pytest.approx(1)
         totals = np.array([entry["start_logit"] + entry["end_logit"] for entry in lists[index]])
         np.testing.assert_allclose([entry["probability"] for entry in lists[index]],
@@ -340,7 +345,7 @@ def test_answers_equal_the_rule_in_loops(tiny_tokenizer, tmp_path, null_threshol
 
 def test_answers_equal_transformers_4(xquad, bert_tokenizer, transformers, real_data, tmp_path):
     """Against the code the rule comes from, where transformers still has it."""
-    metrics = pytest.importorskip("transformers.data.metrics.squad_metrics", reason="transformers 5 dropped squad_metrics")
+    metrics = pytest.importorskip("transformers.data.metrics.squad_metrics", reason="transformers 5 dropped it")
     processors = pytest.importorskip("transformers.data.processors.squad")
     shutil.copy(real_data / "vocab/bert-base-uncased-vocab.txt", tmp_path / "vocab.txt")
     processors.tokenizer = slow = transformers.BertTokenizer.from_pretrained(tmp_path)
@@ -356,7 +361,8 @@ def test_answers_equal_transformers_4(xquad, bert_tokenizer, transformers, real_
     scores = (3 * np.random.default_rng(0).standard_normal((len(windows), 96, 2))).astype(np.float32)
     results = [processors.SquadResult(i, *scores[i, :windows.lengths[i]].T.tolist()) for i in range(len(windows))]
     files = [str(tmp_path / name) for name in ("predictions", "nbest", "odds")]
-    expected = metrics.compute_predictions_logits(examples, features, results, 20, 30, True, *files, False, True, 0.0, slow)
+    expected = metrics.compute_predictions_logits(examples, features, results, 20, 30, True, *files, False, True, 0.0,
+                                                  slow)
     answers, lists, odds = finetune.span_answers(windows, scores, 0.0)
     assert answers == list(expected.values())
     assert odds == pytest.approx(list(json.loads(Path(files[2]).read_text()).values()))
@@ -398,17 +404,20 @@ def official(dataset, predictions, odds=None):
                 if word in rest:
                     rest.remove(word)
                     common += 1
-            f1 = float(gold == said) if not gold or not said else \
-                2 * (common / len(said)) * (common / len(gold)) / (common / len(said) + common / len(gold)) if common else 0.0
+            f1 = float(gold == said)
+            if gold and said and common:
+                precision, recall = common / len(said), common / len(gold)
+                f1 = 2 * precision * recall / (precision + recall)
             pairs.append((float(gold == said), f1))
         raw[name] = tuple(map(max, zip(*pairs)))
     has = {name: bool(question["answers"]) for name, question in questions.items()}
     out = {}
-    for prefix, chosen in (("", list(raw)), ("HasAns_", [n for n in raw if has[n]]), ("NoAns_", [n for n in raw if not has[n]])):
+    for prefix, chosen in (("", list(raw)), ("HasAns_", [n for n in raw if has[n]]),
+                           ("NoAns_", [n for n in raw if not has[n]])):
         for k, key in enumerate(("exact", "f1")):
             if chosen:
-                out[prefix + key] = 100 * np.mean([float(not has[n]) if odds and odds[n] > 1 else raw[n][k] for n in chosen])
-                out[prefix + "total"] = len(chosen)
+                counted = [float(not has[n]) if odds and odds[n] > 1 else raw[n][k] for n in chosen]
+                out[prefix + key], out[prefix + "total"] = 100 * np.mean(counted), len(chosen)
     for k, key in enumerate(("exact", "f1")) if odds else ():
         order = sorted((n for n in odds if n in raw), key=lambda n: odds[n])
         totals = []
@@ -461,16 +470,17 @@ def test_scores_equal_the_rule(name, seed, request):
         assert ours.keys() == theirs.keys() and ours == pytest.approx(theirs, abs=1e-9)
     empty = evaluate.squad_scores(dataset, dict.fromkeys(predictions, ""), odds)
     assert empty == pytest.approx(official(dataset, dict.fromkeys(predictions, ""), odds), abs=1e-9)
-    plain, unanswered = evaluate.squad_scores(dataset, dict.fromkeys(predictions, "")), {"tiny-v2.0": 0, "small-dev-v2.0": 6}
+    plain = evaluate.squad_scores(dataset, dict.fromkeys(predictions, ""))
     # tiny-v2.0's one unanswerable question has the id of a later answerable one, which therefore counts: no NoAns_ keys
-    assert plain.get("NoAns_total", 0) == unanswered.get(name, 20) and plain.get("NoAns_exact", 100) == 100
-    assert plain["HasAns_f1"] == 0 and plain["f1"] == pytest.approx(100 * unanswered.get(name, 20) / plain["total"])
+    unanswered = {"tiny-v2.0": 0, "small-dev-v2.0": 6, "drawn": 20}[name]
+    assert plain.get("NoAns_total", 0) == unanswered and plain.get("NoAns_exact", 100) == 100
+    assert plain["HasAns_f1"] == 0 and plain["f1"] == pytest.approx(100 * unanswered / plain["total"])
 
 
 def test_keys_and_order():
     scores = evaluate.squad_scores(GOOD, {"q1": "the cat", "q2": ""}, {"q1": 0.1, "q2": 0.9})
-    assert list(scores) == [prefix + key for prefix in ("", "HasAns_", "NoAns_") for key in ("exact", "f1", "total")] + \
-        ["best_exact", "best_exact_thresh", "best_f1", "best_f1_thresh"]
+    plain = [prefix + key for prefix in ("", "HasAns_", "NoAns_") for key in ("exact", "f1", "total")]
+    assert list(scores) == plain + ["best_exact", "best_exact_thresh", "best_f1", "best_f1_thresh"]
     assert scores["exact"] == scores["best_f1"] == 100 and scores["best_f1_thresh"] == 0.1
 
 
@@ -501,10 +511,11 @@ def test_shell(tmp_path, capsys):
     assert printed == evaluate.squad_scores(GOOD, {"q1": "cat", "q2": ""}, {"q1": -1, "q2": 2}) and printed["f1"] == 100
     evaluate.main(["squad", *files])
     assert set(json.loads(capsys.readouterr().out)) == set(printed) - {k for k in printed if k.startswith("best")}
-    for first, second, message in ((files[1], files[1], "not a SQuAD file: it has no data"),
-                                   (files[0], put("x.json", {"q1": 3}), "does not hold one text a question id"),
-                                   (put("y.json", {"data": [{"paragraphs": [{}]}]}), files[1], "not a SQuAD file: KeyError"),
-                                   (files[0], str(tmp_path / "none.json"), "none.json is missing")):
+    for first, second, message in (
+            (files[1], files[1], "not a SQuAD file: it has no data"),
+            (files[0], put("x.json", {"q1": 3}), "does not hold one text a question id"),
+            (put("y.json", {"data": [{"paragraphs": [{}]}]}), files[1], "not a SQuAD file: KeyError"),
+            (files[0], str(tmp_path / "none.json"), "none.json is missing")):
         with pytest.raises(SystemExit, match=message):
             evaluate.main(["squad", first, second])
 
@@ -548,8 +559,8 @@ def tasks(tmp_path_factory, tiny_tokenizer):
 
 
 def start(root, *flags, out):
-    finetune.main(["--model", str(root / "run"), "--data", str(root / "tasks"), "--device", "cpu", "--batch", "16", "--lr",
-                   "2e-3", "--max-length", "24", "--stride", "6", "--precision", "fp32", "--out", str(out),
+    finetune.main(["--model", str(root / "run"), "--data", str(root / "tasks"), "--device", "cpu", "--batch", "16",
+                   "--lr", "2e-3", "--max-length", "24", "--stride", "6", "--precision", "fp32", "--out", str(out),
                    *map(str, flags)])
 
 
@@ -558,8 +569,9 @@ def test_runs_learn_and_write_every_file(tasks, tmp_path, capsys):
     said = capsys.readouterr().out
     for task, version in (("SQuAD1", "v1.1"), ("SQuAD2", "v2.0")):
         folder = tmp_path / "finetune" / task / "seed-0"
-        expected = {"args.json", "log.jsonl", "metrics.json", "predictions-dev.json", "nbest-dev.json", "scores-dev.json"}
-        assert {path.name for path in folder.iterdir()} == expected | ({"null_odds-dev.json"} if task == "SQuAD2" else set())
+        expected = ["args.json", "log.jsonl", "metrics.json", "nbest-dev.json", "predictions-dev.json",
+                    "scores-dev.json", *["null_odds-dev.json"] * (task == "SQuAD2")]
+        assert sorted(path.name for path in folder.iterdir()) == sorted(expected)
         metrics, scores, predictions, lists = [json.loads((folder / f"{name}.json").read_text()) for name in
                                                ("metrics", "scores-dev", "predictions-dev", "nbest-dev")]
         losses = [json.loads(line)["loss"] for line in (folder / "log.jsonl").read_text().splitlines()]
@@ -595,8 +607,9 @@ def test_a_tiny_set_is_learnt_by_heart(real_data, bert_tokenizer, tmp_path, caps
     save_model(tmp_path / "run/model", bert_tokenizer, 128, 32)
     for split in ("train", "dev"):
         read(tmp_path / "squad", content, version, split)
-    finetune.main(["--model", str(tmp_path / "run"), "--data", str(tmp_path), "--task", task, "--device", "cpu", "--lr", "3e-3",
-                   "--max-length", "128", "--stride", "64", "--batch", "8", "--epochs", "60", "--log-every", "10"])
+    finetune.main(["--model", str(tmp_path / "run"), "--data", str(tmp_path), "--task", task, "--device", "cpu",
+                   "--lr", "3e-3", "--max-length", "128", "--stride", "64", "--batch", "8", "--epochs", "60",
+                   "--log-every", "10"])
     folder = tmp_path / "run/finetune" / task / "seed-0"
     losses = [json.loads(line)["loss"] for line in (folder / "log.jsonl").read_text().splitlines()]
     metrics = json.loads((folder / "metrics.json").read_text())
@@ -641,14 +654,15 @@ def test_answer_places():
 
 
 def test_loss_and_gradients_equal_transformers(tasks, tiny_tokenizer, transformers):
-    """Same weights, no dropout: BertForQuestionAnswering's loss on unpadded rows, and its gradients. Padding: no effect."""
+    """Same weights, no dropout: BertForQuestionAnswering's loss and gradients on unpadded rows; padding is nothing."""
     theirs = transformers.BertForQuestionAnswering.from_pretrained(tasks / "run/model").eval()
     config, bert, _ = model.load_hf(tasks / "run/model")
     head = finetune.span_head(config)
     assert head.weight.shape == (2, config.hidden_size) and head.bias.abs().sum() == 0
     theirs.qa_outputs.load_state_dict(head.state_dict())
     bert.eval()
-    windows = finetune.Windows(finetune.read_squad(tasks / "tasks/SQuAD2", "train", "v2.0"), tiny_tokenizer, 24, 6, True)
+    examples = finetune.read_squad(tasks / "tasks/SQuAD2", "train", "v2.0")
+    windows = finetune.Windows(examples, tiny_tokenizer, 24, 6, train=True)
     chosen = np.concatenate([np.argsort(windows.lengths)[:4], np.argsort(windows.lengths)[-4:]])
     batch, targets = windows.batch(chosen), torch.from_numpy(windows.targets[chosen])
     assert not batch[1].all() and (targets == 0).any() and (targets > 0).any()
@@ -666,27 +680,30 @@ def test_loss_and_gradients_equal_transformers(tasks, tiny_tokenizer, transforme
         assert (scores[row, length:] == -torch.inf).all()
     assert loss.item() == pytest.approx(expected.item(), rel=1e-6)
     loss.backward(), expected.backward()
-    for ours, other in ((head.weight, theirs.qa_outputs.weight), (bert.tokens.weight, theirs.bert.embeddings.word_embeddings.weight)):
+    for ours, other in ((head.weight, theirs.qa_outputs.weight),
+                        (bert.tokens.weight, theirs.bert.embeddings.word_embeddings.weight)):
         torch.testing.assert_close(ours.grad, other.grad, atol=1e-6, rtol=1e-4)
 
 
 def test_defaults_are_the_recipe():
     args, base = finetune.parse_args([]), model.SIZES["base"]
-    recipe = {"epochs": 2.0, "batch": 12, "max_length": 384, "stride": 128, "eps": 1e-8, "warmup": 0.0, "weight_decay": 0.0}
+    recipe = {"epochs": 2.0, "batch": 12, "max_length": 384, "stride": 128, "eps": 1e-8, "warmup": 0.0,
+              "weight_decay": 0.0}
     for name, lr in (("SQuAD1", 3e-5), ("SQuAD2", 5e-5)):
         settings = finetune.settings_for(args, name, base)
         assert settings["lr"] == lr and {key: settings[key] for key in recipe} == recipe
         assert settings.get("null_threshold") == (0.0 if name == "SQuAD2" else None)
-    assert finetune.settings_for(args, "RTE", base)["eps"] == 1e-6 and "stride" not in finetune.settings_for(args, "RTE", base)
+    other = finetune.settings_for(args, "RTE", base)
+    assert other["eps"] == 1e-6 and "stride" not in other
     assert finetune.settings_for(finetune.parse_args(["--stride", "9"]), "SQuAD1", base)["stride"] == 9
     with pytest.raises(ValueError, match="stride 128 .* in windows of 64"):
         finetune.settings_for(finetune.parse_args(["--stride", "128"]), "SQuAD1", model.SIZES["mini"])
 
 
 def test_two_processes_equal_one(tasks, tmp_path):
-    flags = ["--model", str(tasks / "run"), "--data", str(tasks / "tasks"), "--task", "SQuAD2", "--device", "cpu", "--batch",
-             "7", "--dropout", "0", "--lr", "1e-3", "--epochs", "1", "--train-limit", "29", "--max-length", "24", "--stride",
-             "6", "--precision", "fp32", "--log-every", "1"]
+    flags = ["--model", str(tasks / "run"), "--data", str(tasks / "tasks"), "--task", "SQuAD2", "--device", "cpu",
+             "--batch", "7", "--dropout", "0", "--lr", "1e-3", "--epochs", "1", "--train-limit", "29",
+             "--max-length", "24", "--stride", "6", "--precision", "fp32", "--log-every", "1"]
     finetune.main([*flags, "--out", str(tmp_path / "one")])
     done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone",
                            str(ROOT / "finetune.py"), *flags, "--out", str(tmp_path / "two")],
