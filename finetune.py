@@ -865,8 +865,8 @@ def finetune(settings, splits, rows, config, bert, encoder, processes, folder, l
         if meta:
             metrics["parts"][split] = evaluate.score_parts(*numbers, meta)
         # one answer for all rows of a split: the run is stuck at a constant; 0.01 of STS-B's five points is one, too
-        metrics["majority"] |= len(answers) > 1 and (np.ptp(answers) <= 0.01 if kind == "regression" else
-                                                     len(set(answers)) == 1)
+        constant = np.ptp(answers) <= 0.01 if kind == "regression" else len(set(answers)) == 1
+        metrics["majority"] |= bool(constant) and len(answers) > 1
         undefined = [key for key, _ in evaluate.METRICS[name] if metrics[split][key] is None]
         if undefined and processes.master:
             print(f"{name} seed {seed}: {', '.join(undefined)} of {split} not defined, all predictions are equal")
