@@ -5,18 +5,23 @@
     python evaluate.py compare --worlds runs/world-* --a student --b text-only    # a - b, 95 % interval, verdicts
     python evaluate.py probe runs/text-only runs/student runs/teacher             # what a noun's hidden state tells
     python evaluate.py retrieve runs/teacher                                      # text -> video on held-out clips
+    python evaluate.py squad dev-v2.0.json predictions.json --na-prob null_odds.json    # as the official script, JSON
 
 Tables read only what finetune.py left in RUN/finetune/TASK/seed-N/metrics.json, and the seconds in RUN/log.jsonl.
-Sections: metrics; files of a run; intervals and verdicts; table; compare; retrieval; probes. Printed numbers are x 100.
+Sections: metrics; SQuAD; files of a run; intervals and verdicts; table; compare; retrieval; probes. Printed numbers are
+x 100.
 """
 import argparse
 import csv
 import json
 import math
+import re
 import shutil
 import statistics
+import string
 import sys
 import warnings
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -77,16 +82,16 @@ METRICS = {   # task -> [(name, function)], the main one first; as GLUE publishe
     "STS-B": [("pearson", pearson), ("spearman", spearman)], "QQP": [("accuracy", accuracy), ("f1", f1)],
     "MNLI": ACCURACY, "QNLI": ACCURACY, "RTE": ACCURACY, "WNLI": ACCURACY, "PIQA": ACCURACY, "SWAG": ACCURACY,
     "TRACIE": ACCURACY, "TRACIE-iid": ACCURACY, "TRACIE-uniform-prior": ACCURACY,
-}
+}   # SQuAD's are added in the next section
 PARTS = ("grounded", "ungrounded", "unfilmed")   # of a mini task's rows; see part_of
 
 
 def single_number(task, values):
-    """A task's one number in a table: the mean of its metrics (only MRPC, STS-B and QQP have two), or None.
+    """A task's one number in a table: the mean of its metrics (only MRPC, STS-B and QQP have two), SQuAD's F1, or None.
 
     values: {metric name: value or None}. None where any of them is not defined.
     """
-    wanted = [values[name] for name, _ in METRICS[task]]
+    wanted = [values[name] for name, _ in METRICS[task][:1 if METRICS[task] is SQUAD else None]]
     return None if any(value is None for value in wanted) else statistics.fmean(wanted)
 
 
@@ -99,12 +104,12 @@ def most_common(labels):
 def score(task, labels, predictions):
     """Every metric of a task -> {metric: value, "n": rows, "chance": c}; a metric that is not defined is None.
 
-    chance: the task's single number for always answering the most common label of these very rows; None for a
-    regression, where a constant has no correlation. Raises ValueError where the two lengths differ.
+    chance: the task's single number for always answering the most common label of these very rows (SQuAD: for never
+    answering); None for a regression, where a constant has no correlation. Raises ValueError where the lengths differ.
     """
     if len(labels) != len(predictions):
         raise ValueError(f"{task}: {len(labels)} labels for {len(predictions)} predictions")
-    constant = np.full(len(labels), most_common(labels))
+    constant = np.full(len(labels), "" if METRICS[task] is SQUAD else most_common(labels))
     values, chance = {}, {}
     for name, function in METRICS[task]:
         for out, guesses in ((values, predictions), (chance, constant)):
@@ -137,6 +142,111 @@ def score_parts(labels, predictions, meta):
     grounded = parts == "grounded"
     out["grounded_by_property"] = {str(name): of(grounded & (names == name)) for name in np.unique(names[grounded])}
     return out
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# SQuAD, as the official evaluate-v2.0.py counts. golds: the annotators' answers to one question, texts.
+
+
+def normal_words(text):
+    """Words of an answer that count: lower case, no ASCII punctuation, no articles, split at white space."""
+    text = text.lower().translate(str.maketrans("", "", string.punctuation))
+    return re.sub(r"\b(a|an|the)\b", " ", text).split()
+
+
+def answer_scores(golds, text):
+    """(exact, F1) of one answer: the better of each over the golds that have a word left, or over "" if none has. F1 is
+    that of the two bags of words; where either is empty, 1 if both are."""
+    said, exact, best = normal_words(text), 0, 0
+    for gold in [words for words in map(normal_words, golds) if words] or [[]]:
+        common = sum((Counter(gold) & Counter(said)).values())
+        precision, recall = common / max(len(said), 1), common / max(len(gold), 1)
+        exact = max(exact, int(gold == said))
+        best = max(best, 2 * precision * recall / (precision + recall) if common else int(gold == said == []))
+    return exact, best
+
+
+def squad_exact(golds, answers):
+    """Share of answers that equal one of their golds. golds: a list of texts a question; nan of nothing."""
+    return float(np.mean([answer_scores(*both)[0] for both in zip(golds, answers)])) if len(golds) else math.nan
+
+
+def squad_f1(golds, answers):
+    """Mean F1 of answers. golds: a list of texts a question; nan of nothing."""
+    return float(np.mean([answer_scores(*both)[1] for both in zip(golds, answers)])) if len(golds) else math.nan
+
+
+SQUAD = [("f1", squad_f1), ("exact", squad_exact)]
+METRICS |= {"SQuAD1": SQUAD, "SQuAD2": SQUAD}
+
+
+def best_threshold(scores, answerable, predictions, odds):
+    """(best total, threshold): the most that `scores` add up to if questions with odds above one threshold count as
+    unanswered. Goes up through the odds, of equal ones in their order; it starts at the number of questions without
+    an answer (all unanswered), gains an answerable question's score and loses 1 for a text where there is no answer."""
+    total = best = sum(not has for has in answerable.values())
+    threshold = 0.0
+    for name in sorted((name for name in odds if name in scores), key=odds.get):
+        total += scores[name] if answerable[name] else -bool(predictions[name])
+        if total > best:
+            best, threshold = total, odds[name]
+    return best, threshold
+
+
+def squad_scores(dataset, predictions, na_probabilities=None):
+    """What the official evaluate-v2.0.py prints, x 100 but for counts and thresholds, under its keys.
+
+    dataset: a parsed SQuAD file or its "data"; predictions: {id: text}; na_probabilities: {id: probability or odds of
+    no answer}: an answer above 1 counts as none, and best_exact, best_f1 and their thresholds are searched for.
+    HasAns_ and NoAns_ keys are there where such questions are.
+
+    A question without a prediction is named on stderr and left out of all sums and totals. So does the official script
+    for exact, f1 and total; it then stops with a KeyError, where this goes on. The threshold search starts, as there,
+    from all unanswerable questions. Raises ValueError where nothing is predicted, or a predicted id has no probability.
+    """
+    exact, f1, answerable = {}, {}, {}
+    for article in dataset["data"] if isinstance(dataset, dict) else dataset:
+        for question in (question for paragraph in article["paragraphs"] for question in paragraph["qas"]):
+            name, golds = question["id"], [answer["text"] for answer in question["answers"]]
+            answerable[name] = bool(golds)
+            if name in predictions:
+                exact[name], f1[name] = answer_scores(golds, predictions[name])
+            else:
+                print(f"Missing prediction for {name}", file=sys.stderr)
+    if not exact:
+        raise ValueError("no question of the data set has a prediction: are these predictions of another file?")
+    lacking = [name for name in exact if na_probabilities is not None and name not in na_probabilities]
+    if lacking:
+        raise ValueError(f"{len(lacking)} predictions have no probability of no answer, the first is {lacking[0]}")
+
+    counted = {name: (exact[name], f1[name]) if na_probabilities is None or na_probabilities[name] <= 1 else
+               (float(not answerable[name]),) * 2 for name in exact}
+    out = {}
+    for prefix, names in (("", list(counted)), ("HasAns_", [name for name in counted if answerable[name]]),
+                          ("NoAns_", [name for name in counted if not answerable[name]])):
+        if names:
+            for key, place in (("exact", 0), ("f1", 1)):
+                out[prefix + key] = 100.0 * sum(counted[name][place] for name in names) / len(names)
+            out[prefix + "total"] = len(names)
+    for key, scores in (("exact", exact), ("f1", f1)) if na_probabilities is not None else ():
+        best, threshold = best_threshold(scores, answerable, predictions, na_probabilities)
+        out |= {f"best_{key}": 100.0 * best / len(scores), f"best_{key}_thresh": threshold}
+    return out
+
+
+def show_squad(args):
+    """`squad`: prints squad_scores of a predictions file as JSON."""
+    read = [path and data.read_json(path, "python finetune.py --task SQuAD1 SQuAD2")
+            for path in (args.dataset, args.predictions, args.na_prob)]
+    if not isinstance(read[0], dict) or "data" not in read[0]:
+        raise ValueError(f"{args.dataset} is not a SQuAD file: it has no data")
+    for path, value, kinds in ((args.predictions, read[1], str), (args.na_prob, read[2], (int, float))):
+        if path and not (isinstance(value, dict) and all(isinstance(entry, kinds) for entry in value.values())):
+            raise ValueError(f"{path} does not hold one {'text' if kinds is str else 'number'} a question id")
+    try:
+        print(json.dumps(squad_scores(*read), indent=2))
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{args.dataset} is not a SQuAD file: {type(error).__name__} {error}") from None
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -591,6 +701,11 @@ def main(argv=None):
         command.add_argument("runs", nargs="+", help="run folders")
         command.add_argument("--data", default="data/mini", help="the data folder")
         command.set_defaults(function=function)
+    squads = commands.add_parser("squad", help="exact and F1 of answers, as SQuAD's official script counts")
+    squads.add_argument("dataset", help="the data set's JSON")
+    squads.add_argument("predictions", help="JSON, id -> text")
+    squads.add_argument("--na-prob", help="JSON, id -> probability or odds of no answer: adds best_exact, best_f1")
+    squads.set_defaults(function=show_squad)
     args = parser.parse_args(argv)
     try:
         args.function(args)

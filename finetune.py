@@ -5,18 +5,23 @@
     python finetune.py --model FOLDER --data data/glue --task CoLA STS-B             # any BERT in Hugging Face form
     torchrun --nproc_per_node=8 finetune.py --model runs/student --data data/glue --task MNLI
     python finetune.py --model runs/student --data data --task PIQA --split-dev          # no training file: a smoke run
+    python finetune.py --model FOLDER --data data --task SQuAD1                          # data/SQuAD1/train-v1.1.json
 
 Writes RUN/finetune/TASK/seed-N/{args.json, log.jsonl, predictions-SPLIT.tsv, metrics.json}, and for a test split
-without labels TASK.tsv, the form GLUE's server takes. metrics.json comes last, so that where it is, all is; a finished
-(task, seed) is passed over. A killed one starts again and, since all randomness is from (seed, step), ends the same.
+without labels TASK.tsv, the form GLUE's server takes. SQuAD: {predictions,nbest,scores,null_odds}-SPLIT.json, the
+first in its server's form. metrics.json comes last, so that where it is, all is; a finished (task, seed) is passed
+over. A killed one starts again and, since all randomness is from (seed, step), ends the same.
 
-Sections: readers, the task table, token ids, settings, one fine-tuning run.
+Sections: readers, the task table, token ids, SQuAD, settings, one fine-tuning run.
 Axes: B rows of the batch, C candidate texts a row (1 but for multiple choice), L tokens, H width.
 """
 import argparse
+import bisect
 import csv
 import dataclasses
+import functools
 import hashlib
+import itertools
 import json
 import re
 import sys
@@ -44,6 +49,7 @@ class Example(NamedTuple):
     label: str | None  # as written in the file; None in a test split without labels
     row: str          # the file's own row number, which a submission must repeat
     where: str        # "file, line n", for messages
+    answers: tuple = ()   # SQuAD: (text, character of the context at which it starts), one an annotator
 
 
 def numbered_lines(path):
@@ -173,7 +179,7 @@ def tracie(train):
 
 @dataclasses.dataclass
 class Task:
-    kind: str           # classification, regression, or choice (a softmax over candidate texts)
+    kind: str           # classification, regression, choice (a softmax over candidate texts), or span (SQuAD)
     labels: tuple       # as the files write them, in the order of the model's outputs; the range of a regression
     read: Callable      # (folder, split) -> [Example]
     get: str            # where the files come from
@@ -182,6 +188,7 @@ class Task:
     folders: tuple = ()  # under --data, besides the task's own name and that in lower case
 
 
+SQUAD_FILES = "https://rajpurkar.github.io/SQuAD-explorer/dataset/"
 GLUE_FILES = "https://dl.fbaipublicfiles.com/glue/data/"
 ENTAILMENT = ("entailment", "not_entailment")
 MNLI_FILES = {"dev": "dev_matched.tsv", "dev-mismatched": "dev_mismatched.tsv", "test": "test_matched.tsv",
@@ -218,6 +225,11 @@ TASKS = {
     "SWAG": Task("choice", ("0", "1", "2", "3"), read_swag,
                  "https://raw.githubusercontent.com/rowanz/swagaf/master/data/{train,val,test}.csv",
                  sizes(73546, 20006, 20005)),
+    # lambda: the reader stands with the rest of SQuAD, below
+    "SQuAD1": Task("span", (), lambda folder, split: read_squad(folder, split, "v1.1"),
+                   SQUAD_FILES + "{train,dev}-v1.1.json", sizes(87599, 10570, None), folders=("squad", "SQuAD")),
+    "SQuAD2": Task("span", (), lambda folder, split: read_squad(folder, split, "v2.0"),
+                   SQUAD_FILES + "{train,dev}-v2.0.json", sizes(130319, 11873, None), folders=("squad", "SQuAD")),
     # a premise-hypothesis pair: (query, story); published without a dev split. The plain name is the mini world's.
     "TRACIE": Task("classification", ("negative", "positive"), tracie("tracie_train.txt"), TRACIE_FILES, {}),
     "TRACIE-iid": Task("classification", ("negative", "positive"), tracie("tracie_train.txt"), TRACIE_FILES,
@@ -235,13 +247,15 @@ def task_folder(root, name):
 
 
 def targets_of(name, examples):
-    """Labels of examples as an array (class numbers, or real numbers), None where the split has none.
+    """Labels of examples as an array (class numbers, real numbers, or lists of right texts), None where there are none.
 
     Raises ValueError naming file and line of a label that the task does not have.
     """
     task, out = TASKS[name], []
     if any(example.label is None for example in examples):
         return None
+    if task.kind == "span":
+        return np.fromiter(([text for text, _ in example.answers] for example in examples), object, len(examples))
     for example in examples:
         try:
             value = float(example.label) if task.kind == "regression" else task.labels.index(str(example.label))
@@ -356,6 +370,253 @@ def length_sorted_batches(lengths, batch, seed, epoch):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# SQuAD: reader, windows, answers. Rules and numbers are those of BERT's own script, as in transformers' run_squad.
+
+QUESTION_PIECES = 64     # a question loses what is beyond
+N_BEST = 20              # starts, ends and texts kept
+ANSWER_PIECES = 30       # longest answer
+WORD = re.compile(r"[^ \t\r\n\u202f]+")   # of a context; str.split would also cut at no-break spaces and their like
+
+
+def squad_field(value, key, kind, where):
+    """value[key], which must be of the given kind. Raises ValueError starting with `where`."""
+    if not isinstance(value, dict) or key not in value:
+        raise ValueError(f"{where}: no {key}")
+    if type(value[key]) is not kind:   # isinstance would take True for a number
+        raise ValueError(f"{where}: {key} is {type(value[key]).__name__}, expected {kind.__name__}")
+    return value[key]
+
+
+def read_squad(folder, split, version):
+    """SQuAD JSON, SPLIT-VERSION.json -> examples: texts [(question, context)], label the first answer's text ("" for a
+    question without an answer), row the question's id. Contexts stay as they are: answers count their characters."""
+    path, examples, version2 = folder / f"{split}-{version}.json", [], version == "v2.0"
+    if not path.exists():
+        raise FileNotFoundError(str(path))
+    for i, article in enumerate(squad_field(data.read_json(path, ""), "data", list, path), 1):
+        for j, paragraph in enumerate(squad_field(article, "paragraphs", list, f"{path}, article {i}"), 1):
+            place = f"{path}, article {i}, paragraph {j}"
+            context = squad_field(paragraph, "context", str, place)
+            for k, row in enumerate(squad_field(paragraph, "qas", list, place), 1):
+                name = squad_field(row, "id", str, f"{place}, question {k}")
+                where = f"{path}, question {name}"
+                question, answers = squad_field(row, "question", str, where), []
+                for answer in squad_field(row, "answers", list, where):
+                    text = squad_field(answer, "text", str, where)
+                    start = squad_field(answer, "answer_start", int, where)
+                    if start < 0 or not text or context[start:start + len(text)] != text:
+                        raise ValueError(f"{where}: answer_start {start} does not point at {text!r}")
+                    answers.append((text, start))
+                impossible = squad_field(row, "is_impossible", bool, where) if version2 else False
+                if impossible == bool(answers):
+                    raise ValueError(f"{where}: {len(answers)} answers" + f", is_impossible {impossible}" * version2)
+                label = answers[0][0] if answers else ""
+                examples.append(Example([(question, context)], label, name, where, tuple(answers)))
+    if len({example.row for example in examples}) < len(examples):
+        print(f"note: {path} repeats question ids; predictions are kept by id, so the last of each counts")
+    return examples
+
+
+class Windows(Rows):
+    """Questions as token ids, [CLS] question [SEP] window of the context [SEP], a row a window, in order of questions.
+
+    A context longer than one window is read in several, each beginning `stride` word pieces after the one before: the
+    stride is the step, not the overlap. targets: int [windows, 2], positions of the answer's first and last piece;
+    (0, 0), [CLS], where the window lacks any of it or the question has no answer. train: a question whose answer is
+    not among the context's words gets no window and is listed. Raises ValueError if none is left.
+    """
+
+    def __init__(self, examples, tokenizer, max_length, stride, train):
+        special, self.candidates = data.special_ids(tokenizer), 1
+        self.pad, self.examples, self.tokenizer = special["pad"], examples, tokenizer
+        asked = min(QUESTION_PIECES, max_length - 3 - stride)   # short windows: less, so that no piece is stepped over
+        contexts = {example.texts[0][1]: None for example in examples}
+        words = ([match[0] for match in WORD.finditer(context)] for context in contexts)
+        bar = functools.partial(tqdm, leave=False, disable=None)
+        for context, out in bar(zip(contexts, encoded(tokenizer, words, is_pretokenized=True)), total=len(contexts),
+                                desc="word pieces", unit="context"):
+            contexts[context] = np.array(out.ids, dtype=np.int32), np.array(out.word_ids, dtype=np.int32)
+        questions = encoded(tokenizer, (example.texts[0][0] for example in examples))
+        answers = encoded(tokenizer, (example.label if train else "" for example in examples))
+        self.documents, pieces, rows, skipped = contexts, [], [], []
+        for index, (example, question, answer) in enumerate(bar(zip(examples, questions, answers), total=len(examples),
+                                                                desc="windows", unit="question")):
+            document, piece_word = contexts[example.texts[0][1]]
+            span = None
+            if train and example.label:
+                span = answer_span(example, document, piece_word, np.array(answer.ids))
+                if span is None:
+                    skipped.append(example.row)
+                    continue
+            head = np.array([special["cls"], *question.ids[:asked], special["sep"]], dtype=np.int32)
+            room = max_length - len(head) - 1
+            for first in range(0, max(1, len(document) - room + stride), stride):
+                window = document[first:first + room]
+                inside = span is not None and first <= span[0] and span[1] < first + len(window)
+                rows.append((index, first, len(head), *(np.array(span) - first + len(head) if inside else (0, 0))))
+                pieces += [head, window, np.array([special["sep"]], dtype=np.int32)]
+        if skipped:
+            print(f"note: {len(skipped)} questions left out, their answers are not among the words of their contexts: "
+                  f"{', '.join(skipped[:5])}{', ...' * (len(skipped) > 5)}")
+        if not rows:
+            raise ValueError(f"{examples[0].where.rpartition(', ')[0]}: no question is left to train on")
+        # question [windows]; first piece of the document in the window; position at which the window begins; answer
+        self.question, self.first, self.seconds, *targets = np.array(rows, dtype=np.int64).T
+        self.targets = np.stack(targets, 1)                                                            # [windows, 2]
+        self.ids = np.concatenate(pieces)
+        self.lengths = np.array([len(piece) for piece in pieces]).reshape(-1, 3).sum(1)
+        self.starts = np.concatenate([[0], np.cumsum(self.lengths)])
+
+
+def span_head(config):
+    """Hidden state -> start and end score of each token, as in BertForQuestionAnswering: row 0 start, row 1 end."""
+    head = torch.nn.Linear(config.hidden_size, 2)
+    model.init_weights(head, config.initializer_range)
+    return head
+
+
+def encoded(tokenizer, texts, **flags):
+    """Yields the bare encoding of each text; a thousand at a time, since an Encoding is far larger than its ids."""
+    texts = iter(texts)
+    while some := list(itertools.islice(texts, 1024)):
+        yield from tokenizer.encode_batch(some, add_special_tokens=False, **flags)
+
+
+def answer_span(example, document, piece_word, answer):
+    """First and last piece of a question's first answer in the document, or None if its words do not hold the text.
+
+    All pieces of the words it touches, then the first of the widest spans among them that is exactly the answer's own
+    pieces, if there is one: "1895" in "(1895)". document: ids; piece_word: the word of each; answer: the answer's ids.
+    """
+    text, start = example.answers[0]
+    matches = list(WORD.finditer(example.texts[0][1]))
+    begins = [match.start() for match in matches]
+    first, last = [max(bisect.bisect_right(begins, place) - 1, 0) for place in (start, start + len(text) - 1)]
+    if " ".join(text.split()) not in " ".join(match[0] for match in matches[first:last + 1]):
+        return None
+    low, high = np.searchsorted(piece_word, [first, last + 1])
+    for place in range(low, high - len(answer) + 1) if len(answer) else ():
+        if np.array_equal(document[place:place + len(answer)], answer):
+            return place, place + len(answer) - 1
+    return (low, high - 1) if low < high else None
+
+
+def max_context(first, length):
+    """Which of a question's windows shows a piece with the most context, min(left, right) + 0.01 length, the earliest
+    at a tie. first, length: int [windows], in pieces of the document. Returns bool [windows, pieces]."""
+    place = np.arange((first + length).max())                                                      # [pieces]
+    left, right = place - first[:, None], (first + length - 1)[:, None] - place                    # [windows, pieces]
+    context = np.where((left >= 0) & (right >= 0), np.minimum(left, right) + 0.01 * length[:, None], -1.0)
+    return (context.argmax(0) == np.arange(len(first))[:, None]) & (context >= 0)
+
+
+def original_text(predicted, original, tokenizer):
+    """The part of `original` (words of the context) that `predicted` (word pieces put together again) stands for:
+    "Steve Smith" for "steve smith" in "Steve Smith's". Character k of the original is taken for character k of its
+    normal form, spaces not counted; where the two differ in length or lack `predicted`, all of `original` it is."""
+    normal = tokenizer.normalizer.normalize_str(original)
+    split = " ".join(word for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(normal))
+    start = split.find(predicted)
+    places = [place for place, letter in enumerate(original) if letter != " "]
+    if not predicted or start < 0 or len(places) != len(split.replace(" ", "")):
+        return original
+    skipped = start - split.count(" ", 0, start)
+    return original[places[skipped]:places[skipped + len(predicted.replace(" ", "")) - 1] + 1]
+
+
+def best_spans(windows, scores, rows):
+    """Candidate answers of one question, best first: [(start score, end score, (first piece, last piece))].
+
+    rows: its windows. The 20 best starts with the 20 best ends of each, both in the document, the start where its
+    context is the widest, at most 30 pieces long. scores: [windows, L, 2].
+    """
+    spans, first, head = [], windows.first[rows], windows.seconds[rows]
+    length = windows.lengths[rows] - head - 1
+    widest = max_context(first, length)
+    for row, begin, shift, count, wide in zip(rows, first, head, length, widest):
+        own = scores[row, :windows.lengths[row]].astype(np.float64)                                    # [L, 2]: no padding
+        starts, ends = np.argsort(-own, axis=0, kind="stable")[:N_BEST].T - shift                      # of the window
+        starts = starts[(starts >= 0) & (starts < count)]
+        starts = starts[wide[begin + starts]]
+        ends = ends[(ends >= 0) & (ends < count)]
+        size = ends[None] - starts[:, None] + 1                                                        # [starts, ends]
+        for i, j in np.argwhere((size >= 1) & (size <= ANSWER_PIECES)):
+            spans.append((own[starts[i] + shift, 0], own[ends[j] + shift, 1], (begin + starts[i], begin + ends[j])))
+    return sorted(spans, key=lambda span: -(span[0] + span[1]))
+
+
+def span_answers(windows, scores, null_threshold=None):
+    """Scores [windows, L, 2] -> (answers, n-best lists, null odds or None), each a list with one entry a question.
+
+    null_threshold: SQuAD v2.0. The answer is then "" iff odds > threshold, where odds = the smallest start + end score
+    of [CLS] over the windows - the best score of a text. n-best: at most 20 dicts of text (each once), probability (a
+    softmax over the list), start_logit, end_logit; for v2.0 the empty text is always there, if need be as the 21st. A
+    question without one valid span, which an untrained model may leave, is answered "".
+    """
+    pieces = {index: piece for piece, index in windows.tokenizer.get_vocab().items()}
+    answers, lists, odds = [], [], []
+    bounds = np.searchsorted(windows.question, np.arange(len(windows.examples) + 1))
+    for index, example in enumerate(tqdm(windows.examples, desc="answers", unit="question", leave=False, disable=None)):
+        context, rows = example.texts[0][1], np.arange(bounds[index], bounds[index + 1])
+        document, piece_word = windows.documents[context]
+        found = best_spans(windows, scores, rows)
+        if null_threshold is not None:
+            null = scores[rows, 0].astype(np.float64)                                                  # [windows, 2]
+            null = null[null.sum(1).argmin()]
+            found = sorted([*found, (*null, None)], key=lambda span: -(span[0] + span[1]))   # stable: after its equals
+        words, best = WORD.findall(context), {}
+        for start, end, span in found:
+            if len(best) == N_BEST:
+                break
+            text = ""
+            if span is not None:
+                low, high = span
+                text = " ".join(pieces[piece] for piece in document[low:high + 1]).replace(" ##", "")
+                text = original_text(text, " ".join(words[piece_word[low]:piece_word[high] + 1]), windows.tokenizer)
+            best.setdefault(text, (start, end))
+        if null_threshold is not None:
+            best.setdefault("", tuple(null))
+        best = best or {"": (0.0, 0.0)}
+        total = np.array([start + end for start, end in best.values()])
+        probability = np.exp(total - total.max()) / np.exp(total - total.max()).sum()
+        lists.append([{"text": text, "probability": float(p), "start_logit": float(start), "end_logit": float(end)}
+                      for (text, (start, end)), p in zip(best.items(), probability)])
+        answer = next((text for text in best if text), "")
+        if null_threshold is not None:
+            odds.append(float(null.sum() - (sum(best[answer]) if answer else 0.0)))
+            answer = "" if odds[-1] > null_threshold else answer
+        answers.append(answer)
+    return answers, lists, None if null_threshold is None else odds
+
+
+def write_squad_answers(folder, split, examples, answers, lists, odds):
+    """predictions-SPLIT.json, nbest-SPLIT.json, null_odds-SPLIT.json (v2.0), each by id; scores-SPLIT.json, what the
+    official script says of them."""
+    names = [example.row for example in examples]
+    predictions, null_odds = dict(zip(names, answers)), None if odds is None else dict(zip(names, odds))
+    data.write_json(folder / f"predictions-{split}.json", predictions)
+    data.write_json(folder / f"nbest-{split}.json", dict(zip(names, lists)))
+    dataset = [{"paragraphs": [{"qas": [{"id": example.row, "answers": [{"text": text} for text, _ in example.answers]}
+                                        for example in examples]}]}]
+    scores = evaluate.squad_scores(dataset, predictions)
+    if odds is not None:
+        data.write_json(folder / f"null_odds-{split}.json", null_odds)
+        # the thresholds alone: given odds, the official script also counts as unanswered what has odds above 1
+        scores = evaluate.squad_scores(dataset, predictions, null_odds) | scores
+    data.write_json(folder / f"scores-{split}.json", scores)
+
+
+def answer_places(examples, targets, answers):
+    """Answers as numbers, for accuracy and chance by part: int [questions] twice. The right one is the number of its
+    first word in the context, -1 for no answer; the given one is the same if right, else -2. So chance is what naming
+    the same place every time would score."""
+    labels = np.array([len(WORD.findall(example.texts[0][1][:example.answers[0][1]])) if example.label else -1
+                       for example in examples])
+    right = [evaluate.squad_exact([golds], [answer]) == 1 for golds, answer in zip(targets, answers)]
+    return labels, np.where(right, labels, -2)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 # Settings
 
 DEFAULTS = {
@@ -364,16 +625,22 @@ DEFAULTS = {
         # which small batches, larger rates and dropout all leave at its saddle: accuracy 0.50, loss log 2.
         "lr": 1e-3, "epochs": 40.0, "batch": 256, "dropout": 0.0,
         "max_length": 64, "warmup": 0.1,                 # ours; no mini row is longer
-        "weight_decay": 0.0,                             # authors' script
+        "weight_decay": 0.0, "eps": 1e-6,                # authors' script
         "precision": "auto"},                            # ours
     "base": {
         "lr": 1e-4, "epochs": 3.0, "batch": 32,          # authors' script (run_glue_at_epoch.bash)
         "max_length": 126, "warmup": 0.1,                # authors' script
-        "weight_decay": 0.0, "dropout": 0.1,             # authors' script; BERT's own
+        "weight_decay": 0.0, "eps": 1e-6,                # authors' script
+        "dropout": 0.1,                                  # BERT's own
         "precision": "auto"},                            # ours
 }
 DEFAULTS["small"] = DEFAULTS["base"]                     # authors' script: one recipe for all sizes
 BY_TASK = {"SWAG": {"lr": 5e-5, "max_length": 80}}       # authors' script (run_swag.bash), at paper sizes
+BY_TASK["SQuAD1"] = {                                    # authors' script (run_squad_v1.bash), at paper sizes
+    "lr": 3e-5, "epochs": 2.0, "batch": 12, "max_length": 384, "stride": 128, "warmup": 0.0, "eps": 1e-8}
+BY_TASK["SQuAD2"] = {**BY_TASK["SQuAD1"], "lr": 5e-5,    # authors' script (run_squad_v2.bash) ...
+                     "null_threshold": 0.0}              # ... which forgets that questions may lack an answer
+MINI_BY_TASK = {"SQuAD1": {"stride": 16}, "SQuAD2": {"stride": 16, "null_threshold": 0.0}}   # ours
 
 
 def parse_args(argv=None):
@@ -387,9 +654,13 @@ def parse_args(argv=None):
     parser.add_argument("--lr", type=float)
     parser.add_argument("--epochs", type=float)
     parser.add_argument("--batch", type=int, help="global batch, in rows")
-    parser.add_argument("--max-length", type=int, help="tokens a text, special ones included")
+    parser.add_argument("--max-length", type=int, help="tokens a text, special ones included; SQuAD: a window")
+    parser.add_argument("--stride", type=int, help="SQuAD: word pieces from one window of a context to the next")
+    parser.add_argument("--null-threshold", type=float, help="SQuAD2: no answer where [CLS] scores this much above the "
+                                                             "best text (best_f1_thresh of scores-dev.json)")
     parser.add_argument("--warmup", type=float, help="share of the steps")
     parser.add_argument("--weight-decay", type=float)
+    parser.add_argument("--eps", type=float, help="AdamW's epsilon")
     parser.add_argument("--dropout", type=float)
     parser.add_argument("--clip", type=float, default=1.0, help="gradient norm limit")
     parser.add_argument("--train-limit", type=int, help="train on this many rows, the same for every seed")
@@ -409,12 +680,15 @@ def parse_args(argv=None):
 def settings_for(args, name, config):
     """The settings of one task: size's column, the task's own at paper sizes, and the flags over both."""
     size = args.size or ("mini" if config.hidden_size <= 128 else "base")
-    chosen = {**DEFAULTS[size], **(BY_TASK.get(name, {}) if size != "mini" else {})}
+    chosen = {**DEFAULTS[size], **(MINI_BY_TASK if size == "mini" else BY_TASK).get(name, {})}
     chosen = {key: value if getattr(args, key) is None else getattr(args, key) for key, value in chosen.items()}
     chosen["max_length"] = min(chosen["max_length"], config.max_position_embeddings)
     if chosen["max_length"] < 5 or chosen["batch"] < 1 or chosen["epochs"] <= 0:
         raise ValueError(f"max length {chosen['max_length']} (at least 5), batch {chosen['batch']} (at least 1) or "
                          f"epochs {chosen['epochs']} (above 0) leave nothing to train on")
+    if "stride" in chosen and not 1 <= chosen["stride"] <= chosen["max_length"] - 4:
+        raise ValueError(f"stride {chosen['stride']} has to be at least 1 and leave room for a question in windows of "
+                         f"{chosen['max_length']} (--max-length)")
     return {"model": str(args.model), "data": str(args.data), "task": name, "size": size, **chosen, "clip": args.clip,
             "train_limit": args.train_limit, "split_dev": args.split_dev}
 
@@ -437,13 +711,18 @@ def locate_model(path):
 
 
 def scores_of(kind, bert, head, batch, candidates):
-    """Class scores [B, classes], values [B] (regression), or candidate scores [B, C] (choice), in fp32."""
-    out = head(bert(*batch)).float()                                                # [B*C, outputs]
+    """Class scores [B, classes], values [B] (regression), candidate scores [B, C] (choice), or start and end scores
+    [B, L, 2] (span; -inf at padding, so that it takes no part in the softmax), in fp32."""
+    out = head(bert(*batch)).float()                                                # [B*C, outputs], span: [B, L, 2]
+    if kind == "span":
+        return out.masked_fill(~batch[1][:, :, None], -torch.inf)
     return out.view(-1, candidates) if kind == "choice" else out[:, 0] if kind == "regression" else out
 
 
 def loss_of(kind, scores, targets):
-    """Summed loss: squared error, or cross-entropy over the classes or candidates."""
+    """Summed loss: squared error, or cross-entropy over the classes or candidates; span: mean of start's and end's."""
+    if kind == "span":
+        return F.cross_entropy(scores, targets, reduction="sum") / 2                # over L; targets: [B, 2]
     return F.mse_loss(scores, targets, reduction="sum") if kind == "regression" else \
         F.cross_entropy(scores, targets, reduction="sum")
 
@@ -462,6 +741,8 @@ def predict(kind, bert, head, rows, batch, processes, autocast_type):
         with torch.autocast(device.type, dtype=autocast_type, enabled=autocast_type is not None):
             inputs = [tensor.to(device) for tensor in rows.batch(mine if len(mine) else chosen)]
             out = scores_of(kind, bert, head, inputs, rows.candidates)
+        if kind == "span":
+            out = F.pad(out, (0, 0, 0, int(rows.lengths.max()) - out.shape[1]), value=-torch.inf)
         if scores is None:
             scores = torch.zeros(len(rows), *out.shape[1:], device=device)
         if len(mine):
@@ -515,11 +796,13 @@ def finetune(settings, splits, rows, config, bert, encoder, processes, folder, l
     torch.manual_seed(seed)
     bert.load_state_dict(encoder)
     model.set_dropout(config, bert, settings["dropout"])
-    head = model.SequenceHead(dataclasses.replace(config, hidden_dropout_prob=settings["dropout"]),
-                              len(TASKS[name].labels) if kind == "classification" else 1).to(device)
+    head = span_head(config) if kind == "span" else \
+        model.SequenceHead(dataclasses.replace(config, hidden_dropout_prob=settings["dropout"]),
+                           len(TASKS[name].labels) if kind == "classification" else 1)
+    head = head.to(device)
 
     # --- optimizer
-    optimizer = model.optimizer_for([bert, head], settings["lr"], settings["weight_decay"])
+    optimizer = model.optimizer_for([bert, head], settings["lr"], settings["weight_decay"], settings["eps"])
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
     # --- loop
@@ -566,16 +849,24 @@ def finetune(settings, splits, rows, config, bert, encoder, processes, folder, l
     for split in [split for split in rows if split != "train"]:
         examples, targets, meta = splits[split]
         scores = predict(kind, bert, head, rows[split], 4 * batch, processes, autocast_type)
-        answers = scores if kind == "regression" else scores.argmax(-1)
-        if processes.master:
+        if kind == "span":
+            answers, *more = span_answers(rows[split], scores, settings.get("null_threshold"))
+            numbers = answer_places(examples, targets, answers)
+        else:
+            answers = scores if kind == "regression" else scores.argmax(-1)
+            numbers = targets, answers
+        if processes.master and kind == "span":
+            write_squad_answers(folder, split, examples, answers, *more)
+        elif processes.master:
             write_predictions(folder, name, split, examples, targets, scores, answers)
         if targets is None:
             continue
         metrics[split] = evaluate.score(name, targets, answers)
         if meta:
-            metrics["parts"][split] = evaluate.score_parts(targets, answers, meta)
+            metrics["parts"][split] = evaluate.score_parts(*numbers, meta)
         # one answer for all rows of a split: the run is stuck at a constant; 0.01 of STS-B's five points is one, too
-        metrics["majority"] |= bool(np.ptp(answers) <= (0.01 if kind == "regression" else 0)) and len(answers) > 1
+        constant = np.ptp(answers) <= 0.01 if kind == "regression" else len(set(answers)) == 1
+        metrics["majority"] |= bool(constant) and len(answers) > 1
         undefined = [key for key, _ in evaluate.METRICS[name] if metrics[split][key] is None]
         if undefined and processes.master:
             print(f"{name} seed {seed}: {', '.join(undefined)} of {split} not defined, all predictions are equal")
@@ -678,7 +969,9 @@ def main(argv=None):
         # --- data, once for all seeds
         folder, splits = load_task(args, name)
         tokenizer = data.load_tokenizer(model_folder)
-        rows = {split: Rows(examples, targets, tokenizer, todo[0][0]["max_length"])
+        length, stride = todo[0][0]["max_length"], todo[0][0].get("stride")
+        rows = {split: Rows(examples, targets, tokenizer, length) if TASKS[name].kind != "span" else
+                Windows(examples, tokenizer, length, stride, split == "train")
                 for split, (examples, targets, _) in splits.items()}
 
         # --- model, once for all tasks
