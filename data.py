@@ -553,12 +553,12 @@ def csv_rows(path, columns):
                                  f"{', '.join(reader.fieldnames or [])}")
             for row in reader:
                 if None in row or None in row.values():
-                    raise ValueError(f"{path}, line {reader.line_num}: not the {len(reader.fieldnames)} cells of line 1")
+                    raise ValueError(f"{path}, line {reader.line_num}: needs {len(reader.fieldnames)} cells")
                 yield reader.line_num, row
         except csv.Error as error:
-            raise ValueError(f"{path}, line {reader.line_num}: {error}") from None
+            raise ValueError(f"{path}, line {reader.line_num + 1}: {error}") from None   # the row's first line
         except UnicodeDecodeError as error:
-            raise ValueError(f"{path}, after line {reader.line_num}: not UTF-8 ({error.reason})") from None
+            raise ValueError(f"{path}, line {reader.line_num + 1} or soon after: not UTF-8 ({error.reason})") from None
 
 
 def csv_captions(path, video):
@@ -603,7 +603,7 @@ def subtitles(path):
 
 
 def caption_files(source, ids):
-    """[(path, the video's id)]: of a folder, the caption files of `ids`; else the one file, whose id JSON does not use."""
+    """[(path, video id)]: of a folder, the caption files of `ids`; of one file, that (JSON holds ids of its own)."""
     source = Path(source)
     if source.is_dir():
         names = {path.name for path in source.iterdir()}
@@ -675,7 +675,7 @@ def pack_captions(source, durations, vocab, out):
     """Tokenises the captions of the videos in `durations` ({id: seconds}) into out/captions/ (see the section's head).
 
     Does nothing if that was done from the same files. Captions whose times make no sense are listed in
-    captions/left_out.tsv (video, caption number, reason). Returns the numbers of captions "read" and "kept", and "tokens".
+    captions/left_out.tsv (video, caption number, reason). Returns how many captions were "read", how many "kept".
     """
     folder, ids = Path(out) / "captions", sorted(durations)
     files = [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path, _ in caption_files(source, ids)]
