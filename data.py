@@ -562,7 +562,10 @@ def csv_rows(path, columns):
 
 
 def csv_captions(path, video):
-    """{video id: captions} of a CSV of start, end, text; with a video_id too, of many videos, else of `video`."""
+    """{video id: captions} of a CSV of start, end, text; with a video_id too, of many videos, else of `video`.
+
+    Held in memory at once, since a table's videos need not stand together.
+    """
     found = {}
     for line, row in csv_rows(path, ("start", "end", "text")):
         entry = found.setdefault(row.get("video_id", video), {"text": [], "start": [], "end": []})
@@ -1125,15 +1128,16 @@ def make_bank(folder, split, count, seed, block, path):
     """`data.py bank`: `count` clips drawn as the teacher's examples are, for retrieval and vokens, into a JSON file.
 
     A list of {"video", "start", "end" (seconds), "text"}; no video twice before all were drawn once. The features stay
-    where they are. A text longer than the block is cut where the example's is.
+    where they are. The text is written so that it becomes the example's tokens again.
     """
     tokenizer, rows = load_tokenizer(folder), []
+    decoder = tokenizers.decoders.WordPiece(prefix="##", cleanup=False)   # its clean-up makes "do not" to "don't"
     clips = Clips(folder, split, [], tokenizer, block, 1)
     for number, index in enumerate(tqdm(batch_indices(len(clips), count, seed, 0), unit="clip", desc="bank")):
         caption = int(numpy_generator(seed, "bank", number).integers(*clips.spans[index]))
         tokens, start, end = clips.stretch(index, caption)
         rows.append({"video": clips.ids[index], "start": round(start, 3), "end": round(end, 3),
-                     "text": tokenizer.decode(tokens.tolist(), skip_special_tokens=False)})
+                     "text": decoder.decode([tokenizer.id_to_token(token) for token in tokens.tolist()])})
     write_json(path, rows)
     print(f"{path}: {len(rows):,} clips of {len({row['video'] for row in rows}):,} {split} videos")
 

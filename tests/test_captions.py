@@ -442,6 +442,24 @@ def test_bank(mini, tmp_path):
     assert len(data.read_bank(mini / "retrieval.json")) == 288   # the mini world's pool has the same form
 
 
+def test_a_banks_texts_become_the_same_tokens_again(tmp_path, tiny_tokenizer, tiny_vocab):
+    said = ["We do not sit, don't we?", "ünd the cat 's mat\u2603s", "the dogcat [UNK] is ran-on", "matdogredcat to day"]
+    captions = {f"v{k}": {"text": said[k:] + said[:k], "start": [0, 1, 2, 3], "end": [1, 2, 3, 4]} for k in range(4)}
+    pack(tmp_path, captions, dict.fromkeys(captions, 4.0), tiny_vocab)
+    data.keep_vocab(tiny_vocab, tmp_path)
+    data.write_json(tmp_path / "splits.json", {"train": sorted(captions)})
+    for block in (6, 13, 40):   # cut inside words and after all
+        clips = data.Clips(tmp_path, "train", [], tiny_tokenizer, block, 50)
+        data.make_bank(tmp_path, "train", 40, 0, block, tmp_path / "bank.json")
+        unknown = 0
+        for row in data.read_bank(tmp_path / "bank.json"):
+            index = clips.ids.index(row["video"])
+            wanted = clips.stretch(index, int(clips.spans[index, 0] + row["start"]))[0].tolist()
+            assert tiny_tokenizer.encode(row["text"], add_special_tokens=False).ids == wanted
+            unknown += tiny_tokenizer.token_to_id("[UNK]") in wanted
+        assert unknown or block == 6
+
+
 @pytest.mark.parametrize("rows, message", [
     ([], "not empty"), ({"video": "a"}, "a clip bank is a list"),
     ([{"video": "a", "start": 0, "end": 1, "text": "x"}, {"video": "a", "start": 0, "end": 1}], "row 1: needs video"),
