@@ -610,8 +610,8 @@ def caption_files(source, ids):
     source = Path(source)
     if source.is_dir():
         names = {path.name for path in source.iterdir()}
-        beside = [(source, video, [video + end for end in BESIDE if video + end in names]) for video in sorted(ids)]
-        return [(folder / found[0], video) for folder, video, found in beside if found]
+        beside = {video: [video + end for end in BESIDE if video + end in names] for video in sorted(ids)}
+        return [(source / found[0], video) for video, found in beside.items() if found]
     if not source.exists():
         raise FileNotFoundError(f"{source} is missing; `python data.py mini` makes the mini world's captions")
     if source.suffix.lower() not in (".json", ".csv", ".srt", ".vtt"):
