@@ -3,6 +3,7 @@
     python data.py mini  --seed 0 --out data/mini                       # a generated world: videos, captions, text, tasks
     python data.py video --videos data/mini/videos --captions data/mini/caption.json --vocab data/mini/vocab.txt \\
                          --streams frame motion --out data/mini          # video -> features, captions -> tokens
+    python data.py bank  --data data/mini --split train --clips 2000 --block 32     # clips for retrieval and vokens
     python data.py text  --train data/mini/text/train.txt --valid data/mini/text/valid.txt \\
                          --vocab data/mini/vocab.txt --out data/mini/text    # text -> packed tokens
 
@@ -12,16 +13,21 @@ is which rows of a global batch it takes.
 Axes: B sequences, L tokens, T video steps, D feature width. Masks are True for real tokens and real steps.
 """
 import argparse
+import codecs
+import csv
 import hashlib
+import html
 import json
 import os
 import platform
+import re
 import resource
 import shutil
 import subprocess
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import ExitStack
 from functools import lru_cache
 from pathlib import Path
 
@@ -446,61 +452,312 @@ def _write_tokens(tokenizer, lines, kind, file, bar):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Captions -> packed tokens. captions.npz holds, for every caption that can be used, its tokens and its times.
+# Captions -> packed tokens. HowTo100M's are 3.4 GB of JSON, 1.2 M videos and 136 M captions, so they are read one video
+# at a time, and written as flat files that every process maps instead of reading: captions/tokens.bin, all tokens;
+# bounds.bin, where each caption's tokens begin (int64: 2^31 tokens are near); times.bin, start and end in seconds
+# (float32: 4 ms at ten hours); spans.bin, each video's first caption and the one after its last; and, written last,
+# index.json with the ids in sorted order, the row order of spans.
+
+CAPTION_ARRAYS = ("tokens", "bounds", "times", "spans")
+BLANKS = re.compile(r"[ \t\n\r]*")   # JSON's
+BESIDE = (".srt", ".vtt", ".en.vtt", ".csv")   # endings of a caption file beside video ID, the first found is taken
+TIMING = re.compile(r"\s*{0}\s*-->\s*{0}(\s.*)?".format(r"(?:(\d+):)?([0-5]?\d):([0-5]?\d[.,]\d{1,3})"))
+MARKUP = re.compile(r"</?[a-zA-Z][^>]*>|<[\d:.]+>|\{\\[^}]*\}")   # <c>, </i>, <00:00:01.000>, {\an8}; not "a < b"
 
 
-def check_captions(captions, path):
-    """Raises ValueError naming the video and what is wrong, unless captions has HowTo100M's form."""
-    if not isinstance(captions, dict):
-        raise ValueError(f"{path}: captions must be one object, {{video id: {{text: [], start: [], end: []}}}}")
-    for video, entry in captions.items():
-        if not isinstance(entry, dict) or not {"text", "start", "end"} <= set(entry):
-            raise ValueError(f"{path}: video {video!r} needs the keys text, start and end")
-        lengths = [len(entry[key]) if isinstance(entry[key], list) else None for key in ("text", "start", "end")]
-        if None in lengths or len(set(lengths)) != 1:
-            raise ValueError(f"{path}: video {video!r}: text, start and end must be lists of one length, not {lengths}")
-        for number, (text, start, end) in enumerate(zip(entry["text"], entry["start"], entry["end"])):
-            numbers = isinstance(start, (int, float)) and isinstance(end, (int, float))
-            if not isinstance(text, str) or not numbers or not 0 <= start < end:
-                raise ValueError(f"{path}: video {video!r}, caption {number}: needs a text and 0 <= start < end, "
-                                 f"not {text!r}, {start!r}, {end!r}")
+def json_entries(path, bar, piece=1 << 22):
+    """Yields (key, value) of a file that is one JSON object, holding one entry and `piece` bytes of it at a time.
+
+    bar: counts the bytes read. Raises ValueError naming file, line, byte and key where it is not JSON or not UTF-8.
+    """
+    decoder, ended, mark, key = codecs.getincrementaldecoder("utf-8")(), False, "{", None
+    text, at, line, byte = "", 0, 1, 0   # the buffer, the place in it, and of its beginning the file's line and byte
+    with open(path, "rb") as file:
+        while mark != "}":
+            try:
+                key, value, mark, at = _json_pair(text, at, mark)
+            except json.JSONDecodeError as error:
+                # Cut off by the buffer's end, or wrong? What the end cuts fails there, or is a string without its end.
+                cut = error.msg.startswith("Unterminated string") or error.pos > len(text) - 16
+                if ended or not cut:
+                    here = re.match(r'[{\s]*"([^"]*)"\s*:', text[at:at + 1000])
+                    raise ValueError(f"{path}, line {line + text.count(chr(10), 0, error.pos)}, byte "
+                                     f"{byte + len(text[:error.pos].encode())}, "
+                                     + (f"in video {here[1]!r}" if here else f"after video {key!r}") +
+                                     f": not one JSON object of videos ({error.msg})") from None
+                line, byte = line + text.count("\n", 0, at), byte + len(text[:at].encode())
+                raw, begun = file.read(piece), len(decoder.getstate()[0])
+                ended = not raw
+                bar.update(len(raw))
+                try:
+                    text, at = text[at:] + decoder.decode(raw, ended), 0
+                except UnicodeDecodeError as error:
+                    place = file.tell() - len(raw) - begun + error.start
+                    raise ValueError(f"{path}, byte {place}, after video {key!r}: not UTF-8 ({error.reason})") from None
+                continue
+            if key is not None:
+                yield key, value
+        if text[at:].strip() or file.read(1 << 20).strip():
+            raise ValueError(f"{path}, after video {key!r}: more follows the }} that ends the object")
 
 
-def overlap(previous, following):
-    """How many of the first tokens of `following` repeat the last tokens of `previous` (rolling speech captions)."""
-    for length in range(min(len(previous), len(following)), 0, -1):
-        if previous[-length:] == following[:length]:
-            return length
+def _json_pair(text, at, mark):
+    """`"key": value` at text[at:], and the , or } that ends it -> (key, value, that mark, the place after it)."""
+    def expect(marks, at):
+        at = BLANKS.match(text, at).end()
+        if at == len(text) or text[at] not in marks:
+            raise json.JSONDecodeError(f"expected {' or '.join(marks)}", text, at)
+        return text[at], at + 1
+
+    scan = json.JSONDecoder().raw_decode
+    if mark == "{":   # the first pair; a byte order mark may stand before it
+        _, at = expect("{", at + text.startswith("\ufeff", at))
+        if text.startswith("}", BLANKS.match(text, at).end()):
+            return None, None, *expect("}", at)
+    expect('"', at)
+    key, at = scan(text, BLANKS.match(text, at).end())
+    _, at = expect(":", at)
+    value, at = scan(text, BLANKS.match(text, at).end())
+    return key, value, *expect(",}", at)
+
+
+def check_captions(entry, video, path):
+    """Raises ValueError naming file, video and caption, unless entry is {"text": [], "start": [], "end": []}, seconds.
+
+    Whether the times make sense is not asked here: pack_captions lists and leaves out a caption whose do not. None and
+    NaN, a table's mark of an empty cell, become empty texts.
+    """
+    if not isinstance(entry, dict) or not {"text", "start", "end"} <= set(entry):
+        raise ValueError(f"{path}: video {video!r} needs the keys text, start and end")
+    lengths = [len(entry[key]) if isinstance(entry[key], list) else None for key in ("text", "start", "end")]
+    if None in lengths or len(set(lengths)) != 1:
+        raise ValueError(f"{path}: video {video!r}: text, start and end must be lists of one length, not {lengths}")
+    kinds = [set(map(type, entry[key])) for key in ("text", "start", "end")]
+    if kinds[0] <= {str} and kinds[1] | kinds[2] <= {int, float}:
+        return
+    entry["text"] = ["" if text is None or text != text else text for text in entry["text"]]
+    for number, (text, start, end) in enumerate(zip(entry["text"], entry["start"], entry["end"])):
+        if type(text) is not str or not {type(start), type(end)} <= {int, float}:
+            raise ValueError(f"{path}: video {video!r}, caption {number}: needs a text and two numbers, "
+                             f"not {text!r}, {start!r}, {end!r}")
+
+
+def csv_rows(path, columns):
+    """Yields (line number, {column: cell}) of a CSV with a header. Raises ValueError naming file and line."""
+    with open(path, encoding="utf-8-sig", newline="") as file:
+        try:
+            reader = csv.DictReader(file, strict=True)
+            missing = [name for name in columns if name not in (reader.fieldnames or [])]
+            if missing:
+                raise ValueError(f"{path}, line 1: no column {', '.join(missing)}; found "
+                                 f"{', '.join(reader.fieldnames or [])}")
+            for row in reader:
+                if None in row or None in row.values():
+                    raise ValueError(f"{path}, line {reader.line_num}: needs {len(reader.fieldnames)} cells")
+                yield reader.line_num, row
+        except csv.Error as error:
+            raise ValueError(f"{path}, line {reader.line_num + 1}: {error}") from None   # the row's first line
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path}, line {reader.line_num + 1} or soon after: not UTF-8 ({error.reason})") from None
+
+
+def csv_captions(path, video):
+    """{video id: captions} of a CSV of start, end, text; with a video_id too, of many videos, else of `video`.
+
+    Held in memory at once, since a table's videos need not stand together.
+    """
+    found = {}
+    for line, row in csv_rows(path, ("start", "end", "text")):
+        entry = found.setdefault(row.get("video_id", video), {"text": [], "start": [], "end": []})
+        try:
+            entry["start"].append(float(row["start"])), entry["end"].append(float(row["end"]))
+        except ValueError:
+            raise ValueError(f"{path}, line {line}: start and end must be seconds, not {row['start']!r}, "
+                             f"{row['end']!r}") from None
+        entry["text"].append(row["text"])
+    return found
+
+
+def subtitles(path):
+    """The captions of an .srt or .vtt file, without markup, a cue's lines joined. Raises ValueError naming the line."""
+    try:
+        lines = path.read_text(encoding="utf-8-sig").split("\n")   # read_text has made \r\n and \r to \n
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}, byte {error.start}: not UTF-8 ({error.reason})") from None
+    webvtt = path.suffix.lower() == ".vtt"
+    if webvtt and not lines[0].startswith("WEBVTT"):
+        raise ValueError(f"{path}, line 1: not WebVTT, which begins with WEBVTT")
+    entry, spoken = {"text": [], "start": [], "end": []}, None   # None: between cues, where numbers, NOTE, STYLE stand
+    for number, line in enumerate([*lines, ""], 1):
+        if "-->" in line or not (line if webvtt else line.strip()):   # YouTube's cues hold lines of one blank
+            if spoken is not None:
+                entry["text"].append(" ".join(html.unescape(MARKUP.sub("", " ".join(spoken))).split()))
+            spoken = None
+        if "-->" in line:
+            timing = TIMING.fullmatch(line)
+            if not timing:
+                raise ValueError(f"{path}, line {number}: malformed times {line!r}")
+            for key, (hours, minutes, seconds) in zip(("start", "end"), (timing.groups()[:3], timing.groups()[3:6])):
+                entry[key].append(3600 * int(hours or 0) + 60 * int(minutes) + float(seconds.replace(",", ".")))
+            spoken = []
+        elif spoken is not None:
+            spoken.append(line)
+    return entry
+
+
+def caption_files(source, ids):
+    """[(path, video id)]: of a folder, the caption files of `ids`; of one file, that (JSON holds ids of its own)."""
+    source = Path(source)
+    if source.is_dir():
+        names = {path.name for path in source.iterdir()}
+        beside = {video: [video + end for end in BESIDE if video + end in names] for video in sorted(ids)}
+        return [(source / found[0], video) for video, found in beside.items() if found]
+    if not source.exists():
+        raise FileNotFoundError(f"{source} is missing; `python data.py mini` makes the mini world's captions")
+    if source.suffix.lower() not in (".json", ".csv", ".srt", ".vtt"):
+        raise ValueError(f"{source}: captions are a .json, .csv, .srt or .vtt file, or a folder of them")
+    return [(source, source.stem.removesuffix(".en"))]
+
+
+def read_captions(source, ids, title):
+    """Yields (video id, {"text": [], "start": [], "end": []}) of --captions, one video at a time, in the file's order.
+
+    source: HowTo100M's JSON, a CSV, or a folder of ID.srt, ID.vtt, ID.csv for the ids. Shows progress under `title`.
+    Raises ValueError naming file and place; also where a video occurs twice.
+    """
+    files, seen = caption_files(source, ids), set()
+    with tqdm(total=sum(path.stat().st_size for path, _ in files), unit="B", unit_scale=True, desc=title) as bar:
+        for path, name in files:
+            kind = path.suffix.lower()
+            for video, entry in (json_entries(path, bar) if kind == ".json" else csv_captions(path, name).items()
+                                 if kind == ".csv" else [(name, subtitles(path))]):
+                check_captions(entry, video, path)
+                if video in seen:
+                    raise ValueError(f"{path}: video {video!r} occurs twice")
+                seen.add(video)
+                yield video, entry
+            bar.update(0 if kind == ".json" else path.stat().st_size)
+
+
+def overlap(previous, following, inside=frozenset()):
+    """How many of the first tokens of `following` repeat the last tokens of `previous` (rolling speech captions).
+
+    inside: tokens that go on with a word; nothing is cut in front of one, so "bake" does not roll into "baking".
+    """
+    for at in range(max(0, len(previous) - len(following)), len(previous)):   # the longest first
+        if previous[at] == following[0] and previous[at:] == following[:len(previous) - at]:
+            if following[len(previous) - at:][:1] and following[len(previous) - at] in inside:
+                continue
+            return len(previous) - at
     return 0
 
 
-def pack_captions(captions, durations, tokenizer, out):
-    """Tokenises the captions of the videos in `durations` ({id: seconds}) into out/captions.npz.
+def unroll(entry, pieces, seconds, inside):
+    """What of one video's captions can be used: -> ([(token ids, start, end)], [(caption number, why it cannot)]).
 
-    The part of a caption that repeats the end of the one before is removed, on tokens; a caption that starts after its
-    video ends, or that holds nothing new, is left out. Returns the number of captions kept and of those left out.
+    pieces: token ids of each caption; seconds: of video. In order of time; the part of a caption that repeats the end
+    of the one before is removed, and a caption without anything new, or without a text, is passed over.
     """
-    tokens, bounds, times, first, left_out = [], [0], [], [0], 0
-    ids = sorted(durations)
-    for video in ids:
-        entry = captions[video]
-        encoded = tokenizer.encode_batch([text.strip() for text in entry["text"]], add_special_tokens=False)
-        previous = []
-        for encoding, start, end in zip(encoded, entry["start"], entry["end"]):
-            new = encoding.ids[overlap(previous, encoding.ids):]
-            previous = encoding.ids
-            if not new or start >= durations[video]:
-                left_out += 1
-                continue
-            tokens.extend(new)
-            bounds.append(len(tokens))
-            times.append((start, min(end, durations[video])))
-        first.append(len(times))
-    temporary = Path(out) / "captions.tmp.npz"
-    np.savez(temporary, ids=np.array(ids), tokens=np.array(tokens, dtype=smallest_integer(tokenizer.get_vocab_size())),
-             bounds=np.array(bounds), times=np.array(times, dtype=np.float32).reshape(-1, 2), first=np.array(first))
-    os.replace(temporary, Path(out) / "captions.npz")
-    return len(times), left_out
+    used, left_out, previous = [], [], []
+    timed = [number for number, (start, end) in enumerate(zip(entry["start"], entry["end"])) if 0 <= start < end]
+    if len(timed) < len(pieces):
+        left_out = [(number, f"{entry['start'][number]} to {entry['end'][number]} s is no stretch of time")
+                    for number in sorted(set(range(len(pieces))) - set(timed))]
+    for number in sorted(timed, key=entry["start"].__getitem__):
+        start, end, ids = entry["start"][number], entry["end"][number], pieces[number]
+        if start >= seconds:
+            left_out.append((number, f"starts at {start} s, the video ends at {seconds} s"))
+        elif ids:
+            new, previous = ids[overlap(previous, ids, inside):], ids
+            if new:
+                used.append((new, start, min(end, seconds)))
+    return used, left_out
+
+
+def pack_captions(source, durations, vocab, out):
+    """Tokenises the captions of the videos in `durations` ({id: seconds}) into out/captions/ (see the section's head).
+
+    Does nothing if that was done from the same files. Captions whose times make no sense are listed in
+    captions/left_out.tsv (video, caption number, reason). Returns how many captions were "read", how many "kept".
+    """
+    folder, ids = Path(out) / "captions", sorted(durations)
+    files = [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path, _ in caption_files(source, ids)]
+    made_from = {name: hashlib.sha256(json.dumps(value).encode()).hexdigest() for name, value in
+                 (("captions", files), ("videos", [[video, durations[video]] for video in ids]))}
+    made_from["vocab"] = file_hash(vocab)
+    if (folder / "index.json").exists() and all((folder / f"{name}.bin").exists() for name in CAPTION_ARRAYS):
+        index = read_json(folder / "index.json", "python data.py video")
+        if index["made_from"] == made_from:
+            print(f"{folder}: up to date")
+            return index["counts"]
+    folder.mkdir(exist_ok=True)
+    tokenizer = load_tokenizer(vocab)
+    kind = smallest_integer(tokenizer.get_vocab_size())
+    inside = frozenset(index for piece, index in tokenizer.get_vocab().items() if piece.startswith("##"))
+    counts, spans, waiting, held = {"read": 0, "kept": 0, "tokens": 0}, {}, [], 0
+    with ExitStack() as stack:
+        arrays = [stack.enter_context(open(folder / f"{name}.bin.tmp", "wb")) for name in CAPTION_ARRAYS[:3]]
+        listed = stack.enter_context(open(folder / "left_out.tsv", "w", encoding="utf-8"))
+        arrays[1].write(np.int64(0).tobytes())
+        for video, entry in read_captions(source, ids, "captions"):
+            if video in durations:
+                waiting.append((video, entry))
+                held += len(entry["text"])
+            if held >= 20000:
+                _write_captions(waiting, durations, tokenizer, inside, kind, arrays, listed, spans, counts)
+                waiting, held = [], 0
+        _write_captions(waiting, durations, tokenizer, inside, kind, arrays, listed, spans, counts)
+    if not counts["kept"]:
+        raise ValueError(f"{source}: not one caption that can be used; those with wrong times are in {listed.name}")
+    np.array([spans[video] for video in sorted(spans)], np.int64).tofile(folder / "spans.bin.tmp")
+    (folder / "index.json").unlink(missing_ok=True)   # it vouches for the arrays: goes before them and comes after
+    for name in CAPTION_ARRAYS:
+        os.replace(folder / f"{name}.bin.tmp", folder / f"{name}.bin")
+    write_json(folder / "index.json", {
+        "counts": counts, "dtype": np.dtype(kind).name, "made_from": made_from, "ids": sorted(spans),
+        "sha256": {name: file_hash(folder / f"{name}.bin") for name in CAPTION_ARRAYS}})
+    return counts
+
+
+def _write_captions(videos, durations, tokenizer, inside, kind, arrays, listed, spans, counts):
+    """Appends the captions of many videos at once: the tokenizer spreads a large batch over all cores."""
+    texts = [text for _, entry in videos for text in entry["text"]]
+    encoded = iter(tokenizer.encode_batch_fast(texts, add_special_tokens=False))
+    tokens, bounds, times = [], [], []
+    for video, entry in videos:
+        used, left_out = unroll(entry, [next(encoded).ids for _ in entry["text"]], durations[video], inside)
+        spans[video] = counts["kept"] + len(times), counts["kept"] + len(times) + len(used)
+        for ids, start, end in used:
+            tokens.extend(ids), bounds.append(counts["tokens"] + len(tokens)), times.append((start, end))
+        listed.writelines(f"{video}\t{number}\t{reason}\n" for number, reason in left_out)
+    for file, values, of in zip(arrays, (tokens, bounds, times), (kind, np.int64, np.float32)):
+        file.write(np.array(values, of).tobytes())
+    for key, more in (("read", texts), ("kept", times), ("tokens", tokens)):
+        counts[key] += len(more)
+
+
+def hold_out(ids, count, folder):
+    """The held-out videos as a set: those of folder/valid_ids.json where it brings one, else `count` of them.
+
+    Those whose id has the smallest sha256, so that adding videos moves few others. count None: 10,000 or a fiftieth,
+    whichever is fewer (the paper held out 10,000). Raises ValueError if none would be left to train on.
+    """
+    if (Path(folder) / "valid_ids.json").exists():
+        return set(read_json(Path(folder) / "valid_ids.json", "python data.py mini")).intersection(ids)
+    if count is None:
+        count = min(10000, max(1, len(ids) // 50)) if len(ids) > 1 else 0
+    if not 0 <= count < len(ids):
+        raise ValueError(f"--held-out {count} of {len(ids)} videos leaves none to train on")
+    return set(sorted(ids, key=lambda video: hashlib.sha256(video.encode()).digest())[:count])
+
+
+def listed_videos(path, category=None):
+    """The ids in a CSV such as HowTo100M_v1.csv (column video_id); with a category, of rows whose category_1 it is."""
+    rows = csv_rows(path, ("video_id", "category_1") if category else ("video_id",))
+    ids = {row["video_id"] for _, row in rows if not category or row["category_1"] == category}
+    if not ids:
+        raise ValueError(f"{path}: no row" + (f" with category_1 {category!r}" if category else ""))
+    return ids
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -649,11 +906,13 @@ def extract(path, out, streams):
     return video, len(frames) / FPS, None
 
 
-def make_features(videos, captions_path, vocab, streams, out, workers, valid_ids=None):
+def make_features(videos, captions, vocab, streams, out, workers, held_out=None, only=None):
     """`data.py video`: features of every captioned video in a folder, and their captions packed. Resumable.
 
-    Writes features/STREAM/ID.npy, features/STREAM/stream.json, captions.npz, splits.json (train and valid ids) and
-    left_out.tsv (video, reason). Raises FileNotFoundError / ValueError on missing or malformed inputs.
+    captions: what read_captions reads; None: the files beside the videos. held_out: how many videos to hold out (see
+    hold_out). only: ids to keep. Writes features/STREAM/ID.npy, features/STREAM/stream.json, captions/, splits.json
+    (train and valid ids) and left_out.tsv (video, reason). Raises FileNotFoundError / ValueError on missing or
+    malformed inputs.
     """
     videos, out = Path(videos), Path(out)
     unknown = [name for name in streams if name not in STREAMS]
@@ -661,13 +920,14 @@ def make_features(videos, captions_path, vocab, streams, out, workers, valid_ids
         raise ValueError(f"unknown stream {', '.join(unknown)}; known: {', '.join(STREAMS)}")
     if not videos.is_dir():
         raise FileNotFoundError(f"no folder of videos at {videos}; `python data.py mini` makes the mini world's")
-    captions = read_json(captions_path, "python data.py mini")
-    check_captions(captions, captions_path)
-    tokenizer = load_tokenizer(vocab)
+    load_tokenizer(vocab)   # what is wrong with it is said now, not after days of decoding; so with the captions
     by_id = {}
     for path in sorted(videos.iterdir()):
-        if path.is_file() and path.suffix != ".json":
+        if path.is_file() and path.suffix not in (".json", ".csv", ".srt", ".vtt"):
             by_id.setdefault(path.stem, []).append(path)
+    source = captions or videos
+    captions = {video for video, _ in read_captions(source, by_id, "checking captions")}
+    captions = captions if only is None else captions & only
     double = [paths for video, paths in by_id.items() if len(paths) > 1 and video in captions]
     if double:
         raise ValueError(f"{videos}: {len(double)} video ids have several files, the first "
@@ -675,6 +935,7 @@ def make_features(videos, captions_path, vocab, streams, out, workers, valid_ids
     files = {video: paths[0] for video, paths in by_id.items()}
     left_out = {video: "captions, but no video file" for video in captions if video not in files}
     left_out |= {video: "a video file, but no captions" for video in files if video not in captions}
+    left_out |= {video: "a video file, but not one of --only" for video in files if only and video not in only}
     wanted = [video for video in files if video in captions]
     for name in streams:
         (out / "features" / name).mkdir(parents=True, exist_ok=True)
@@ -704,17 +965,13 @@ def make_features(videos, captions_path, vocab, streams, out, workers, valid_ids
     if not usable:
         raise ValueError(f"not one usable video in {videos}; the reasons are in {out / 'left_out.tsv'}")
     (out / "splits.json").unlink(missing_ok=True)   # written last: where it is, all is
-    kept, dropped = pack_captions(captions, usable, tokenizer, out)
+    counts = pack_captions(source, usable, vocab, out)
     keep_vocab(vocab, out)
-    if valid_ids is None and (out / "valid_ids.json").exists():
-        valid_ids = read_json(out / "valid_ids.json", "python data.py mini")
-    if valid_ids is None:   # one in 50, at least one, spread by hash so that adding videos moves no other
-        ranked = sorted(usable, key=lambda video: hashlib.sha256(video.encode()).hexdigest())
-        valid_ids = ranked[:max(1, len(ranked) // 50)] if len(ranked) > 1 else []
-    valid = [video for video in sorted(usable) if video in set(valid_ids)]
-    write_json(out / "splits.json", {"train": [v for v in sorted(usable) if v not in set(valid)], "valid": valid})
-    print(f"{len(usable):,} videos, {sum(usable.values()) / 3600:.2f} hours, {kept:,} captions ({dropped:,} captions held "
-          f"nothing new or lay past the end); left out: {len(left_out)} videos, listed in {out / 'left_out.tsv'}")
+    valid = hold_out(usable, held_out, out)
+    write_json(out / "splits.json", {"train": sorted(set(usable) - valid), "valid": sorted(valid)})
+    print(f"{len(usable):,} videos, {len(valid):,} of them held out, {sum(usable.values()) / 3600:.2f} hours, "
+          f"{counts['kept']:,} captions ({counts['read'] - counts['kept']:,} held nothing new or had no time in their "
+          f"video); left out: {len(left_out)} videos, listed in {out / 'left_out.tsv'}")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -747,6 +1004,9 @@ class TextBlocks:
         return torch.from_numpy(out)
 
 
+CACHE = 2 ** 28   # bytes of features that a data set keeps in memory, in each process
+
+
 class Clips:
     """Captions with the features of the stretch of video they were spoken over.
 
@@ -757,13 +1017,21 @@ class Clips:
     def __init__(self, folder, split, streams, tokenizer, block, max_steps, frames=None):
         self.folder, self.streams, self.block, self.max_steps, self.frames = Path(folder), streams, block, max_steps, frames
         made_by = f"python data.py video --out {folder}"
-        ids = read_json(self.folder / "splits.json", made_by)[split]   # written last, so captions.npz is there
-        with np.load(self.folder / "captions.npz") as packed:
-            self.tokens, self.bounds, self.times = packed["tokens"], packed["bounds"], packed["times"]
-            row_of = {video: row for row, video in enumerate(packed["ids"].tolist())}
-            first = packed["first"]
-        self.spans = {video: (int(first[row_of[video]]), int(first[row_of[video] + 1])) for video in ids}
-        self.ids = [video for video in ids if self.spans[video][1] > self.spans[video][0]]
+        ids = read_json(self.folder / "splits.json", made_by)[split]
+        packed = read_json(self.folder / "captions" / "index.json", made_by)
+        self.sha256 = packed["sha256"]   # of what the captions are, for a run's list of its inputs
+        # mapped, not read: all processes share them; as plain arrays, which numpy slices faster than its memmaps
+        self.tokens, self.bounds, self.times, spans = [
+            np.asarray(np.memmap(self.folder / "captions" / f"{name}.bin", kind, "r"))
+            for name, kind in zip(CAPTION_ARRAYS, (packed["dtype"], np.int64, np.float32, np.int64))]
+        if len(self.tokens) != packed["counts"]["tokens"] or len(self.bounds) != packed["counts"]["kept"] + 1:
+            raise ValueError(f"{self.folder}/captions: the arrays are not those that index.json describes; delete the "
+                             f"folder and run `{made_by}` again")
+        self.times = self.times.reshape(-1, 2)
+        row_of = {video: row for row, video in enumerate(packed["ids"])}
+        spans = spans.reshape(-1, 2)[[row_of[video] for video in ids]]                       # [videos, 2]
+        spoken = spans[:, 1] > spans[:, 0]                                                   # True = has a caption
+        self.ids, self.spans = [video for video, use in zip(ids, spoken) if use], spans[spoken]
         if not self.ids:
             raise ValueError(f"{folder}: the {split} split holds no video with a usable caption")
         described = {}
@@ -777,19 +1045,28 @@ class Clips:
         self.frames_seen = {name: described[name].get("frames_seen", 1) for name in streams}
         ids = special_ids(tokenizer)
         self.cls, self.sep, self.pad = ids["cls"], ids["sep"], ids["pad"]
-        self._load = lru_cache(maxsize=8192)(self._read)   # the mini world fits; at scale it is the page cache that helps
+        self.cache, self.cached = {}, 0
 
     def __len__(self):
         return len(self.ids)
 
-    def _read(self, name, video):
+    def _load(self, name, video):
+        """One stream of one video, [T, D]. Kept in memory while CACHE bytes last, else mapped: only its clip is read.
+
+        Nothing is evicted: videos come in random order, so any that are kept serve as well as the latest.
+        """
+        if (name, video) in self.cache:
+            return self.cache[name, video]
         path = self.folder / "features" / name / f"{video}.npy"
         if not path.exists():
             raise FileNotFoundError(f"{path} is missing; `python data.py video --out {self.folder} --streams {name}` "
                                     f"makes it")
-        array = np.load(path)
+        array = np.load(path, mmap_mode="r")
         if array.ndim != 2 or array.shape[1] != self.stream_dims[name] or len(array) == 0:
             raise ValueError(f"{path}: expected [T, {self.stream_dims[name]}] with T > 0, found {list(array.shape)}")
+        if self.cached + array.nbytes <= CACHE:
+            self.cache[name, video] = array = np.array(array)
+            self.cached += array.nbytes
         return array
 
     def clip(self, video, start, end):
@@ -815,20 +1092,23 @@ class Clips:
             columns.append(array[picked].astype(np.float32))
         return np.concatenate(columns, 1)
 
-    def example(self, index, generator=None):
-        """One example: (token ids [n], features [T, D]). generator None: starts at the first caption (validation)."""
-        video = self.ids[index]
-        low, high = self.spans[video]
-        caption = low if generator is None else int(generator.integers(low, high))
-        start, end, pieces, room = float(self.times[caption, 0]), 0.0, [], self.block - 2
+    def stretch(self, index, caption):
+        """The captions of video `index` that fill a block from `caption` on: (token ids [n], start, end), seconds."""
+        high, end, pieces, room = int(self.spans[index, 1]), 0.0, [], self.block - 2
+        start = float(self.times[caption, 0])
         while caption < high and room > 0:
             piece = self.tokens[self.bounds[caption]:self.bounds[caption + 1]][:room]
             pieces.append(piece)
             room -= len(piece)
             end = max(end, float(self.times[caption, 1]))
             caption += 1
-        tokens = np.concatenate([[self.cls], *pieces, [self.sep]]).astype(np.int64)
-        return tokens, self.clip(video, start, end)
+        return np.concatenate(pieces).astype(np.int64), start, end
+
+    def example(self, index, generator=None):
+        """One example: (token ids [n], features [T, D]). generator None: starts at the first caption (validation)."""
+        low, high = self.spans[index].tolist()
+        tokens, start, end = self.stretch(index, low if generator is None else int(generator.integers(low, high)))
+        return np.concatenate([[self.cls], tokens, [self.sep]]), self.clip(self.ids[index], start, end)
 
     def collate(self, examples):
         """Pads examples to tokens [B, block], token mask, features [B, T, D], step mask (True = real)."""
@@ -842,6 +1122,43 @@ class Clips:
             features[row, :len(clip)] = torch.from_numpy(clip)
             step_mask[row, :len(clip)] = True
         return tokens, token_mask, features, step_mask
+
+
+def make_bank(folder, split, count, seed, block, path):
+    """`data.py bank`: `count` clips drawn as the teacher's examples are, for retrieval and vokens, into a JSON file.
+
+    A list of {"video", "start", "end" (seconds), "text"}; no video twice before all were drawn once. The features stay
+    where they are. The text is written so that it becomes the example's tokens again.
+    """
+    tokenizer, rows = load_tokenizer(folder), []
+    decoder = tokenizers.decoders.WordPiece(prefix="##", cleanup=False)   # its clean-up makes "do not" to "don't"
+    clips = Clips(folder, split, [], tokenizer, block, 1)
+    for number, index in enumerate(tqdm(batch_indices(len(clips), count, seed, 0), unit="clip", desc="bank")):
+        caption = int(numpy_generator(seed, "bank", number).integers(*clips.spans[index]))
+        tokens, start, end = clips.stretch(index, caption)
+        rows.append({"video": clips.ids[index], "start": round(start, 3), "end": round(end, 3),
+                     "text": decoder.decode([tokenizer.id_to_token(token) for token in tokens.tolist()])})
+    write_json(path, rows)
+    print(f"{path}: {len(rows):,} clips of {len({row['video'] for row in rows}):,} {split} videos")
+
+
+def read_bank(path):
+    """The rows of a clip bank, as make_bank writes them. Raises ValueError naming file and row."""
+    rows = read_json(path, "python data.py bank")
+    if not isinstance(rows, list) or not rows:
+        raise ValueError(f"{path}: a clip bank is a list of {{video, start, end, text}}, and not empty")
+    for number, row in enumerate(rows):
+        if (not isinstance(row, dict) or not all(isinstance(row.get(key), str) for key in ("video", "text")) or not
+                all(isinstance(row.get(key), (int, float)) for key in ("start", "end")) or row["start"] >= row["end"]):
+            raise ValueError(f"{path}, row {number}: needs video, text, and start before end, not {row!r}")
+    return rows
+
+
+def bank_batch(rows, clips, tokenizer):
+    """Rows of a clip bank as a batch: tokens [B, block], token mask, features [B, T, D], step mask (True = real)."""
+    encoded = tokenizer.encode_batch([row["text"] for row in rows], add_special_tokens=False)
+    return clips.collate([(np.array([clips.cls, *encoding.ids[:clips.block - 2], clips.sep]),
+                           clips.clip(row["video"], row["start"], row["end"])) for encoding, row in zip(encoded, rows)])
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -1512,7 +1829,12 @@ def main():
     mini.add_argument("--documents", type=int, default=10000, help="articles of text")
     video = commands.add_parser("video", help="videos -> features, captions -> tokens")
     video.add_argument("--videos", required=True, help="folder of video files, named ID.anything")
-    video.add_argument("--captions", required=True, help="JSON {id: {text: [], start: [], end: []}}, seconds")
+    video.add_argument("--captions", help="JSON {id: {text: [], start: [], end: []}}, seconds; or a CSV (start, end, "
+                       "text, video_id); or a folder of ID.srt, ID.vtt, ID.csv (default: the folder of videos)")
+    video.add_argument("--only", help="a CSV with a column video_id, such as HowTo100M_v1.csv: use no other videos")
+    video.add_argument("--category", help="of --only, the rows of this category_1")
+    video.add_argument("--held-out", type=int, help="videos held out for validation (default: a fiftieth, at most "
+                       "10,000; where OUT/valid_ids.json lists some, always those)")
     video.add_argument("--vocab", required=True, help="vocab.txt")
     video.add_argument("--streams", nargs="+", default=["frame", "motion"], help=f"of: {', '.join(STREAMS)}")
     video.add_argument("--out", required=True)
@@ -1521,6 +1843,13 @@ def main():
     text.add_argument("--valid", nargs="+", required=True)
     text.add_argument("--vocab", required=True, help="vocab.txt")
     text.add_argument("--out", required=True)
+    bank = commands.add_parser("bank", help="clips drawn from a data folder, for retrieval and vokens")
+    bank.add_argument("--data", required=True, help="a folder that `data.py video` wrote")
+    bank.add_argument("--split", default="train", choices=["train", "valid"])
+    bank.add_argument("--clips", type=int, default=30000, help="how many")
+    bank.add_argument("--seed", type=int, default=0)
+    bank.add_argument("--block", type=int, default=128, help="tokens of a text, as the stages' size has it (mini: 32)")
+    bank.add_argument("--out", help="the file (default: DATA/bank.json)")
     for command in (mini, video):
         command.add_argument("--workers", type=int, default=os.cpu_count())
     args = parser.parse_args()
@@ -1528,7 +1857,14 @@ def main():
         if args.command == "mini":
             make_mini(args.seed, args.out, args.videos_a_noun, args.documents, args.workers)
         elif args.command == "video":
-            make_features(args.videos, args.captions, args.vocab, args.streams, args.out, args.workers)
+            if args.category and not args.only:
+                raise ValueError("--category narrows --only, the CSV that says which video is of which category")
+            only = listed_videos(args.only, args.category) if args.only else None
+            make_features(args.videos, args.captions, args.vocab, args.streams, args.out, args.workers, args.held_out,
+                          only)
+        elif args.command == "bank":
+            out = args.out or Path(args.data) / "bank.json"
+            make_bank(args.data, args.split, args.clips, args.seed, args.block, out)
         else:
             pack_text(args.train, args.vocab, args.out, "train")
             pack_text(args.valid, args.vocab, args.out, "valid")

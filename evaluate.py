@@ -556,8 +556,12 @@ def retrieval_metrics(scores, keys=None):
 
 
 @torch.no_grad()
-def retrieve(run, data_folder, device):
-    """Text-to-video retrieval of a teacher run on the held-out pool. Returns (metrics, ranks [N])."""
+def retrieve(run, data_folder, device, bank=None):
+    """Text-to-video retrieval of a teacher run. Returns (metrics, ranks [N]).
+
+    The pool: a clip bank (`data.py bank`); None: the data folder's retrieval.json (the mini world's), and where it has
+    none, the opening of each held-out video.
+    """
     folder = Path(run) / "model"
     config, bert, _ = model.load_hf(folder)
     video_encoder, settings = model.load_video_encoder(folder / "video_encoder.pt")
@@ -565,23 +569,24 @@ def retrieve(run, data_folder, device):
     tokenizer = data.load_tokenizer(folder)
     clips = data.Clips(data_folder, "valid", settings["streams"], tokenizer, config.block, settings["max_steps_clip"],
                        settings["frames"])
-    pool_file = Path(data_folder) / "retrieval.json"
-    if pool_file.exists():
-        pool = data.read_json(pool_file, "python data.py mini")
-        texts = [row["text"] for row in pool]
-        windows = [clips.clip(row["video"], row["start"], row["end"]) for row in pool]
-        rows = [tokenizer.encode(text).ids[:config.block] for text in texts]
-        keys = {"behaviour": [row["shown"]["behaviour"] for row in pool],
-                "sight": ["/".join(row["shown"].values()) for row in pool]}
-    else:   # someone's own videos: the opening of each held-out one
-        rows, windows = zip(*[clips.example(index) for index in range(len(clips))])
-        keys = None
-    tokens, mask, features, step_mask = clips.collate(
-        [(np.array(ids, dtype=np.int64), window) for ids, window in zip(rows, windows)])
-    special = data.special_mask(tokens, data.special_ids(tokenizer))
-    text = torch.cat([bert(t.to(device), m.to(device)) for t, m in zip(tokens.split(256), mask.split(256))])
-    video = torch.cat([video_encoder(f.to(device), m.to(device)) for f, m in zip(features.split(256), step_mask.split(256))])
-    scores = (sentence_vectors(text, ~special.to(device)) @ F.normalize(video, dim=-1).T).cpu()
+    pool_file, keys = Path(bank or Path(data_folder) / "retrieval.json"), None
+    if bank or pool_file.exists():
+        pool = data.read_bank(pool_file)
+        if all("shown" in row for row in pool):
+            keys = {"behaviour": [row["shown"]["behaviour"] for row in pool],
+                    "sight": ["/".join(row["shown"].values()) for row in pool]}
+    else:
+        pool = range(len(clips))
+    texts, videos = [], []
+    for low in range(0, len(pool), 256):   # a bank's features need not fit in memory
+        some = pool[low:low + 256]
+        tokens, mask, features, step_mask = [tensor.to(device) for tensor in (
+            clips.collate([clips.example(index) for index in some]) if isinstance(pool, range)
+            else data.bank_batch(some, clips, tokenizer))]
+        special = data.special_mask(tokens, data.special_ids(tokenizer))
+        texts.append(sentence_vectors(bert(tokens, mask), ~special))                         # [256, H]
+        videos.append(F.normalize(video_encoder(features, step_mask), dim=-1))
+    scores = (torch.cat(texts) @ torch.cat(videos).T).cpu()
     return retrieval_metrics(scores, keys), ranks_of(scores)
 
 
@@ -654,7 +659,7 @@ def probe(run, world, device):
 def show_retrieval(args):
     """`retrieve`: prints the metrics of each teacher run, and writes them to RUN/retrieval.json."""
     for run in args.runs:
-        metrics, ranks = retrieve(run, args.data, torch.device("cpu"))
+        metrics, ranks = retrieve(run, args.data, torch.device("cpu"), args.bank)
         data.write_json(Path(run) / "retrieval.json", {**metrics, "ranks": ranks.tolist()})
         print(f"{run}: text -> video, {len(ranks)} clips")
         for name, value in metrics.items():
@@ -700,6 +705,8 @@ def main(argv=None):
         command = commands.add_parser(name, help=text)
         command.add_argument("runs", nargs="+", help="run folders")
         command.add_argument("--data", default="data/mini", help="the data folder")
+        if name == "retrieve":
+            command.add_argument("--bank", help="a clip bank of `data.py bank` (default: the data folder's own pool)")
         command.set_defaults(function=function)
     squads = commands.add_parser("squad", help="exact and F1 of answers, as SQuAD's official script counts")
     squads.add_argument("dataset", help="the data set's JSON")

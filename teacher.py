@@ -227,7 +227,7 @@ def main(argv=None):
     steps = args.steps or max(1, round(args.epochs * len(train) / args.batch))
     decay_steps = max(steps, round((args.decay_epochs or 0) * len(train) / args.batch))
     if not args.dry_run:
-        inputs = [data.file_hash(Path(args.data) / name) for name in ("splits.json", "captions.npz", "vocab.txt")]
+        inputs = [train.sha256, *[data.file_hash(Path(args.data) / name) for name in ("splits.json", "vocab.txt")]]
         data.open_run(run, {**vars(args), "inputs": inputs}, processes, precision)
 
     # --- models

@@ -221,52 +221,7 @@ def test_smallest_integer():
     assert data.smallest_integer(2 ** 16) == np.uint16 and data.smallest_integer(2 ** 16 + 1) == np.uint32
 
 
-# --- captions
-
-def test_overlap():
-    assert data.overlap([1, 2, 3], [2, 3, 4]) == 2
-    assert data.overlap([1, 2, 3], [1, 2, 3]) == 3
-    assert data.overlap([1, 2], [3, 4]) == 0 and data.overlap([], [1]) == 0
-    assert data.overlap([5, 1, 5, 1], [5, 1, 5, 1, 9]) == 4   # the longest, not the first found
-    assert data.overlap([1, 2, 3], [3]) == 1
-
-
-def test_pack_captions(tmp_path, tiny_tokenizer):
-    captions = {"b": {"text": ["the cat sat", "cat sat on the mat", "on the mat", "a dog ran", "too late"],
-                      "start": [0.0, 1.0, 2.0, 2.5, 6.0], "end": [1.5, 2.5, 3.0, 9.0, 7.0]},
-                "a": {"text": ["the dog"], "start": [0.5], "end": [1.0]},
-                "not filmed": {"text": ["x"], "start": [0], "end": [1]}}
-    kept, left_out = data.pack_captions(captions, {"b": 5.0, "a": 2.0}, tiny_tokenizer, tmp_path)
-    assert (kept, left_out) == (4, 2)   # "on the mat" is all old; "too late" starts after the end
-    packed = np.load(tmp_path / "captions.npz")
-    assert packed["ids"].tolist() == ["a", "b"] and packed["first"].tolist() == [0, 1, 4]
-    pieces = [packed["tokens"][low:high].tolist() for low, high in zip(packed["bounds"], packed["bounds"][1:])]
-    wanted = ["the dog", "the cat sat", "on the mat", "a dog ran"]
-    assert pieces == [tiny_tokenizer.encode(text, add_special_tokens=False).ids for text in wanted]
-    assert packed["times"].tolist() == [[0.5, 1.0], [0.0, 1.5], [1.0, 2.5], [2.5, 5.0]]   # clipped to the video
-
-
-@pytest.mark.parametrize("entry, message", [
-    (["text"], "needs the keys text, start and end"),
-    ({"text": ["a"], "start": [0]}, "needs the keys text, start and end"),
-    ({"text": ["a", "b"], "start": [0], "end": [1]}, "lists of one length"),
-    ({"text": "a", "start": [0], "end": [1]}, "lists of one length"),
-    ({"text": ["a", 3], "start": [0, 1], "end": [1, 2]}, "caption 1: needs a text"),
-    ({"text": ["a"], "start": [2], "end": [1]}, "caption 0: .*0 <= start < end"),
-    ({"text": ["a"], "start": [-1], "end": [1]}, "caption 0"),
-    ({"text": ["a"], "start": ["0"], "end": [1]}, "caption 0"),
-    ({"text": ["a"], "start": [float("nan")], "end": [1]}, "caption 0")])
-def test_malformed_captions_name_file_video_and_place(entry, message):
-    good = {"text": ["a"], "start": [0], "end": [1.5]}
-    data.check_captions({"fine": good}, "caption.json")
-    with pytest.raises(ValueError, match=f"caption.json: video 'bad'.*{message}"):
-        data.check_captions({"fine": good, "bad": entry}, "caption.json")
-
-
-def test_captions_must_be_one_object():
-    with pytest.raises(ValueError, match="must be one object"):
-        data.check_captions([], "caption.json")
-
+# --- JSON
 
 def test_bad_json_names_file_and_line(tmp_path):
     (tmp_path / "caption.json").write_text('{\n "a": 1,\n "b" 2\n}')
@@ -407,7 +362,7 @@ def test_make_features(tmp_path, tiny_vocab):
     (out / "splits.json").unlink()
     run()
     assert tree(out) == first
-    for name in ("durations.json", "captions.npz", "features/frame/good0.npy", "features/frame/good2.npy"):
+    for name in ("durations.json", "captions/bounds.bin", "features/frame/good0.npy", "features/frame/good2.npy"):
         (out / name).unlink()
     run()
     assert tree(out) == first
@@ -419,7 +374,7 @@ def test_make_features(tmp_path, tiny_vocab):
     assert "good1\tcannot be decoded" in (out / "left_out.tsv").read_text()
     splits = json.loads((out / "splits.json").read_text())
     assert sorted(splits["train"] + splits["valid"]) == ["good0", "good2"]
-    assert np.load(out / "captions.npz")["ids"].tolist() == ["good0", "good2"]
+    assert json.loads((out / "captions" / "index.json").read_text())["ids"] == ["good0", "good2"]
 
     with pytest.raises(ValueError, match="unknown stream flow; known: frame, motion"):
         run(["flow"])
@@ -461,7 +416,10 @@ def test_real_videos(real_data, tiny_vocab, tmp_path):
 
 def make_clips(folder, tokenizer, lengths, rates, captions, **given):
     """A folder as `data.py video` leaves it, one video "v"; each stream's feature 0 is its step's index."""
-    data.pack_captions({"v": captions}, {"v": 100.0}, tokenizer, folder)
+    vocabulary = tokenizer.get_vocab()
+    (folder / "vocab.txt").write_text("".join(piece + "\n" for piece in sorted(vocabulary, key=vocabulary.get)))
+    data.write_json(folder / "caption.json", {"v": captions})
+    data.pack_captions(folder / "caption.json", {"v": 100.0}, folder / "vocab.txt", folder)
     for name in rates:
         (folder / "features" / name).mkdir(parents=True)
         array = np.stack([np.arange(lengths[name]), np.full(lengths[name], 7)], 1).astype(np.float16)

@@ -201,6 +201,10 @@ def test_retrieval_and_probe_commands(mini, taught, capsys):
     evaluate.main(["retrieve", str(taught), "--data", str(mini)])
     written = json.loads((taught / "retrieval.json").read_text())
     assert len(written["ranks"]) == 288 and written["chance R@1"] == pytest.approx(1 / 288)
+    data.make_bank(mini, "train", 300, 0, 32, mini / "bank.json")   # more than a batch of the pool, fewer than two
+    evaluate.main(["retrieve", str(taught), "--data", str(mini), "--bank", str(mini / "bank.json")])
+    written = json.loads((taught / "retrieval.json").read_text())
+    assert len(written["ranks"]) == 300 and "R@1 same sight" not in written
     evaluate.main(["probe", str(taught), "--data", str(mini)])
     assert set(json.loads((taught / "probe.json").read_text())) == set(data.PROPERTIES)
     assert "lift" in capsys.readouterr().out
