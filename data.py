@@ -14,6 +14,7 @@ Axes: B sequences, L tokens, T video steps, D feature width. Masks are True for 
 import argparse
 import hashlib
 import json
+import math
 import multiprocessing
 import os
 import platform
@@ -23,6 +24,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from fractions import Fraction
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import NamedTuple
@@ -519,7 +521,7 @@ class VideoError(Exception):
 
 
 class OnDisplay:
-    """A view of a video: frame k is the one on display at time k / FPS after the first, scaled to SIDE x SIDE, RGB."""
+    """A view of a video: picture k is the frame on display at time k / FPS (before the first: the first), SIDE x SIDE."""
 
     def __init__(self):
         self.count, self.frame, self.picture = 0, None, None
@@ -565,7 +567,8 @@ class Filtered:
         width, height = (size, int(h * size / w)) if h >= w else (int(w * size / h), size)
         steps = [f"buffer=video_size={frame.width}x{frame.height}:pix_fmt={frame.format.name}:pixel_aspect=1/1:"
                  f"time_base={frame.time_base}:colorspace={int(frame.colorspace)}:range={int(frame.color_range)}",
-                 *turn, f"fps={self.fps}", f"scale={width}:{height}:flags=bicubic"]
+                 *turn, f"fps={self.fps}:start_time=0",   # as the command does: the first frame fills the time before it
+                  f"scale={width}:{height}:flags=bicubic"]
         if self.crop:
             steps.append(f"crop={size}:{size}:{(width - size) // 2}:{(height - size) // 2}")
         self.graph = av.filter.Graph()
@@ -599,31 +602,36 @@ class Filtered:
 def decode(path, views):
     """Decodes a video once, for several views. Yields (view, its new pictures uint8 [h, w, 3], seconds of video so far).
 
-    Raises VideoError with the reason where the file is no video, or ends long before it says it does.
+    Time runs from the container's start, which is where players, and so captions, count from. Raises VideoError with the
+    reason where the file is no video, or ends long before it says it does.
     """
-    seconds, start = 0.0, None
+    seconds, faults, before = 0.0, [0, 0], [-math.inf, -math.inf]
     try:
         with av.open(str(path)) as container:
             stream = container.streams.best("video")
             if stream is None or stream.disposition & av.stream.Disposition.attached_pic:   # a song's cover
                 raise VideoError("no video stream")
             stream.codec_context.thread_count = 1   # the caller runs one process a core
+            beginning = Fraction(container.start_time or 0, av.time_base)
             for frame in container.decode(stream):
-                frame.pts = frame.dts if frame.pts is None else frame.pts
+                # ffmpeg's best guess of a frame's time, which PyAV does not pass on: old AVIs have display times that run
+                # backwards, or none, and decoding times to put in their place
+                for index, time in enumerate((frame.pts, frame.dts)):
+                    faults[index] += time is None or time <= before[index]
+                    before[index] = before[index] if time is None else time
+                if frame.pts is None or (frame.dts is not None and faults[0] > faults[1]):
+                    frame.pts = frame.dts
                 if frame.pts is None:
                     raise VideoError("frames without a time")
                 if not frame.duration and stream.guessed_rate:   # the fps filter ends the video by the last one's
                     frame.duration = round(1 / (stream.guessed_rate * frame.time_base))
-                # ffmpeg counts time from the container's start, and so rounds to the nearest frame from there
-                frame.pts -= round((container.start_time or 0) / (av.time_base * frame.time_base))
-                start = frame.time if start is None else start
-                time = frame.time - start
-                if time - seconds > 60:
+                frame.pts -= round(beginning / frame.time_base)
+                if frame.time - seconds > 60:
                     raise VideoError("its timestamps jump by more than a minute")
                 for view in views:
-                    yield view, view.push(frame, time), seconds
-                seconds = max(seconds, time + frame.duration * float(frame.time_base))
-            declared = float((stream.duration or 0) * stream.time_base)
+                    yield view, view.push(frame, frame.time), seconds
+                seconds = max(seconds, float((frame.pts + frame.duration) * frame.time_base))
+            declared = float(((stream.start_time or 0) + (stream.duration or 0)) * stream.time_base - beginning)
             if declared - seconds > max(1, 0.05 * declared):
                 raise VideoError(f"cut: it ends after {seconds:.1f} of {declared:.1f} seconds")
         for view in views:

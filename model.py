@@ -273,12 +273,14 @@ def load_cnn(name, folder):
                          f"`python data.py weights {name}` fetches it again") from None
     with torch.device("meta"):   # 60 M random numbers need not be drawn first
         cnn = make()
-    try:
-        cnn.load_state_dict(state, assign=True)
-    except (RuntimeError, TypeError, AttributeError) as error:
-        listed = " ".join(str(error).split())
-        raise ValueError(f"{path} does not hold the published {name}: {listed[:300]}"
-                         f"{' ...' if len(listed) > 300 else ''}") from None
+    wanted = {key: value.shape for key, value in cnn.state_dict().items()}
+    found = {key: getattr(value, "shape", None) for key, value in state.items()} if isinstance(state, dict) else {}
+    wrong = sorted(key for key in wanted.keys() | found.keys() if wanted.get(key) != found.get(key)
+                   and (key in found or not key.endswith("num_batches_tracked")))   # PyTorch's first versions kept none
+    if wrong:
+        raise ValueError(f"{path} does not hold the published {name}: of its {len(wanted)} tensors, {len(wrong)} are "
+                         f"missing, unknown or of another shape, the first {wrong[0]}")
+    cnn.load_state_dict(state, assign=True)
     return cnn.float().eval().requires_grad_(False)
 
 
