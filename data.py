@@ -778,7 +778,8 @@ def describe(path, functions):
 
     def work(name):
         if waiting[name]:
-            features[name].append(functions[name](np.stack(waiting[name])).astype(np.float16))
+            with np.errstate(over="ignore"):   # what float16 cannot hold becomes infinite, and is refused below
+                features[name].append(functions[name](np.stack(waiting[name])).astype(np.float16))
             waiting[name] = []
 
     for view, pictures, seconds in decode(path, list(views.values())):
@@ -933,9 +934,9 @@ def extract_features(files, streams, out, workers=None, shard=None, weights="dat
             else:
                 durations[video] = seconds
             if time.time() - saved > 60:
-                write_json(record, durations)
+                write_json(record, dict(sorted(durations.items())))
                 saved = time.time()
-    write_json(record, durations)
+    write_json(record, dict(sorted(durations.items())))
     if shard:
         write_text(out / f"left_out{tag}.tsv", "".join(f"{v}\t{reason}\n" for v, reason in sorted(reasons.items())))
     for path in shards:   # now in the common record

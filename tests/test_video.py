@@ -48,6 +48,8 @@ def write_numbered(path, count, fps, size=64, times=None, sound=0, **options):
         stream = container.add_stream("libx264", rate=Fraction(fps), options={"crf": "10"})
         stream.width = stream.height = size
         stream.pix_fmt = "yuv420p"
+        if times:
+            stream.codec_context.time_base = Fraction(1, 1000)
         if sound:
             write_silence(container, container.add_stream("aac", rate=8000), sound)
         for k in range(count):
@@ -421,6 +423,9 @@ def test_shards_join_to_the_whole(tmp_path, tiny_vocab, capsys):
     good = [f"good{k}" for k in range(7)]
     for k, video in enumerate(good):
         write_numbered(videos / f"{video}.mp4", 16 + k, 8)
+    new = [tmp_path / f"new{n}.mp4" for n in range(5)]
+    for path in new:
+        shutil.copy(videos / "good0.mp4", path)
     captions = {video: {"text": ["the cat sat"], "start": [0], "end": [1]} for video in [*good, *reasons]}
     (tmp_path / "caption.json").write_text(json.dumps(captions))
 
@@ -436,9 +441,9 @@ def test_shards_join_to_the_whole(tmp_path, tiny_vocab, capsys):
         assert mine == set(json.loads((out / f"durations.{k}-of-3.json").read_text()))
         listed = dict(line.split("\t") for line in (out / f"left_out.{k}-of-3.tsv").read_text().splitlines())
         assert set(listed) <= set(reasons) and not (out / "splits.json").exists() and not (out / "captions.npz").exists()
-        files = data.list_videos(videos, captions)[0]
-        files |= {"another": videos / "another.mp4"}   # a new video moves no other
-        assert {*mine, *listed} <= set(files)
+        files = data.list_videos(videos, captions)[0] | {path.stem: path for path in new}   # new videos move no other
+        more, worse = data.extract_features(files, SMALL, tmp_path / "more", 1, (k, 3))
+        assert set(more) - {path.stem for path in new} == mine and set(worse) == set(listed)
     times = {path: path.stat().st_mtime_ns for path in out.rglob("*.npy")}
     run(out)
     assert tree(out) == tree(tmp_path / "whole")   # nothing is left of the shards' records
