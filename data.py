@@ -3,6 +3,7 @@
     python data.py mini  --seed 0 --out data/mini                       # a generated world: videos, captions, text, tasks
     python data.py video --videos data/mini/videos --captions data/mini/caption.json --vocab data/mini/vocab.txt \\
                          --streams frame motion --out data/mini          # video -> features, captions -> tokens
+    python data.py video --videos DIR --captions FILE --streams resnet152 resnext101 --shard 3/64 --out DIR   # one of 64
     python data.py text  --train data/mini/text/train.txt --valid data/mini/text/valid.txt \\
                          --vocab data/mini/vocab.txt --out data/mini/text    # text -> packed tokens
 
@@ -24,6 +25,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from fractions import Fraction
 from functools import lru_cache, partial
 from pathlib import Path
@@ -521,7 +523,7 @@ class VideoError(Exception):
 
 
 class OnDisplay:
-    """A view of a video: picture k is the frame on display at time k / FPS (before the first: the first), SIDE x SIDE."""
+    """A view of a video: picture k is the frame on display at time k / FPS, SIDE x SIDE; the first serves before it."""
 
     def __init__(self):
         self.count, self.frame, self.picture = 0, None, None
@@ -557,24 +559,21 @@ class Filtered:
         self.fps, self.size, self.crop, self.graph = fps, size, crop, None
 
     def _build(self, frame):
-        # A phone's portrait video is stored lying; like the ffmpeg command we turn it, and unlike that extractor we scale
-        # by the turned sides, where it would squeeze the picture.
-        turns = {-90: ["transpose=clock"], 90: ["transpose=cclock"], 180: ["hflip", "vflip"], -180: ["hflip", "vflip"]}
-        turn = turns.get(round(frame.rotation), [])
-        w, h, size = frame.width, frame.height, self.size
-        if abs(round(frame.rotation)) == 90:
-            w, h = h, w
-        width, height = (size, int(h * size / w)) if h >= w else (int(w * size / h), size)
-        steps = [f"buffer=video_size={frame.width}x{frame.height}:pix_fmt={frame.format.name}:pixel_aspect=1/1:"
-                 f"time_base={frame.time_base}:colorspace={int(frame.colorspace)}:range={int(frame.color_range)}",
-                 *turn, f"fps={self.fps}:start_time=0",   # as the command does: the first frame fills the time before it
-                  f"scale={width}:{height}:flags=bicubic"]
-        if self.crop:
-            steps.append(f"crop={size}:{size}:{(width - size) // 2}:{(height - size) // 2}")
+        # A phone's portrait video is stored lying. Like the ffmpeg command we turn it; unlike that extractor, which would
+        # squeeze it, we scale by the sides as turned.
+        angle, size = round(frame.rotation) % 360, self.size
+        turn = {90: ["transpose=cclock"], 180: ["hflip", "vflip"], 270: ["transpose=clock"]}.get(angle, [])
+        h, w = (frame.width, frame.height) if angle in (90, 270) else (frame.height, frame.width)
+        height, width = (int(h * size / w), size) if h >= w else (size, int(w * size / h))
+        crop = [f"crop={size}:{size}:{(width - size) // 2}:{(height - size) // 2}"] if self.crop else []
+        source = (f"buffer=video_size={frame.width}x{frame.height}:pix_fmt={frame.format.name}:pixel_aspect=1/1:"
+                  f"time_base={frame.time_base}:colorspace={int(frame.colorspace)}:range={int(frame.color_range)}")
+        # start_time: as with the command, the first frame fills the time before it
+        steps = [source, *turn, f"fps={self.fps}:start_time=0", f"scale={width}:{height}:flags=bicubic", *crop,
+                 "format=rgb24", "buffersink"]
         self.graph = av.filter.Graph()
-        self.graph.threads = 1
-        nodes = [self.graph.add(*step.split("=", 1)) for step in [*steps, "format=rgb24", "buffersink"]]
-        self.graph.link_nodes(*nodes).configure()
+        self.graph.threads = 1   # the caller runs one process a core
+        self.graph.link_nodes(*[self.graph.add(*step.split("=", 1)) for step in steps]).configure()
 
     def push(self, frame, time):
         """Takes the next decoded frame; returns the pictures [H, W, 3] that are due."""
@@ -599,39 +598,46 @@ class Filtered:
                 return pictures
 
 
+def timed_frames(container, stream):
+    """Decodes a stream; every frame has a pts, counted from the container's start, and a duration."""
+    beginning = Fraction(container.start_time or 0, av.time_base)   # seconds
+    faults, before = [0, 0], [-math.inf, -math.inf]
+    for frame in container.decode(stream):
+        # ffmpeg's best guess, which PyAV does not pass on: old AVIs have display times that run backwards, or none, and
+        # decoding times to put in their place
+        for index, time in enumerate((frame.pts, frame.dts)):
+            faults[index] += time is None or time <= before[index]
+            before[index] = before[index] if time is None else time
+        if frame.pts is None or (frame.dts is not None and faults[0] > faults[1]):
+            frame.pts = frame.dts
+        if frame.pts is None:
+            raise VideoError("frames without a time")
+        frame.pts -= round(beginning / frame.time_base)
+        if not frame.duration and stream.guessed_rate:   # the last frame's says when the video ends
+            frame.duration = round(1 / (stream.guessed_rate * frame.time_base))
+        yield frame
+
+
 def decode(path, views):
     """Decodes a video once, for several views. Yields (view, its new pictures uint8 [h, w, 3], seconds of video so far).
 
-    Time runs from the container's start, which is where players, and so captions, count from. Raises VideoError with the
-    reason where the file is no video, or ends long before it says it does.
+    Time runs from the container's start, where players, and so captions, count from. Raises VideoError with the reason
+    where the file is no video, or ends long before it says it does.
     """
-    seconds, faults, before = 0.0, [0, 0], [-math.inf, -math.inf]
+    seconds = 0.0
     try:
         with av.open(str(path)) as container:
             stream = container.streams.best("video")
             if stream is None or stream.disposition & av.stream.Disposition.attached_pic:   # a song's cover
                 raise VideoError("no video stream")
             stream.codec_context.thread_count = 1   # the caller runs one process a core
-            beginning = Fraction(container.start_time or 0, av.time_base)
-            for frame in container.decode(stream):
-                # ffmpeg's best guess of a frame's time, which PyAV does not pass on: old AVIs have display times that run
-                # backwards, or none, and decoding times to put in their place
-                for index, time in enumerate((frame.pts, frame.dts)):
-                    faults[index] += time is None or time <= before[index]
-                    before[index] = before[index] if time is None else time
-                if frame.pts is None or (frame.dts is not None and faults[0] > faults[1]):
-                    frame.pts = frame.dts
-                if frame.pts is None:
-                    raise VideoError("frames without a time")
-                if not frame.duration and stream.guessed_rate:   # the fps filter ends the video by the last one's
-                    frame.duration = round(1 / (stream.guessed_rate * frame.time_base))
-                frame.pts -= round(beginning / frame.time_base)
+            for frame in timed_frames(container, stream):
                 if frame.time - seconds > 60:
                     raise VideoError("its timestamps jump by more than a minute")
                 for view in views:
                     yield view, view.push(frame, frame.time), seconds
                 seconds = max(seconds, float((frame.pts + frame.duration) * frame.time_base))
-            declared = float(((stream.start_time or 0) + (stream.duration or 0)) * stream.time_base - beginning)
+            declared = float((stream.duration or 0) * stream.time_base)
             if declared - seconds > max(1, 0.05 * declared):
                 raise VideoError(f"cut: it ends after {seconds:.1f} of {declared:.1f} seconds")
         for view in views:
@@ -720,7 +726,8 @@ def motion_descriptor(frames):
 
 def prepare_frames(frames):
     """Frames as ResNet-152 takes them: uint8 [N, H, W, 3] -> float [N, 3, H, W], in 0..1, less mean, over deviation."""
-    mean, std = [torch.tensor(values, device=frames.device) for values in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))]
+    mean = torch.tensor((0.485, 0.456, 0.406), device=frames.device)
+    std = torch.tensor((0.229, 0.224, 0.225), device=frames.device)
     return ((frames / 255 - mean) / std).permute(0, 3, 1, 2)
 
 
@@ -759,6 +766,7 @@ def cnn_function(name, weights, device, precision):
     """A frozen CNN as a function: uint8 [n, h, w, 3] -> features of unit length [steps, 2048]. Loaded once a process."""
     from model import load_cnn   # here only: no other command needs a network
     dtype = settle_precision(precision, torch.device(device))[1] or torch.float32
+    torch.backends.cudnn.allow_tf32 = False   # by default, fp32 convolutions on CUDA keep 10 bits; published ones kept 23
     network = load_cnn(name, weights).to(device, dtype)
 
     @torch.inference_mode()
@@ -816,20 +824,21 @@ def extract(path, out, streams, cnn_settings):
 
 
 def read_stream(folder, made_by):
-    """stream.json of a feature folder, ours or anyone's: {"rate": steps a second, "width": D, "frames_seen": frames that
-    one step sees (1 if absent)}. Raises FileNotFoundError / ValueError that say what to write where it is missing or bad.
+    """stream.json of a feature folder, ours or anyone's, as a dict: rate, width, frames_seen (1 if the file says nothing).
+
+    Raises FileNotFoundError / ValueError that say what to write where it is missing or malformed.
     """
     path = Path(folder) / "stream.json"
     form = '{"rate": steps a second, "width": D, "frames_seen": frames that one step sees} for arrays [T, D] named ID.npy'
     if not path.exists():
         raise FileNotFoundError(f"{path} is missing. `{made_by}` writes it for its own streams; beside features made by "
                                 f"another tool, write it yourself: {form}")
-    described = read_json(path, made_by)
-    if not isinstance(described, dict) or not all(
-            type(described.get(key, 1 if key == "frames_seen" else None)) in kinds and described.get(key, 1) > 0
-            for key, kinds in (("rate", (int, float)), ("width", (int,)), ("frames_seen", (int,)))):
-        raise ValueError(f"{path} must hold {form}, all above 0, not {json.dumps(described)[:200]}")
-    return {"frames_seen": 1, **described}
+    found = read_json(path, made_by)
+    described = {"frames_seen": 1, **found} if isinstance(found, dict) else {}
+    kinds = {"rate": (int, float), "width": (int,), "frames_seen": (int,)}
+    if not all(type(described.get(key)) in kind and described[key] > 0 for key, kind in kinds.items()):
+        raise ValueError(f"{path} must hold {form}, all above 0, not {json.dumps(found)[:200]}")
+    return described
 
 
 def parse_shard(text):
@@ -872,15 +881,32 @@ def open_streams(streams, out, tag, cnn_settings):
         folder, stream = out / "features" / name, STREAMS[name]
         described = {"rate": stream.rate, "width": stream.width, "frames_seen": stream.frames_seen}
         if stream.cnn:
-            cnn_function(name, *cnn_settings)   # here, so that a missing or wrong file is said once and at once
+            from model import load_cnn
+            load_cnn(name, cnn_settings[0])   # so that a missing or wrong file is said once and at once
             described["precision"] = cnn_settings[2]
-            cnn_function.cache_clear()
         folder.mkdir(parents=True, exist_ok=True)
         before = read_stream(folder, "") if (folder / "stream.json").exists() else described
         if before != described:
             raise ValueError(f"{folder} holds features made otherwise ({before}, now {described}); choose another --out")
         write_json(folder / f"stream{tag}.json", described)   # a shard's own name first: many may start in one second
         os.replace(folder / f"stream{tag}.json", folder / "stream.json")
+
+
+def read_records(out, shard):
+    """What earlier calls finished: ({id: seconds}, {id: reason}, the shards' files that a call without shard takes over).
+
+    A call tries again what itself left out, not what a shard did.
+    """
+    shards = [] if shard else sorted(out.glob("durations.*-of-*.json"))
+    own = [out / f"durations.{shard[0]}-of-{shard[1]}.json"] if shard else []
+    durations, reasons, taken = {}, {}, []
+    for path in [out / "durations.json", *shards, *own]:
+        durations |= read_json(path, "python data.py video") if path.exists() else {}
+    for path in shards:
+        listed = path.with_name(path.name.replace("durations", "left_out")).with_suffix(".tsv")
+        reasons |= dict(line.split("\t", 1) for line in listed.read_text().splitlines()) if listed.exists() else {}
+        taken += [path, listed]
+    return durations, reasons, taken
 
 
 def extract_features(files, streams, out, workers=None, shard=None, weights="data/weights", device="auto",
@@ -891,39 +917,30 @@ def extract_features(files, streams, out, workers=None, shard=None, weights="dat
     shard (k, n): only every n-th video, chosen by the hash of its id so that new videos move no other, with records of
     its own, so that n machines can share `out`. A later call without shard takes those over.
     """
-    out = Path(out)
-    cnn = any(STREAMS[name].cnn for name in streams if name in STREAMS)
+    out, cnn = Path(out), any(STREAMS[name].cnn for name in streams if name in STREAMS)
     device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     if cnn and device.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(f"--device {device}: PyTorch sees no CUDA device here; --device cpu works, about 100 times slower")
+        raise ValueError(f"--device {device}: PyTorch sees no CUDA device here; --device cpu works, far slower")
     workers = workers or (min(4, os.cpu_count()) if cnn and device.startswith("cuda") else os.cpu_count())
-    cnn_settings = (str(weights), device, precision)
-    tag = f".{shard[0]}-of-{shard[1]}" if shard else ""
+    cnn_settings, tag = (str(weights), device, precision), f".{shard[0]}-of-{shard[1]}" if shard else ""
     open_streams(streams, out, tag, cnn_settings)
+    durations, reasons, taken = read_records(out, shard)
     if shard:
         files = {video: path for video, path in files.items()
                  if int(hashlib.sha256(video.encode()).hexdigest(), 16) % shard[1] == shard[0] - 1}
-    record, reasons, shards = out / f"durations{tag}.json", {}, []
-    durations = read_json(record, "python data.py video") if record.exists() else {}
-    if not shard:
-        shards = sorted(out.glob("durations.*-of-*.json"))
-        for path in shards:
-            durations |= read_json(path, "python data.py video")
-            listed = out / path.name.replace("durations", "left_out").replace(".json", ".tsv")
-            reasons |= dict(line.split("\t") for line in listed.read_text().splitlines()) if listed.exists() else {}
-            shards = shards + [listed]
+        durations = {video: seconds for video, seconds in durations.items() if video in files}
     written = [{path.stem for path in (out / "features" / name).glob("*.npy")} for name in streams]
     complete = set(durations).intersection(*written)
     reasons = {video: reason for video, reason in reasons.items() if video in files and video not in complete}
     todo = [path for video, path in files.items() if video not in complete and video not in reasons]
 
-    threads = max(1, os.cpu_count() // workers)
-    if cnn and todo:
+    def save():
+        write_json(out / f"durations{tag}.json", dict(sorted(durations.items())))
+    pool, saved = ProcessPoolExecutor(workers), time.time()
+    if cnn:   # spawn: neither CUDA nor OpenMP survives a fork
+        threads = max(1, os.cpu_count() // workers)
+        pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), torch.set_num_threads, (threads,))
         print(f"{len(todo):,} videos on {device} in {precision}, {workers} processes of {threads} threads")
-    # spawn: neither CUDA nor OpenMP survives a fork
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), torch.set_num_threads, (threads,)) \
-        if cnn else ProcessPoolExecutor(workers)
-    saved = time.time()
     with pool, tqdm(total=len(todo), unit="video", desc="features" + tag) as bar:
         job = partial(extract, out=out, streams=streams, cnn_settings=cnn_settings)
         for video, seconds, reason in pool.map(job, todo, chunksize=1 if cnn else 8):
@@ -934,14 +951,14 @@ def extract_features(files, streams, out, workers=None, shard=None, weights="dat
             else:
                 durations[video] = seconds
             if time.time() - saved > 60:
-                write_json(record, dict(sorted(durations.items())))
+                save()
                 saved = time.time()
-    write_json(record, dict(sorted(durations.items())))
+    save()
     if shard:
         write_text(out / f"left_out{tag}.tsv", "".join(f"{v}\t{reason}\n" for v, reason in sorted(reasons.items())))
-    for path in shards:   # now in the common record
+    for path in taken:   # now in the common record
         path.unlink(missing_ok=True)
-    return {video: durations[video] for video in files if video in durations}, reasons
+    return {video: durations[video] for video in files if video in durations and video not in reasons}, reasons
 
 
 def make_features(videos, captions_path, vocab, streams, out, workers, valid_ids=None, shard=None, **cnn):
@@ -1805,6 +1822,8 @@ def main():
             pack_text(args.valid, args.vocab, args.out, "valid")
     except (FileNotFoundError, ValueError) as error:
         sys.exit(f"data.py {args.command}: {error}")
+    except BrokenProcessPool:
+        sys.exit(f"data.py {args.command}: a process was killed, most likely for memory; run it again with fewer --workers")
 
 
 if __name__ == "__main__":
