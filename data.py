@@ -3,7 +3,7 @@
     python data.py mini  --seed 0 --out data/mini                       # a generated world: videos, captions, text, tasks
     python data.py video --videos data/mini/videos --captions data/mini/caption.json --vocab data/mini/vocab.txt \\
                          --streams frame motion --out data/mini          # video -> features, captions -> tokens
-    python data.py video --videos DIR --captions FILE --streams resnet152 resnext101 --shard 3/64 --out DIR   # one of 64
+    python data.py video --videos DIR --captions FILE --streams resnet152 resnext101 --shard 3/64 --out DIR
     python data.py text  --train data/mini/text/train.txt --valid data/mini/text/valid.txt \\
                          --vocab data/mini/vocab.txt --out data/mini/text    # text -> packed tokens
 
@@ -559,8 +559,8 @@ class Filtered:
         self.fps, self.size, self.crop, self.graph = fps, size, crop, None
 
     def _build(self, frame):
-        # A phone's portrait video is stored lying. Like the ffmpeg command we turn it; unlike that extractor, which would
-        # squeeze it, we scale by the sides as turned.
+        # A phone's portrait video is stored lying. Like the ffmpeg command we turn it; unlike that extractor, which
+        # would squeeze it, we scale by the sides as turned.
         angle, size = round(frame.rotation) % 360, self.size
         turn = {90: ["transpose=cclock"], 180: ["hflip", "vflip"], 270: ["transpose=clock"]}.get(angle, [])
         h, w = (frame.width, frame.height) if angle in (90, 270) else (frame.height, frame.width)
@@ -619,7 +619,7 @@ def timed_frames(container, stream):
 
 
 def decode(path, views):
-    """Decodes a video once, for several views. Yields (view, its new pictures uint8 [h, w, 3], seconds of video so far).
+    """Decodes a video once, for several views. Yields (view, its new pictures uint8 [h, w, 3], seconds so far).
 
     Time runs from the container's start, where players, and so captions, count from. Raises VideoError with the reason
     where the file is no video, or ends long before it says it does.
@@ -734,7 +734,7 @@ def prepare_frames(frames):
 def prepare_windows(frames):
     """Windows of 16 frames as 3D ResNeXt-101 takes them: uint8 [N, H, W, 3] -> float [ceil(N / 16), 3, 16, H, W].
 
-    Zero frames fill the last window before the mean is taken off, so that they are not zero in the end: HowTo100M's way.
+    Zero frames fill the last window before the mean is taken off, so they are not zero in the end: HowTo100M's way.
     """
     frames = F.pad(frames, (0, 0, 0, 0, 0, 0, 0, -len(frames) % 16))
     frames = frames - torch.tensor((110.6, 103.2, 96.3), device=frames.device)
@@ -763,10 +763,10 @@ STREAMS = {
 
 @lru_cache
 def cnn_function(name, weights, device, precision):
-    """A frozen CNN as a function: uint8 [n, h, w, 3] -> features of unit length [steps, 2048]. Loaded once a process."""
+    """A frozen CNN as a function: uint8 [n, h, w, 3] -> unit features [steps, 2048]. Loaded once a process."""
     from model import load_cnn   # here only: no other command needs a network
     dtype = settle_precision(precision, torch.device(device))[1] or torch.float32
-    torch.backends.cudnn.allow_tf32 = False   # by default, fp32 convolutions on CUDA keep 10 bits; published ones kept 23
+    torch.backends.cudnn.allow_tf32 = False   # else fp32 convolutions on CUDA keep 10 bits, where the published kept 23
     network = load_cnn(name, weights).to(device, dtype)
 
     @torch.inference_mode()
@@ -824,15 +824,15 @@ def extract(path, out, streams, cnn_settings):
 
 
 def read_stream(folder, made_by):
-    """stream.json of a feature folder, ours or anyone's, as a dict: rate, width, frames_seen (1 if the file says nothing).
+    """stream.json of a feature folder, ours or anyone's, as a dict: rate, width, frames_seen (1 if not given).
 
     Raises FileNotFoundError / ValueError that say what to write where it is missing or malformed.
     """
     path = Path(folder) / "stream.json"
-    form = '{"rate": steps a second, "width": D, "frames_seen": frames that one step sees} for arrays [T, D] named ID.npy'
+    form = '{"rate": steps a second, "width": D, "frames_seen": frames a step sees} for arrays [T, D] named ID.npy'
     if not path.exists():
-        raise FileNotFoundError(f"{path} is missing. `{made_by}` writes it for its own streams; beside features made by "
-                                f"another tool, write it yourself: {form}")
+        raise FileNotFoundError(f"{path} is missing. `{made_by}` writes it for its own streams; beside features made "
+                                f"by another tool, write it yourself: {form}")
     found = read_json(path, made_by)
     described = {"frames_seen": 1, **found} if isinstance(found, dict) else {}
     kinds = {"rate": (int, float), "width": (int,), "frames_seen": (int,)}
@@ -876,7 +876,7 @@ def open_streams(streams, out, tag, cnn_settings):
     unknown = [name for name in streams if name not in STREAMS]
     if unknown:
         raise ValueError(f"unknown stream {', '.join(unknown)}; known: {', '.join(STREAMS)}. A stream made by another "
-                         f"tool is not named here: its arrays go to {out / 'features' / unknown[0]}, with a stream.json")
+                         f"tool is not named here: its arrays go to {out / 'features' / unknown[0]} with a stream.json")
     for name in streams:
         folder, stream = out / "features" / name, STREAMS[name]
         described = {"rate": stream.rate, "width": stream.width, "frames_seen": stream.frames_seen}
@@ -887,13 +887,13 @@ def open_streams(streams, out, tag, cnn_settings):
         folder.mkdir(parents=True, exist_ok=True)
         before = read_stream(folder, "") if (folder / "stream.json").exists() else described
         if before != described:
-            raise ValueError(f"{folder} holds features made otherwise ({before}, now {described}); choose another --out")
+            raise ValueError(f"{folder} has features made otherwise ({before}, now {described}): choose another --out")
         write_json(folder / f"stream{tag}.json", described)   # a shard's own name first: many may start in one second
         os.replace(folder / f"stream{tag}.json", folder / "stream.json")
 
 
 def read_records(out, shard):
-    """What earlier calls finished: ({id: seconds}, {id: reason}, the shards' files that a call without shard takes over).
+    """What earlier calls finished: ({id: seconds}, {id: reason}, shards' files, which a call without shard takes over).
 
     A call tries again what itself left out, not what a shard did.
     """
@@ -911,8 +911,9 @@ def read_records(out, shard):
 
 def extract_features(files, streams, out, workers=None, shard=None, weights="data/weights", device="auto",
                      precision="fp32"):
-    """Features of videos {id: path}, in several processes. Returns ({id: seconds}, {id: why it is left out}). Resumable:
-    a killed run does again only what is not in its durations.json, written once a minute.
+    """Features of videos {id: path}, in several processes. Returns ({id: seconds}, {id: why it is left out}).
+
+    Resumable: a killed run does again only what is not in its durations.json, which is written once a minute.
 
     shard (k, n): only every n-th video, chosen by the hash of its id so that new videos move no other, with records of
     its own, so that n machines can share `out`. A later call without shard takes those over.
@@ -1796,7 +1797,7 @@ def main():
     video.add_argument("--vocab", help="vocab.txt; not needed with --shard")
     video.add_argument("--streams", nargs="+", default=["frame", "motion"], help=f"of: {', '.join(STREAMS)}")
     video.add_argument("--out", required=True)
-    video.add_argument("--shard", help="K/N, K = 1..N: only the features of this part of the videos, for one of N machines")
+    video.add_argument("--shard", help="K/N, K = 1..N: only the features of this part, for one of N machines")
     video.add_argument("--weights", default="data/weights", help="folder of the frozen CNNs' public checkpoints")
     video.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N, for the CNNs")
     video.add_argument("--precision", default="fp32", choices=["fp32", "bf16"], help="of the CNNs; fp32 as published")
@@ -1823,7 +1824,7 @@ def main():
     except (FileNotFoundError, ValueError) as error:
         sys.exit(f"data.py {args.command}: {error}")
     except BrokenProcessPool:
-        sys.exit(f"data.py {args.command}: a process was killed, most likely for memory; run it again with fewer --workers")
+        sys.exit(f"data.py {args.command}: a process was killed, likely for memory; go on with fewer --workers")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ each second -> transformer -> one vector a clip). What differs from the authors'
 - the video projection has a non-linearity (theirs stacks two linear layers), positions are added once (theirs: twice),
   and pooling is the mean over valid frames (theirs: whatever the first frame's position holds).
 
-Sections: configuration, transformer, frozen CNNs, video encoder, heads, Hugging Face files, optimisation and checkpoints.
+Sections: configuration, transformer, frozen CNNs, video encoder, heads, Hugging Face files, optimisation, checkpoints.
 Axes: B sequences, L tokens, T video steps, H hidden width, D feature width, V vocabulary. Every mask is True for real
 tokens or frames. This file imports nothing of ours.
 """
@@ -202,8 +202,9 @@ class Bottleneck(nn.Module):
         self.conv1, self.bn1 = Conv(inputs, middle, 1, bias=False), Norm(middle)
         self.conv2, self.bn2 = Conv(middle, middle, 3, stride, 1, groups=groups, bias=False), Norm(middle)
         self.conv3, self.bn3 = Conv(middle, outputs, 1, bias=False), Norm(outputs)
-        changes = stride != 1 or inputs != outputs
-        self.downsample = nn.Sequential(Conv(inputs, outputs, 1, stride, bias=False), Norm(outputs)) if changes else None
+        self.downsample = None
+        if stride != 1 or inputs != outputs:
+            self.downsample = nn.Sequential(Conv(inputs, outputs, 1, stride, bias=False), Norm(outputs))
 
     def forward(self, x):
         shortcut = x if self.downsample is None else self.downsample(x)

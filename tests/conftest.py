@@ -68,15 +68,15 @@ def torchvision():
     """The torchvision package, our oracle for ResNet-152; its Python half is enough.
 
     A torchvision built for another torch cannot load its C++ operators, and then fails while describing them to the
-    compiler: `torch.library.register_fake` does nothing during its import here. Afterwards it is forgotten again, so that
-    transformers, which would use it, decides as it does without us.
+    compiler: `torch.library.register_fake` does nothing during its import here. Afterwards it is forgotten again, so
+    that transformers, which would use it, decides as it does without us.
     """
     def forget():
         return {name: sys.modules.pop(name) for name in list(sys.modules) if name.split(".")[0] == "torchvision"}
     before, register_fake = forget(), torch.library.register_fake
     torch.library.register_fake = lambda *_, **__: lambda function: function
     try:
-        return pytest.importorskip("torchvision", reason="torchvision is not installed: tests/requirements.txt names it")
+        return pytest.importorskip("torchvision", reason="torchvision is not installed")
     finally:
         torch.library.register_fake = register_fake
         forget()
@@ -103,7 +103,7 @@ def cnn_weights(tmp_path_factory):
                 module.momentum = None   # the plain average of all passes
                 torch.nn.init.uniform_(module.weight, 0.5, 1.5), torch.nn.init.normal_(module.bias, std=0.1)
         with torch.no_grad():
-            for windows in pictures:                                                                # [1, 3, 16, 112, 112]
+            for windows in pictures:   # [1, 3, 16, 112, 112]
                 cnn(windows - 105 if name == "resnext101" else windows[0, :, ::4].transpose(0, 1) / 60 - 2)
         torch.save(cnn.state_dict(), folder / file)
     return folder

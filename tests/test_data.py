@@ -366,7 +366,8 @@ def test_features_need_a_usable_video(tmp_path, tiny_vocab):
     captions = {video: {"text": ["the cat"], "start": [0], "end": [1]} for video in reasons}
     (tmp_path / "caption.json").write_text(json.dumps(captions))
     with pytest.raises(ValueError, match="not one usable video"):
-        data.make_features(tmp_path / "videos", tmp_path / "caption.json", tiny_vocab, ["frame", "motion"], tmp_path / "out", 1)
+        data.make_features(tmp_path / "videos", tmp_path / "caption.json", tiny_vocab, ["frame", "motion"],
+                           tmp_path / "out", 1)
     with pytest.raises(FileNotFoundError, match="no folder of videos"):
         data.make_features(tmp_path / "none", tmp_path / "caption.json", tiny_vocab, ["frame"], tmp_path / "out", 1)
 
