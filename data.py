@@ -3,6 +3,7 @@
     python data.py mini  --seed 0 --out data/mini                       # a generated world: videos, captions, text, tasks
     python data.py video --videos data/mini/videos --captions data/mini/caption.json --vocab data/mini/vocab.txt \\
                          --streams frame motion --out data/mini          # video -> features, captions -> tokens
+    python data.py video --videos DIR --captions FILE --streams resnet152 resnext101 --shard 3/64 --out DIR
     python data.py bank  --data data/mini --split train --clips 2000 --block 32     # clips for retrieval and vokens
     python data.py text  --train data/mini/text/train.txt --valid data/mini/text/valid.txt \\
                          --vocab data/mini/vocab.txt --out data/mini/text    # text -> packed tokens
@@ -18,6 +19,8 @@ import csv
 import hashlib
 import html
 import json
+import math
+import multiprocessing
 import os
 import platform
 import re
@@ -27,15 +30,19 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
-from functools import lru_cache
+from fractions import Fraction
+from functools import lru_cache, partial
 from pathlib import Path
+from typing import NamedTuple
 
 import av
 import numpy as np
 import tokenizers
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from tqdm import tqdm
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -772,38 +779,128 @@ class VideoError(Exception):
     """Why one video cannot be used; the caller lists it and goes on."""
 
 
-def decode(path, fps=FPS, side=SIDE):
-    """Decodes a video at `fps` frames a second, scaled to side x side. Returns uint8 [N, side, side, 3], RGB.
+class OnDisplay:
+    """A view of a video: picture k is the frame on display at time k / FPS, SIDE x SIDE; the first serves before it."""
 
-    Frame k is the one on display at time k / fps after the first. Raises VideoError with the reason.
+    def __init__(self):
+        self.count, self.frame, self.picture = 0, None, None
+        self.scaler = av.video.reformatter.VideoReformatter()   # one for all; frame.reformat would set one up for each
+
+    def push(self, frame, time):
+        """Takes the frame that is on display from `time` on; returns the pictures [SIDE, SIDE, 3] due before it."""
+        pictures = self.close(time)
+        self.frame, self.picture = frame, None
+        return pictures
+
+    def close(self, time):
+        """The pictures due before `time`, the end of the video."""
+        pictures = []
+        # 1e-4 s of tolerance: container times are rounded, and 0.12499 s means 0.125 s
+        while self.frame is not None and self.count / FPS < time - 1e-4:
+            if self.picture is None:
+                self.picture = self.scaler.reformat(self.frame, SIDE, SIDE, format="rgb24").to_ndarray()
+            pictures.append(self.picture)
+            self.count += 1
+        return pictures
+
+
+class Filtered:
+    """A view of a video: what `ffmpeg -vf fps=F,scale=W:H[,crop=S:S] -pix_fmt rgb24` shows, by ffmpeg's own filters.
+
+    The short side becomes `size` pixels, by the rule and in the order of HowTo100M's extractor (antoine77340's
+    video_feature_extractor); crop: the middle size x size of it. Rejected: choosing and scaling frames by hand, which
+    agrees with the features that others have made only until the first odd frame rate.
     """
-    frames, last = [], None
-    scaler = av.video.reformatter.VideoReformatter()   # one for all frames; frame.reformat would set one up for each
+
+    def __init__(self, fps, size, crop):
+        self.fps, self.size, self.crop, self.graph = fps, size, crop, None
+
+    def _build(self, frame):
+        # A phone's portrait video is stored lying. Like the ffmpeg command we turn it; unlike that extractor, which
+        # would squeeze it, we scale by the sides as turned.
+        angle, size = round(frame.rotation) % 360, self.size
+        turn = {90: ["transpose=cclock"], 180: ["hflip", "vflip"], 270: ["transpose=clock"]}.get(angle, [])
+        h, w = (frame.width, frame.height) if angle in (90, 270) else (frame.height, frame.width)
+        height, width = (int(h * size / w), size) if h >= w else (size, int(w * size / h))
+        crop = [f"crop={size}:{size}:{(width - size) // 2}:{(height - size) // 2}"] if self.crop else []
+        source = (f"buffer=video_size={frame.width}x{frame.height}:pix_fmt={frame.format.name}:pixel_aspect=1/1:"
+                  f"time_base={frame.time_base}:colorspace={int(frame.colorspace)}:range={int(frame.color_range)}")
+        # start_time: as with the command, the first frame fills the time before it
+        steps = [source, *turn, f"fps={self.fps}:start_time=0", f"scale={width}:{height}:flags=bicubic", *crop,
+                 "format=rgb24", "buffersink"]
+        self.graph = av.filter.Graph()
+        self.graph.threads = 1   # the caller runs one process a core
+        self.graph.link_nodes(*[self.graph.add(*step.split("=", 1)) for step in steps]).configure()
+
+    def push(self, frame, time):
+        """Takes the next decoded frame; returns the pictures [H, W, 3] that are due."""
+        if self.graph is None:
+            self._build(frame)   # later frames may have another size or format: the scale filter follows
+        self.graph.vpush(frame)
+        return self._pull()
+
+    def close(self, time):
+        """The pictures that are due at the end of the video."""
+        if self.graph is None:
+            return []
+        self.graph.vpush(None)
+        return self._pull()
+
+    def _pull(self):
+        pictures = []
+        while True:
+            try:
+                pictures.append(self.graph.vpull().to_ndarray())
+            except (av.BlockingIOError, av.EOFError):
+                return pictures
+
+
+def timed_frames(container, stream):
+    """Decodes a stream; every frame has a pts, counted from the container's start, and a duration."""
+    beginning = Fraction(container.start_time or 0, av.time_base)   # seconds
+    faults, before = [0, 0], [-math.inf, -math.inf]
+    for frame in container.decode(stream):
+        # ffmpeg's best guess, which PyAV does not pass on: old AVIs have display times that run backwards, or none, and
+        # decoding times to put in their place
+        for index, time in enumerate((frame.pts, frame.dts)):
+            faults[index] += time is None or time <= before[index]
+            before[index] = before[index] if time is None else time
+        if frame.pts is None or (frame.dts is not None and faults[0] > faults[1]):
+            frame.pts = frame.dts
+        if frame.pts is None:
+            raise VideoError("frames without a time")
+        frame.pts -= round(beginning / frame.time_base)
+        if not frame.duration and stream.guessed_rate:   # the last frame's says when the video ends
+            frame.duration = round(1 / (stream.guessed_rate * frame.time_base))
+        yield frame
+
+
+def decode(path, views):
+    """Decodes a video once, for several views. Yields (view, its new pictures uint8 [h, w, 3], seconds so far).
+
+    Time runs from the container's start, where players, and so captions, count from. Raises VideoError with the reason
+    where the file is no video, or ends long before it says it does.
+    """
+    seconds = 0.0
     try:
         with av.open(str(path)) as container:
-            if not container.streams.video:
+            stream = container.streams.best("video")
+            if stream is None or stream.disposition & av.stream.Disposition.attached_pic:   # a song's cover
                 raise VideoError("no video stream")
-            stream = container.streams.video[0]
             stream.codec_context.thread_count = 1   # the caller runs one process a core
-            start = None
-            for frame in container.decode(stream):
-                if frame.time is None:
-                    raise VideoError("frames without a time")
-                start = frame.time if start is None else start
-                if last is not None and frame.time - start - len(frames) / fps > 60:
+            for frame in timed_frames(container, stream):
+                if frame.time - seconds > 60:
                     raise VideoError("its timestamps jump by more than a minute")
-                # 1e-4 s of tolerance: container times are rounded, and 0.12499 s means 0.125 s
-                while last is not None and len(frames) / fps < frame.time - start - 1e-4:
-                    frames.append(last)
-                last = scaler.reformat(frame, side, side, format="rgb24").to_ndarray()
-            duration = 0.0 if start is None else frame.time - start + (frame.duration or 0) * float(frame.time_base or 0)
-            while last is not None and len(frames) / fps < max(duration, 1 / fps) - 1e-4:
-                frames.append(last)
+                for view in views:
+                    yield view, view.push(frame, frame.time), seconds
+                seconds = max(seconds, float((frame.pts + frame.duration) * frame.time_base))
+            declared = float((stream.duration or 0) * stream.time_base)
+            if declared - seconds > max(1, 0.05 * declared):
+                raise VideoError(f"cut: it ends after {seconds:.1f} of {declared:.1f} seconds")
+        for view in views:
+            yield view, view.close(seconds), seconds
     except (av.FFmpegError, OSError, ValueError) as error:   # ValueError: a pixel format PyAV cannot convert
         raise VideoError(f"cannot be decoded ({getattr(error, 'strerror', None) or error})") from None
-    if len(frames) < WINDOW:
-        raise VideoError(f"{len(frames)} frames at {fps} a second, shorter than one window of {WINDOW}")
-    return np.stack(frames)
 
 
 def wrapped_moments(weight, side):
@@ -851,6 +948,8 @@ def motion_descriptor(frames):
     4 x 4 grid of motion energy along x and y (32). Order and speed of frames, little of their content.
     """
     N, S = frames.shape[:2]
+    if N < WINDOW:
+        return np.zeros((0, 40), np.float32)
     grey = frames @ np.full(3, 1 / (3 * 255), np.float32)                                    # [N, S, S]
     for axis in (1, 2):   # a 1-2-1 blur: gradients of unblurred pixel edges see only motions below one pixel
         grey = (np.roll(grey, 1, axis) + 2 * grey + np.roll(grey, -1, axis)) / 4
@@ -882,90 +981,271 @@ def motion_descriptor(frames):
     return np.stack(out).astype(np.float32)                                                  # [M, 40]
 
 
-STREAMS = {   # name -> (function, steps a second, frames that one step sees)
-    "frame": (lambda frames: frame_descriptor(frames[::HOP]), FPS / HOP, 1),
-    "motion": (motion_descriptor, FPS / HOP, WINDOW),
+def prepare_frames(frames):
+    """Frames as ResNet-152 takes them: uint8 [N, H, W, 3] -> float [N, 3, H, W], in 0..1, less mean, over deviation."""
+    mean = torch.tensor((0.485, 0.456, 0.406), device=frames.device)
+    std = torch.tensor((0.229, 0.224, 0.225), device=frames.device)
+    return ((frames / 255 - mean) / std).permute(0, 3, 1, 2)
+
+
+def prepare_windows(frames):
+    """Windows of 16 frames as 3D ResNeXt-101 takes them: uint8 [N, H, W, 3] -> float [ceil(N / 16), 3, 16, H, W].
+
+    Zero frames fill the last window before the mean is taken off, so they are not zero in the end: HowTo100M's way.
+    """
+    frames = F.pad(frames, (0, 0, 0, 0, 0, 0, 0, -len(frames) % 16))
+    frames = frames - torch.tensor((110.6, 103.2, 96.3), device=frames.device)
+    return frames.unflatten(0, (-1, 16)).permute(0, 4, 1, 2, 3)
+
+
+class Stream(NamedTuple):
+    """How a stream is made. Its pictures come in batches while decoding goes on, so an hour of video needs no more
+    memory than a minute."""
+    view: object        # makes the view that it looks at; streams that name the same one share it
+    batch: int          # pictures
+    function: object    # uint8 [n <= batch, h, w, 3] -> features [steps, D]; for a CNN, on tensors -> its input
+    cnn: bool           # a frozen network of model.CNNS, named like the stream?
+    rate: float         # steps a second
+    width: int          # D
+    frames_seen: int    # frames that one step sees
+
+
+STREAMS = {
+    "frame": Stream(OnDisplay, 512, lambda frames: frame_descriptor(frames[::HOP]), False, FPS / HOP, 56, 1),
+    "motion": Stream(OnDisplay, 512, motion_descriptor, False, FPS / HOP, 40, WINDOW),
+    "resnet152": Stream(partial(Filtered, 1, 224, False), 16, prepare_frames, True, 1.0, 2048, 1),
+    "resnext101": Stream(partial(Filtered, 24, 112, True), 8 * 16, prepare_windows, True, 24 / 16, 2048, 16),
 }
 
 
-def extract(path, out, streams):
-    """Decodes one video once and writes each stream's features. Returns (id, seconds of video, None or the reason)."""
+@lru_cache
+def cnn_function(name, weights, device, precision):
+    """A frozen CNN as a function: uint8 [n, h, w, 3] -> unit features [steps, 2048]. Loaded once a process."""
+    from model import load_cnn   # here only: no other command needs a network
+    dtype = settle_precision(precision, torch.device(device))[1] or torch.float32
+    torch.backends.cudnn.allow_tf32 = False   # else fp32 convolutions on CUDA keep 10 bits, where the published kept 23
+    network = load_cnn(name, weights).to(device, dtype)
+
+    @torch.inference_mode()
+    def function(frames):
+        inputs = STREAMS[name].function(torch.from_numpy(frames).to(device))
+        return F.normalize(network(inputs.to(dtype)).float(), dim=1).cpu().numpy()
+    return function
+
+
+def describe(path, functions):
+    """Decodes one video once and computes its streams. functions: {stream: function}.
+
+    Returns ({stream: float16 [T, D]}, seconds of video). Raises VideoError with the reason where a stream has no step.
+    """
+    views = {STREAMS[name].view: STREAMS[name].view() for name in functions}
+    waiting, features = [{name: [] for name in functions} for _ in range(2)]
+
+    def work(name):
+        if waiting[name]:
+            with np.errstate(over="ignore"):   # what float16 cannot hold becomes infinite, and is refused below
+                features[name].append(functions[name](np.stack(waiting[name])).astype(np.float16))
+            waiting[name] = []
+
+    for view, pictures, seconds in decode(path, list(views.values())):
+        for name in functions:
+            if views[STREAMS[name].view] is view:
+                for picture in pictures:
+                    waiting[name].append(picture)
+                    if len(waiting[name]) == STREAMS[name].batch:
+                        work(name)
+    for name in functions:
+        work(name)
+        features[name] = np.concatenate(features[name] or [np.zeros((0, 1), np.float16)])
+        if len(features[name]) == 0:
+            raise VideoError(f"{seconds:.2f} seconds are too short for one step of {name}")
+        if not np.isfinite(features[name]).all():
+            raise VideoError(f"stream {name} is not finite")
+    return features, round(seconds, 3)
+
+
+def extract(path, out, streams, cnn_settings):
+    """Writes each stream's features of one video. Returns (id, seconds of video, None or the reason why not)."""
     video = Path(path).stem
-    targets = {name: Path(out) / "features" / name / f"{video}.npy" for name in streams}
+    functions = {name: cnn_function(name, *cnn_settings) if STREAMS[name].cnn else STREAMS[name].function
+                 for name in streams}
     try:
-        frames = decode(path)
+        features, seconds = describe(path, functions)
     except VideoError as reason:
         return video, 0.0, str(reason)
-    for name, target in targets.items():
-        features = STREAMS[name][0](frames).astype(np.float16)
-        if not np.isfinite(features).all():
-            return video, 0.0, f"stream {name} is not finite"
-        temporary = target.with_suffix(".tmp.npy")
-        np.save(temporary, features)
-        os.replace(temporary, target)
-    return video, len(frames) / FPS, None
+    for name in streams:
+        target = Path(out) / "features" / name / f"{video}.npy"
+        np.save(target.with_suffix(".tmp.npy"), features[name])
+        os.replace(target.with_suffix(".tmp.npy"), target)
+    return video, seconds, None
 
 
-def make_features(videos, captions, vocab, streams, out, workers, held_out=None, only=None):
-    """`data.py video`: features of every captioned video in a folder, and their captions packed. Resumable.
+def read_stream(folder, made_by):
+    """stream.json of a feature folder, ours or anyone's, as a dict: rate, width, frames_seen (1 if not given).
 
-    captions: what read_captions reads; None: the files beside the videos. held_out: how many videos to hold out (see
-    hold_out). only: ids to keep. Writes features/STREAM/ID.npy, features/STREAM/stream.json, captions/, splits.json
-    (train and valid ids) and left_out.tsv (video, reason). Raises FileNotFoundError / ValueError on missing or
-    malformed inputs.
+    Raises FileNotFoundError / ValueError that say what to write where it is missing or malformed.
     """
-    videos, out = Path(videos), Path(out)
-    unknown = [name for name in streams if name not in STREAMS]
-    if unknown:
-        raise ValueError(f"unknown stream {', '.join(unknown)}; known: {', '.join(STREAMS)}")
+    path = Path(folder) / "stream.json"
+    form = '{"rate": steps a second, "width": D, "frames_seen": frames a step sees} for arrays [T, D] named ID.npy'
+    if not path.exists():
+        raise FileNotFoundError(f"{path} is missing. `{made_by}` writes it for its own streams; beside features made "
+                                f"by another tool, write it yourself: {form}")
+    found = read_json(path, made_by)
+    described = {"frames_seen": 1, **found} if isinstance(found, dict) else {}
+    kinds = {"rate": (int, float), "width": (int,), "frames_seen": (int,)}
+    if not all(type(described.get(key)) in kind and described[key] > 0 for key, kind in kinds.items()):
+        raise ValueError(f"{path} must hold {form}, all above 0, not {json.dumps(found)[:200]}")
+    return described
+
+
+def parse_shard(text):
+    """'3/64' -> (3, 64). Raises ValueError unless it is one of 1/64 ... 64/64."""
+    k, _, n = text.partition("/")
+    if not (k.isdecimal() and n.isdecimal() and 1 <= int(k) <= int(n)):
+        raise ValueError(f"--shard {text}: shards are counted from 1, as 1/64, 2/64, ... 64/64")
+    return int(k), int(n)
+
+
+def list_videos(videos, captions, only):
+    """The captioned videos of a folder: ({id: path}, {id: why it is left out}).
+
+    captions: what read_captions reads; None: the files beside the videos; only: ids to keep, None for all. Raises
+    FileNotFoundError without the folder, ValueError where a captioned id has several files or captions are malformed.
+    """
+    videos, by_id = Path(videos), {}
     if not videos.is_dir():
         raise FileNotFoundError(f"no folder of videos at {videos}; `python data.py mini` makes the mini world's")
-    load_tokenizer(vocab)   # what is wrong with it is said now, not after days of decoding; so with the captions
-    by_id = {}
     for path in sorted(videos.iterdir()):
         if path.is_file() and path.suffix not in (".json", ".csv", ".srt", ".vtt"):
             by_id.setdefault(path.stem, []).append(path)
-    source = captions or videos
-    captions = {video for video, _ in read_captions(source, by_id, "checking captions")}
-    captions = captions if only is None else captions & only
-    double = [paths for video, paths in by_id.items() if len(paths) > 1 and video in captions]
+    captioned = {video for video, _ in read_captions(captions or videos, by_id, "checking captions")}
+    captioned = captioned if only is None else captioned & only
+    double = [paths for video, paths in by_id.items() if len(paths) > 1 and video in captioned]
     if double:
         raise ValueError(f"{videos}: {len(double)} video ids have several files, the first "
                          f"{', '.join(path.name for path in double[0])}; keep one each")
-    files = {video: paths[0] for video, paths in by_id.items()}
-    left_out = {video: "captions, but no video file" for video in captions if video not in files}
-    left_out |= {video: "a video file, but no captions" for video in files if video not in captions}
-    left_out |= {video: "a video file, but not one of --only" for video in files if only and video not in only}
-    wanted = [video for video in files if video in captions]
-    for name in streams:
-        (out / "features" / name).mkdir(parents=True, exist_ok=True)
-        function, rate, span = STREAMS[name]
-        width = function(np.zeros((WINDOW, SIDE, SIDE, 3), np.uint8)).shape[1]
-        write_json(out / "features" / name / "stream.json", {"rate": rate, "width": width, "frames_seen": span})
+    left_out = {video: "captions, but no video file" for video in captioned if video not in by_id}
+    left_out |= {video: "a video file, but no captions" for video in by_id if video not in captioned}
+    left_out |= {video: "a video file, but not one of --only" for video in by_id if only and video not in only}
+    return {video: paths[0] for video, paths in by_id.items() if video in captioned}, left_out
 
-    record = out / "durations.json"   # of finished videos; a killed run does again only what is not in it
-    durations = read_json(record, "python data.py video") if record.exists() else {}
-    complete = {video for video in durations
-                if all((out / "features" / name / f"{video}.npy").exists() for name in streams)}
-    todo = [video for video in wanted if video not in complete]
-    with ProcessPoolExecutor(workers) as pool, tqdm(total=len(todo), unit="video", desc="features") as bar:
-        jobs = pool.map(extract, [files[v] for v in todo], [out] * len(todo), [streams] * len(todo), chunksize=8)
-        for number, (video, seconds, reason) in enumerate(jobs, 1):
+
+def open_streams(streams, out, tag, cnn_settings):
+    """Makes the feature folders with their stream.json. Raises ValueError on an unknown stream, on weights that do not
+    fit, and where the folder holds features made in another precision."""
+    unknown = [name for name in streams if name not in STREAMS]
+    if unknown:
+        raise ValueError(f"unknown stream {', '.join(unknown)}; known: {', '.join(STREAMS)}. A stream made by another "
+                         f"tool is not named here: its arrays go to {out / 'features' / unknown[0]} with a stream.json")
+    for name in streams:
+        folder, stream = out / "features" / name, STREAMS[name]
+        described = {"rate": stream.rate, "width": stream.width, "frames_seen": stream.frames_seen}
+        if stream.cnn:
+            from model import load_cnn
+            load_cnn(name, cnn_settings[0])   # so that a missing or wrong file is said once and at once
+            described["precision"] = cnn_settings[2]
+        folder.mkdir(parents=True, exist_ok=True)
+        before = read_stream(folder, "") if (folder / "stream.json").exists() else described
+        if before != described:
+            raise ValueError(f"{folder} has features made otherwise ({before}, now {described}): choose another --out")
+        write_json(folder / f"stream{tag}.json", described)   # a shard's own name first: many may start in one second
+        os.replace(folder / f"stream{tag}.json", folder / "stream.json")
+
+
+def read_records(out, shard):
+    """What earlier calls finished: ({id: seconds}, {id: reason}, shards' files, which a call without shard takes over).
+
+    A call tries again what itself left out, not what a shard did.
+    """
+    shards = [] if shard else sorted(out.glob("durations.*-of-*.json"))
+    own = [out / f"durations.{shard[0]}-of-{shard[1]}.json"] if shard else []
+    durations, reasons, taken = {}, {}, []
+    for path in [out / "durations.json", *shards, *own]:
+        durations |= read_json(path, "python data.py video") if path.exists() else {}
+    for path in shards:
+        listed = path.with_name(path.name.replace("durations", "left_out")).with_suffix(".tsv")
+        reasons |= dict(line.split("\t", 1) for line in listed.read_text().splitlines()) if listed.exists() else {}
+        taken += [path, listed]
+    return durations, reasons, taken
+
+
+def extract_features(files, streams, out, workers=None, shard=None, weights="data/weights", device="auto",
+                     precision="fp32"):
+    """Features of videos {id: path}, in several processes. Returns ({id: seconds}, {id: why it is left out}).
+
+    Resumable: a killed run does again only what is not in its durations.json, which is written once a minute.
+
+    shard (k, n): only every n-th video, chosen by the hash of its id so that new videos move no other, with records of
+    its own, so that n machines can share `out`. A later call without shard takes those over.
+    """
+    out, cnn = Path(out), any(STREAMS[name].cnn for name in streams if name in STREAMS)
+    device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    if cnn and device.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"--device {device}: PyTorch sees no CUDA device here; --device cpu works, far slower")
+    workers = workers or (min(4, os.cpu_count()) if cnn and device.startswith("cuda") else os.cpu_count())
+    cnn_settings, tag = (str(weights), device, precision), f".{shard[0]}-of-{shard[1]}" if shard else ""
+    open_streams(streams, out, tag, cnn_settings)
+    durations, reasons, taken = read_records(out, shard)
+    if shard:
+        files = {video: path for video, path in files.items()
+                 if int(hashlib.sha256(video.encode()).hexdigest(), 16) % shard[1] == shard[0] - 1}
+        durations = {video: seconds for video, seconds in durations.items() if video in files}
+    written = [{path.stem for path in (out / "features" / name).glob("*.npy")} for name in streams]
+    complete = set(durations).intersection(*written)
+    reasons = {video: reason for video, reason in reasons.items() if video in files and video not in complete}
+    todo = [path for video, path in files.items() if video not in complete and video not in reasons]
+
+    def save():
+        write_json(out / f"durations{tag}.json", dict(sorted(durations.items())))
+    pool, saved = ProcessPoolExecutor(workers), time.time()
+    if cnn:   # spawn: neither CUDA nor OpenMP survives a fork
+        threads = max(1, os.cpu_count() // workers)
+        pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), torch.set_num_threads, (threads,))
+        print(f"{len(todo):,} videos on {device} in {precision}, {workers} processes of {threads} threads")
+    with pool, tqdm(total=len(todo), unit="video", desc="features" + tag) as bar:
+        job = partial(extract, out=out, streams=streams, cnn_settings=cnn_settings)
+        for video, seconds, reason in pool.map(job, todo, chunksize=1 if cnn else 8):
             bar.update()
             if reason:
-                left_out[video] = reason
+                reasons[video] = reason
                 durations.pop(video, None)   # it may have been usable once
             else:
                 durations[video] = seconds
-            if number % 500 == 0:
-                write_json(record, durations)
-    usable = {video: durations[video] for video in wanted if video in durations}
-    write_json(record, durations)
+            if time.time() - saved > 60:
+                save()
+                saved = time.time()
+    save()
+    if shard:
+        write_text(out / f"left_out{tag}.tsv", "".join(f"{v}\t{reason}\n" for v, reason in sorted(reasons.items())))
+    for path in taken:   # now in the common record
+        path.unlink(missing_ok=True)
+    return {video: durations[video] for video in files if video in durations and video not in reasons}, reasons
+
+
+def make_features(videos, captions, vocab, streams, out, workers, held_out=None, only=None, shard=None, **cnn):
+    """`data.py video`: features of every captioned video in a folder, and their captions packed. Resumable.
+
+    captions: what read_captions reads; None: the files beside the videos. held_out: how many videos to hold out (see
+    hold_out). only: ids to keep. shard (k, n): only the features of that part. cnn: weights, device, precision of
+    extract_features. Writes features/STREAM/ID.npy, features/STREAM/stream.json, captions/, splits.json (train and
+    valid ids) and left_out.tsv (video, reason). Raises FileNotFoundError / ValueError on missing or malformed inputs.
+    """
+    out = Path(out)
+    if not shard:
+        load_tokenizer(vocab)   # what is wrong with it is said now, not after days of decoding
+    files, left_out = list_videos(videos, captions, only)
+    usable, reasons = extract_features(files, streams, out, workers, shard, **cnn)
+    if shard:
+        print(f"shard {shard[0]} of {shard[1]}: {len(usable):,} videos; left out: {len(reasons)}, listed in "
+              f"{out}/left_out.{shard[0]}-of-{shard[1]}.tsv. When all {shard[1]} are done, the same command without "
+              f"--shard, with --vocab, joins them and packs the captions")
+        return
+    left_out |= reasons
     write_text(out / "left_out.tsv", "".join(f"{v}\t{reason}\n" for v, reason in sorted(left_out.items())))
     if not usable:
         raise ValueError(f"not one usable video in {videos}; the reasons are in {out / 'left_out.tsv'}")
     (out / "splits.json").unlink(missing_ok=True)   # written last: where it is, all is
-    counts = pack_captions(source, usable, vocab, out)
+    counts = pack_captions(captions or videos, usable, vocab, out)
     keep_vocab(vocab, out)
     valid = hold_out(usable, held_out, out)
     write_json(out / "splits.json", {"train": sorted(set(usable) - valid), "valid": sorted(valid)})
@@ -1039,10 +1319,10 @@ class Clips:
             if not (self.folder / "features" / name).is_dir():
                 raise FileNotFoundError(f"no stream {name!r} in {self.folder / 'features'}; `{made_by} --streams {name}` "
                                         f"makes it")
-            described[name] = read_json(self.folder / "features" / name / "stream.json", made_by)
+            described[name] = read_stream(self.folder / "features" / name, made_by)
         self.rates = {name: described[name]["rate"] for name in streams}
         self.stream_dims = {name: described[name]["width"] for name in streams}
-        self.frames_seen = {name: described[name].get("frames_seen", 1) for name in streams}
+        self.frames_seen = {name: described[name]["frames_seen"] for name in streams}
         ids = special_ids(tokenizer)
         self.cls, self.sep, self.pad = ids["cls"], ids["sep"], ids["pad"]
         self.cache, self.cached = {}, 0
@@ -1835,9 +2115,13 @@ def main():
     video.add_argument("--category", help="of --only, the rows of this category_1")
     video.add_argument("--held-out", type=int, help="videos held out for validation (default: a fiftieth, at most "
                        "10,000; where OUT/valid_ids.json lists some, always those)")
-    video.add_argument("--vocab", required=True, help="vocab.txt")
+    video.add_argument("--vocab", help="vocab.txt; not needed with --shard")
     video.add_argument("--streams", nargs="+", default=["frame", "motion"], help=f"of: {', '.join(STREAMS)}")
     video.add_argument("--out", required=True)
+    video.add_argument("--shard", help="K/N, K = 1..N: only the features of this part, for one of N machines")
+    video.add_argument("--weights", default="data/weights", help="folder of the frozen CNNs' public checkpoints")
+    video.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N, for the CNNs")
+    video.add_argument("--precision", default="fp32", choices=["fp32", "bf16"], help="of the CNNs; fp32 as published")
     text = commands.add_parser("text", help="text files -> packed tokens")
     text.add_argument("--train", nargs="+", required=True, help="text files, a paragraph a line")
     text.add_argument("--valid", nargs="+", required=True)
@@ -1850,8 +2134,8 @@ def main():
     bank.add_argument("--seed", type=int, default=0)
     bank.add_argument("--block", type=int, default=128, help="tokens of a text, as the stages' size has it (mini: 32)")
     bank.add_argument("--out", help="the file (default: DATA/bank.json)")
-    for command in (mini, video):
-        command.add_argument("--workers", type=int, default=os.cpu_count())
+    mini.add_argument("--workers", type=int, default=os.cpu_count())
+    video.add_argument("--workers", type=int, help="processes; default: one a core, with CNNs on a GPU 4")
     args = parser.parse_args()
     try:
         if args.command == "mini":
@@ -1860,8 +2144,11 @@ def main():
             if args.category and not args.only:
                 raise ValueError("--category narrows --only, the CSV that says which video is of which category")
             only = listed_videos(args.only, args.category) if args.only else None
+            shard = parse_shard(args.shard) if args.shard else None
+            if not shard and not args.vocab:
+                raise ValueError("--vocab is missing: only a --shard can do without")
             make_features(args.videos, args.captions, args.vocab, args.streams, args.out, args.workers, args.held_out,
-                          only)
+                          only, shard, weights=args.weights, device=args.device, precision=args.precision)
         elif args.command == "bank":
             out = args.out or Path(args.data) / "bank.json"
             make_bank(args.data, args.split, args.clips, args.seed, args.block, out)
@@ -1870,6 +2157,8 @@ def main():
             pack_text(args.valid, args.vocab, args.out, "valid")
     except (FileNotFoundError, ValueError) as error:
         sys.exit(f"data.py {args.command}: {error}")
+    except BrokenProcessPool:
+        sys.exit(f"data.py {args.command}: a process was killed, likely for memory; go on with fewer --workers")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ each second -> transformer -> one vector a clip). What differs from the authors'
 - the video projection has a non-linearity (theirs stacks two linear layers), positions are added once (theirs: twice),
   and pooling is the mean over valid frames (theirs: whatever the first frame's position holds).
 
-Sections: configuration, transformer, video encoder, heads, Hugging Face files, optimisation and checkpoints.
+Sections: configuration, transformer, frozen CNNs, video encoder, heads, Hugging Face files, optimisation, checkpoints.
 Axes: B sequences, L tokens, T video steps, H hidden width, D feature width, V vocabulary. Every mask is True for real
 tokens or frames. This file imports nothing of ours.
 """
@@ -184,6 +184,105 @@ def mlm_loss(mlm_head, hidden, labels, label_count=None):
     total = F.cross_entropy(logits, labels[chosen], reduction="sum")
     # max(1): a batch in which chance masked nothing costs nothing, rather than 0 / 0
     return total / max(1, int(chosen.sum()) if label_count is None else label_count)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Frozen CNNs. One bottleneck network, twice: over frames and over windows of frames. They only make features
+# (`data.py video`); no stage trains them. Module names are the published checkpoints' key names.
+
+
+class Bottleneck(nn.Module):
+    """relu(conv1(conv3(conv1 x)) + shortcut), every convolution normalised (He et al. 2016; grouped: Xie et al. 2017).
+
+    Conv, Norm: the 2D or the 3D layers. The stride sits on the middle convolution, in all its dimensions.
+    """
+
+    def __init__(self, Conv, Norm, inputs, middle, outputs, stride, groups):
+        super().__init__()
+        self.conv1, self.bn1 = Conv(inputs, middle, 1, bias=False), Norm(middle)
+        self.conv2, self.bn2 = Conv(middle, middle, 3, stride, 1, groups=groups, bias=False), Norm(middle)
+        self.conv3, self.bn3 = Conv(middle, outputs, 1, bias=False), Norm(outputs)
+        self.downsample = None
+        if stride != 1 or inputs != outputs:
+            self.downsample = nn.Sequential(Conv(inputs, outputs, 1, stride, bias=False), Norm(outputs))
+
+    def forward(self, x):
+        shortcut = x if self.downsample is None else self.downsample(x)
+        x = F.relu(self.bn1(self.conv1(x)))
+        x = F.relu(self.bn2(self.conv2(x)))
+        return F.relu(self.bn3(self.conv3(x)) + shortcut)
+
+
+class CNN(nn.Module):
+    """Stem, four stages of bottlenecks, and the mean over all positions: pooled features [N, 2048].
+
+    blocks, middles: how many bottlenecks a stage holds, and the width of their middle convolutions.
+    """
+
+    def __init__(self, Conv, Norm, Pool, stem_stride, blocks, middles, groups, classes):
+        super().__init__()
+        self.conv1 = Conv(3, 64, 7, stem_stride, 3, bias=False)
+        self.bn1, self.maxpool = Norm(64), Pool(3, 2, 1)
+        width = 64
+        for stage, (count, middle, outputs) in enumerate(zip(blocks, middles, (256, 512, 1024, 2048)), 1):
+            layers = []
+            for index in range(count):
+                stride = 2 if stage > 1 and index == 0 else 1
+                layers.append(Bottleneck(Conv, Norm, width, middle, outputs, stride, groups))
+                width = outputs
+            setattr(self, f"layer{stage}", nn.Sequential(*layers))
+        self.fc = nn.Linear(width, classes)   # the class scores: in the published files, never used here
+
+    def forward(self, x):
+        """x: [N, 3, H, W] frames or [N, 3, T, H, W] windows, normalised. Returns features [N, 2048], before fc."""
+        x = self.maxpool(F.relu(self.bn1(self.conv1(x))))
+        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        return x.flatten(2).mean(2)
+
+
+def resnet152():
+    """ResNet-152 as torchvision has it (v1.5: the stride is on the 3 x 3), 60 M parameters. Frames [N, 3, H, W] of any
+    size, values in 0..1 less the ImageNet mean, over its deviation."""
+    return CNN(nn.Conv2d, nn.BatchNorm2d, nn.MaxPool2d, 2, (3, 8, 36, 3), (64, 128, 256, 512), 1, 1000)
+
+
+def resnext101_3d():
+    """3D ResNeXt-101, 32 groups (Hara et al. 2018), trained on Kinetics-400, 48 M parameters. Windows [N, 3, 16, 112,
+    112], values in 0..255 less the mean."""
+    return CNN(nn.Conv3d, nn.BatchNorm3d, nn.MaxPool3d, (1, 2, 2), (3, 4, 23, 3), (128, 256, 512, 1024), 32, 400)
+
+
+CNNS = {   # stream -> (network, the file that HowTo100M's features were made with)
+    "resnet152": (resnet152, "resnet152-394f9c45.pth"),
+    "resnext101": (resnext101_3d, "resnext101.pth"),
+}
+
+
+def load_cnn(name, folder):
+    """A frozen CNN of CNNS with the public checkpoint in `folder`, in evaluation mode, on the CPU.
+
+    Raises FileNotFoundError naming the command that fetches the file, ValueError where it is not that network's.
+    """
+    make, file = CNNS[name]
+    path = Path(folder) / file
+    if not path.exists():
+        raise FileNotFoundError(f"no weights at {path}; `python data.py weights {name}` fetches them")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:   # a cut or foreign file fails in many ways: zip, pickle, end of file
+        raise ValueError(f"{path} cannot be read as weights ({str(error).splitlines()[0]}); delete it and "
+                         f"`python data.py weights {name}` fetches it again") from None
+    with torch.device("meta"):   # 60 M random numbers need not be drawn first
+        cnn = make()
+    wanted = {key: value.shape for key, value in cnn.state_dict().items()}
+    found = {key: getattr(value, "shape", None) for key, value in state.items()} if isinstance(state, dict) else {}
+    wrong = sorted(key for key in wanted.keys() | found.keys() if wanted.get(key) != found.get(key)
+                   and (key in found or not key.endswith("num_batches_tracked")))   # PyTorch's first versions kept none
+    if wrong:
+        raise ValueError(f"{path} does not hold the published {name}: of its {len(wanted)} tensors, {len(wrong)} are "
+                         f"missing, unknown or of another shape, the first {wrong[0]}")
+    cnn.load_state_dict(state, assign=True)
+    return cnn.float().eval().requires_grad_(False)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

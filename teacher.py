@@ -12,7 +12,6 @@ Axes: B clips of the global batch, L tokens, T video steps, H width. Masks are T
 import argparse
 import dataclasses
 import math
-import os
 import sys
 import time
 from pathlib import Path

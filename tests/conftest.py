@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import data
+import model
 
 torch.set_num_threads(1)
 
@@ -60,6 +61,52 @@ def transformers():
             del sys.modules[name]
         sys.modules["torchvision"] = None
     return pytest.importorskip("transformers")
+
+
+@pytest.fixture(scope="session")
+def torchvision():
+    """The torchvision package, our oracle for ResNet-152; its Python half is enough.
+
+    A torchvision built for another torch cannot load its C++ operators, and then fails while describing them to the
+    compiler: `torch.library.register_fake` does nothing during its import here. Afterwards it is forgotten again, so
+    that transformers, which would use it, decides as it does without us.
+    """
+    def forget():
+        return {name: sys.modules.pop(name) for name in list(sys.modules) if name.split(".")[0] == "torchvision"}
+    before, register_fake = forget(), torch.library.register_fake
+    torch.library.register_fake = lambda *_, **__: lambda function: function
+    try:
+        return pytest.importorskip("torchvision", reason="torchvision is not installed")
+    finally:
+        torch.library.register_fake = register_fake
+        forget()
+        sys.modules.update(before)
+
+
+@pytest.fixture(scope="session")
+def cnn_weights(tmp_path_factory):
+    """A folder with both frozen CNNs' files in the published layout, weights drawn at random.
+
+    Their BatchNorm statistics are those of five passes over pictures: with the initial ones, activations of a hundred
+    random layers grow or vanish, and a comparison says nothing.
+    """
+    folder = tmp_path_factory.mktemp("weights")
+    pictures = []
+    for index, properties in enumerate(list(data.make_world(0).values())[:5]):
+        clip = torch.from_numpy(data.draw_clip(properties, "drop", data.numpy_generator(index)))     # [16, 48, 48, 3]
+        pictures.append(torch.nn.functional.interpolate(clip.permute(3, 0, 1, 2).float()[None], (16, 112, 112)))
+    for name, (make, file) in model.CNNS.items():
+        torch.manual_seed(0)
+        cnn = make()
+        for module in cnn.modules():
+            if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+                module.momentum = None   # the plain average of all passes
+                torch.nn.init.uniform_(module.weight, 0.5, 1.5), torch.nn.init.normal_(module.bias, std=0.1)
+        with torch.no_grad():
+            for windows in pictures:   # [1, 3, 16, 112, 112]
+                cnn(windows - 105 if name == "resnext101" else windows[0, :, ::4].transpose(0, 1) / 60 - 2)
+        torch.save(cnn.state_dict(), folder / file)
+    return folder
 
 
 @pytest.fixture(scope="session")
