@@ -443,8 +443,9 @@ def test_shards_join_to_the_whole(tmp_path, tiny_vocab, capsys):
         assert mine == set(json.loads((out / f"durations.{k}-of-3.json").read_text()))
         listed = dict(line.split("\t") for line in (out / f"left_out.{k}-of-3.tsv").read_text().splitlines())
         assert set(listed) <= set(reasons)
-        assert not (out / "splits.json").exists() and not (out / "captions.npz").exists()
-        files = data.list_videos(videos, captions)[0] | {path.stem: path for path in new}   # new videos move no other
+        assert not (out / "splits.json").exists() and not (out / "captions").exists()
+        listed_files, _ = data.list_videos(videos, tmp_path / "caption.json", None)
+        files = listed_files | {path.stem: path for path in new}   # new videos move no other
         more, worse = data.extract_features(files, SMALL, tmp_path / "more", 1, (k, 3))
         assert set(more) - {path.stem for path in new} == mine and set(worse) == set(listed)
     times = {path: path.stat().st_mtime_ns for path in out.rglob("*.npy")}
