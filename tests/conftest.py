@@ -9,6 +9,7 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")   # before torch starts its threads; one thread also makes sums repeatable
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import numpy as np
 import pytest
 import torch
 
@@ -88,13 +89,19 @@ def cnn_weights(tmp_path_factory):
     """A folder with both frozen CNNs' files in the published layout, weights drawn at random.
 
     Their BatchNorm statistics are those of five passes over pictures: with the initial ones, activations of a hundred
-    random layers grow or vanish, and a comparison says nothing.
+    random layers grow or vanish, and a comparison says nothing. The pictures are of REAL_DATA's clips where it is set.
     """
     folder = tmp_path_factory.mktemp("weights")
-    pictures = []
-    for index, properties in enumerate(list(data.make_world(0).values())[:5]):
-        clip = torch.from_numpy(data.draw_clip(properties, "drop", data.numpy_generator(index)))     # [16, 48, 48, 3]
-        pictures.append(torch.nn.functional.interpolate(clip.permute(3, 0, 1, 2).float()[None], (16, 112, 112)))
+    clips = []
+    if "REAL_DATA" in os.environ:
+        for path in sorted((Path(os.environ["REAL_DATA"]) / "video").glob("*.mp4"))[:5]:
+            pictures = [picture for _, some, _ in data.decode(path, [data.Filtered(24, 112, True)]) for picture in some]
+            clips.append(np.stack(pictures[:16]))
+    else:
+        for index, properties in enumerate(list(data.make_world(0).values())[:5]):
+            clips.append(data.draw_clip(properties, "drop", data.numpy_generator(index)))             # [16, 48, 48, 3]
+    windows = [torch.nn.functional.interpolate(torch.from_numpy(clip).permute(3, 0, 1, 2).float()[None], (16, 112, 112))
+               for clip in clips]                                                                     # [1, 3, 16, 112, 112]
     for name, (make, file) in model.CNNS.items():
         torch.manual_seed(0)
         cnn = make()
@@ -103,8 +110,8 @@ def cnn_weights(tmp_path_factory):
                 module.momentum = None   # the plain average of all passes
                 torch.nn.init.uniform_(module.weight, 0.5, 1.5), torch.nn.init.normal_(module.bias, std=0.1)
         with torch.no_grad():
-            for windows in pictures:   # [1, 3, 16, 112, 112]
-                cnn(windows - 105 if name == "resnext101" else windows[0, :, ::4].transpose(0, 1) / 60 - 2)
+            for window in windows:
+                cnn(window - 105 if name == "resnext101" else window[0, :, ::4].transpose(0, 1) / 60 - 2)
         torch.save(cnn.state_dict(), folder / file)
     return folder
 
