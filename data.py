@@ -869,7 +869,7 @@ def unpack(archive, members, out):
     Passes over what is there whole (by size and CRC). Raises DownloadError for a damaged zip and for one with a member
     that no honest data set has: a path that leaves the folder, a link, contents beyond all proportion.
     """
-    archive, out, places = Path(archive), Path(out), [Path(out) / place for place in members.values()]
+    archive, places = Path(archive), [Path(out) / place for place in members.values()]
     temporary = archive.with_name(archive.name + ".unpacking")
     shutil.rmtree(temporary, ignore_errors=True)   # of a killed run
     try:
@@ -877,7 +877,7 @@ def unpack(archive, members, out):
             wanted = [_member(zipped, end, archive) for end in members]
             todo = [(info, place) for info, place in zip(wanted, places) if not _is_whole(info, place)]
             needed = sum(info.file_size for info, _ in todo)
-            need_space(out, needed, f"unpacking {archive}")
+            need_space(archive.parent, needed, f"unpacking {archive}")
             temporary.mkdir()
             with tqdm(total=needed, unit="B", unit_scale=True, desc=f"unpack {archive.name}", disable=not todo) as bar:
                 for number, (info, _) in enumerate(todo):
@@ -899,10 +899,10 @@ def _member(zipped, end, archive):
     """The one member whose path ends so, after a look at all of them."""
     for info in zipped.infolist():
         path = PurePosixPath(info.filename.replace("\\", "/"))
-        if path.is_absolute() or ".." in path.parts or ":" in path.parts[0]:
+        if path.is_absolute() or ".." in path.parts or ":" in "".join(path.parts[:1]):
             raise DownloadError(f"{archive}: member {info.filename!r} would lie outside its folder; not unpacked")
-        if stat.S_ISLNK(info.external_attr >> 16):
-            raise DownloadError(f"{archive}: member {info.filename!r} is a link; not unpacked")
+        if stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
+            raise DownloadError(f"{archive}: member {info.filename!r} is a link or a device; not unpacked")
     total, most = sum(info.file_size for info in zipped.infolist()), UNPACKED_AT_MOST * archive.stat().st_size
     if total > most:
         raise DownloadError(f"{archive}: would grow to {total:,} bytes, over {UNPACKED_AT_MOST} times its size; "
