@@ -431,7 +431,7 @@ def smallest_integer(vocabulary_size):
 
 MIN_WORDS = 5            # between spaces; shorter lines are dropped, as for the authors' corpora
 LONGEST_LINE = 1 << 26   # bytes; what has no newline in 64 MB is not text
-PIECE = 1 << 22          # bytes of text a process tokenises at a time: what bounds memory
+PIECE = 1 << 20          # bytes of text a process tokenises at a time: what bounds memory
 
 
 def text_files(paths):
