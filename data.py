@@ -7,10 +7,13 @@
     python data.py bank  --data data/mini --split train --clips 2000 --block 32     # clips for retrieval and vokens
     python data.py text  --train data/mini/text/train.txt --valid data/mini/text/valid.txt \\
                          --vocab data/mini/vocab.txt --out data/mini/text    # text -> packed tokens
+    python data.py text  wikitext-103-raw --vocab vocab.txt --out data/wiki  # fetched first; bare: what there is
+    python data.py tasks CoLA SQuAD1 --out data/tasks                        # published task files; bare: what there is
+    python data.py weights resnet152 bert-base-uncased --out data/weights
 
-Sections: processes, randomness, log; tokenizer; text -> packed tokens; captions -> packed tokens; video -> features;
-datasets; masking; the mini world (its own rule, last). Ranks live here because a rank's only meaning in this project
-is which rows of a global batch it takes.
+Sections: processes, randomness, log; tokenizer; text -> packed tokens; downloads; captions -> packed tokens; video ->
+features; datasets; masking; the mini world (its own rule, last). Ranks live here because a rank's only meaning in this
+project is which rows of a global batch it takes.
 Axes: B sequences, L tokens, T video steps, D feature width. Masks are True for real tokens and real steps.
 """
 import argparse
@@ -18,6 +21,7 @@ import codecs
 import csv
 import hashlib
 import html
+import http.client
 import json
 import math
 import multiprocessing
@@ -26,15 +30,20 @@ import platform
 import re
 import resource
 import shutil
+import stat
 import subprocess
 import sys
 import time
+import urllib.request
+import zipfile
+import zlib
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
 from fractions import Fraction
 from functools import lru_cache, partial
-from pathlib import Path
+from itertools import chain, islice, repeat
+from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 import av
@@ -314,37 +323,60 @@ def provenance(device):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Tokenizer: BERT's own uncased WordPiece, by the tokenizers library
+# Tokenizer: BERT's WordPiece, cased or uncased, by the tokenizers library
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
 
-def _bert_tokenizer(wordpiece):
+def _bert_tokenizer(wordpiece, **normalizer):
     tokenizer = tokenizers.Tokenizer(wordpiece)
-    tokenizer.normalizer = tokenizers.normalizers.BertNormalizer(lowercase=True)
+    tokenizer.normalizer = tokenizers.normalizers.BertNormalizer(**normalizer)
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = tokenizers.decoders.WordPiece(prefix="##")
     return tokenizer
 
 
-def load_tokenizer(path):
+def normalizer_of(folder, words):
+    """How text must be normalised for the vocabulary `words` found in folder: arguments of BertNormalizer.
+
+    As tokenizer_config.json says, else tokenizer.json; where neither does, text is lower-cased unless the vocabulary
+    has an entry with a capital besides its [bracketed] ones, which lower-cased text could never meet. strip_accents
+    None means as lowercase, BERT's own rule; some German and Turkish models lower-case but keep the accents.
+    """
+    path = Path(folder) / "tokenizer_config.json"
+    config = read_json(path, "") if path.exists() else {}
+    if "do_lower_case" in config:
+        return {"lowercase": config["do_lower_case"], "strip_accents": config.get("strip_accents"),
+                "handle_chinese_chars": config.get("tokenize_chinese_chars", True)}
+    path = Path(folder) / "tokenizer.json"
+    stated = (read_json(path, "") if path.exists() else {}).get("normalizer") or {}
+    if stated.get("type") == "BertNormalizer":
+        return {key: stated[key] for key in ("lowercase", "strip_accents", "handle_chinese_chars")}
+    return {"lowercase": all(word == word.lower() or word[:1] + word[-1:] == "[]" for word in words)}
+
+
+def load_tokenizer(path, cased=None):
     """Reads vocab.txt (or a folder that holds one) into a tokenizers.Tokenizer that adds no special tokens by default.
 
-    `encode(text).ids` then holds [CLS] ... [SEP]; pass add_special_tokens=False for the bare pieces. Raises
-    FileNotFoundError naming what makes the file, ValueError if one of BERT's five special tokens is not in it.
+    `encode(text).ids` then holds [CLS] ... [SEP]; pass add_special_tokens=False for the bare pieces. cased: True or
+    False overrides normalizer_of. Raises FileNotFoundError naming what makes the file, ValueError if one of BERT's five
+    special tokens is not in it.
     """
-    path = Path(path)
-    path = path / "vocab.txt" if path.is_dir() else path
+    path = _vocab_file(path)
     if not path.exists():
-        raise FileNotFoundError(f"no vocabulary at {path}; `python data.py mini` trains one, and bert-base-uncased's "
-                                f"vocab.txt serves for the sizes small and base")
-    # not splitlines(): it also cuts at U+2028 and its like, which stand in real vocabularies
-    words = [word.rstrip("\r") for word in path.read_text(encoding="utf-8").removesuffix("\n").split("\n")]
+        raise FileNotFoundError(f"no vocabulary at {path}; `python data.py mini` trains one, and for the sizes small "
+                                f"and base `python data.py weights bert-base-uncased` fetches one")
+    try:   # not splitlines(): it also cuts at U+2028 and its like, which stand in real vocabularies
+        words = [word.rstrip("\r") for word in path.read_text(encoding="utf-8").removesuffix("\n").split("\n")]
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not a vocabulary: not UTF-8 (byte {error.start})") from None
     missing = [token for token in SPECIAL if token not in words]
     if missing:
         raise ValueError(f"{path} is not a BERT vocabulary: it lacks {', '.join(missing)}")
     vocabulary = {word: index for index, word in enumerate(words)}
-    tokenizer = _bert_tokenizer(tokenizers.models.WordPiece(vocabulary, unk_token="[UNK]", max_input_chars_per_word=100))
+    normalizer = normalizer_of(path.parent, words) if cased is None else {"lowercase": not cased}
+    tokenizer = _bert_tokenizer(tokenizers.models.WordPiece(
+        vocabulary, unk_token="[UNK]", max_input_chars_per_word=100), **normalizer)
     tokenizer.add_special_tokens(SPECIAL)
     tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
         single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1",
@@ -352,10 +384,10 @@ def load_tokenizer(path):
     return tokenizer
 
 
-def train_tokenizer(files, size, path):
+def train_tokenizer(files, size, path, cased=False):
     """Trains a WordPiece vocabulary of at most `size` entries on text files and writes it to path (vocab.txt)."""
     # Rejected: tokenizers' WordPieceTrainer, which gives other pieces and ids at every call (its maps are not ordered).
-    tokenizer, counts = _bert_tokenizer(tokenizers.models.WordPiece(unk_token="[UNK]")), {}
+    tokenizer, counts = _bert_tokenizer(tokenizers.models.WordPiece(unk_token="[UNK]"), lowercase=not cased), {}
     for file in files:
         for line in open(file, encoding="utf-8"):
             line = tokenizer.normalizer.normalize_str(line)
@@ -372,10 +404,24 @@ def special_ids(tokenizer):
     return {token.strip("[]").lower(): tokenizer.token_to_id(token) for token in SPECIAL}
 
 
-def keep_vocab(vocab, folder):
-    """Copies the vocabulary that a folder's tokens were made with into the folder, where the stages look for it."""
-    if Path(vocab).resolve() != (Path(folder) / "vocab.txt").resolve():
-        shutil.copyfile(vocab, Path(folder) / "vocab.txt")
+def _vocab_file(path):
+    return Path(path) / "vocab.txt" if Path(path).is_dir() else Path(path)
+
+
+def keep_vocab(vocab, folder, cased=None):
+    """Copies the vocabulary that a folder's tokens were made with into the folder, where the stages look for it.
+
+    How it was normalised goes along, in tokenizer_config.json (transformers' names). Returns the copy's path.
+    """
+    vocab, kept = _vocab_file(vocab), Path(folder) / "vocab.txt"
+    normalizer = load_tokenizer(vocab, cased).normalizer
+    if vocab.resolve() != kept.resolve():
+        shutil.copyfile(vocab, kept.with_suffix(".tmp"))
+        os.replace(kept.with_suffix(".tmp"), kept)
+    write_json(kept.with_name("tokenizer_config.json"), {
+        "tokenizer_class": "BertTokenizer", "do_lower_case": normalizer.lowercase,
+        "strip_accents": normalizer.strip_accents, "tokenize_chinese_chars": normalizer.handle_chinese_chars})
+    return kept
 
 
 def file_hash(path):
@@ -395,67 +441,548 @@ def smallest_integer(vocabulary_size):
 # ---------------------------------------------------------------------------------------------------------------------
 # Text -> packed tokens. A split is NAME.bin (all token ids, no separators) and, written last, NAME.json.
 
+MIN_WORDS = 5            # between spaces; shorter lines are dropped, as for the authors' corpora
+LONGEST_LINE = 1 << 26   # bytes; what has no newline in 64 MB is not text
+PIECE = 1 << 20          # bytes of text a process tokenises at a time: what bounds memory
 
-def text_lines(path):
+
+def text_files(paths):
+    """Paths of the corpus files among files and folders; a folder stands for all files under it, sorted by path, as in
+    WikiExtractor's AA/wiki_00, AA/wiki_01, ..., AB/wiki_00. Raises FileNotFoundError; ValueError for an empty one."""
+    files = []
+    for path in map(Path, paths):
+        if not path.exists():
+            raise FileNotFoundError(f"no text file {path}; `python data.py mini` makes the mini world's, `python "
+                                    f"data.py text` lists what can be fetched")
+        found = [path] if not path.is_dir() else sorted(
+            file for file in path.rglob("*") if file.is_file() and file.name[0] != "." and file.stat().st_size)
+        if not found or not found[0].stat().st_size:
+            raise ValueError(f"{path} is empty")
+        files += found
+    return files
+
+
+def text_lines(path, start=0, stop=None, min_words=MIN_WORDS):
     """Yields the lines of a corpus file worth training on, as the code of vokenization (Tan & Bansal 2020) chose them.
 
-    Dropped: WikiText headings (` = Title = `), WikiExtractor's <doc> marks, lines of fewer than 5 words. Raises
-    ValueError naming file and line where the text is not UTF-8.
+    Dropped: WikiText headings (` = Title = `), WikiExtractor's <doc> marks, lines of fewer than 5 words between spaces.
+    start, stop: only the lines that begin in these bytes; start must begin a line. Raises ValueError naming file and
+    line where the text is not UTF-8 or not text.
     """
+    return (line for _, line in _placed_lines(path, start, stop, min_words))
+
+
+def _placed_lines(path, start, stop, min_words):
+    place, stop = start, os.path.getsize(path) if stop is None else stop
     with open(path, "rb") as file:
-        for number, raw in enumerate(file, 1):
+        file.seek(start)
+        while place < stop and (raw := file.readline(LONGEST_LINE)):
             try:
-                line = raw.decode("utf-8-sig" if number == 1 else "utf-8").strip()
-            except UnicodeDecodeError as error:
-                raise ValueError(f"{path}, line {number}: not UTF-8 ({error.reason} at byte {error.start})") from None
-            heading = line.startswith("= ") and line.endswith(" =")
-            if not heading and not line.startswith(("<doc", "</doc")) and len(line.split()) >= 5:
-                yield line
+                if len(raw) == LONGEST_LINE or b"\0" in raw:
+                    raise ValueError("holds a zero byte" if b"\0" in raw else "over 64 MB without a newline")
+                line = raw.decode("utf-8-sig" if place == 0 else "utf-8")
+            except ValueError as error:   # only now are the lines before it counted
+                reason = (f"not UTF-8 ({error.reason} at byte {error.start})" if isinstance(error, UnicodeDecodeError)
+                          else f"{error}, so this is not a text file")
+                raise ValueError(f"{path}, line {_newlines(path, place) + 1}: {reason}") from None
+            text = line.strip()
+            if not (line.startswith(" = ") or text.startswith("<doc id=") or text.endswith("</doc>")
+                    or not text or text.count(" ") + 1 < min_words):
+                yield place, text
+            place += len(raw)
 
 
-def pack_text(files, vocab, out, name):
-    """Tokenises files into out/NAME.bin and out/NAME.json; does nothing if that was done from the same files."""
-    files, out = [Path(file) for file in files], Path(out)
+def _newlines(path, stop):
+    with open(path, "rb") as file:
+        return sum(file.read(min(1 << 20, stop - at)).count(b"\n") for at in range(0, stop, 1 << 20))
+
+
+def last_lines(files, lines, min_words=MIN_WORDS):
+    """Splits a corpus into (train, valid), lists of (path, start, stop): valid is the last `lines` lines that pass
+    text_lines, as the authors held out the end of English Wikipedia. Reads backwards, and no more than it needs."""
+    ranges = [(path, 0, path.stat().st_size) for path in files]
+    train, valid, wanted = [piece for group in _cut(ranges) for piece in group], [], lines
+    while train and wanted:
+        path, start, stop = train.pop()
+        places = [place for place, _ in _placed_lines(path, start, stop, min_words)][-wanted:]
+        wanted -= len(places)
+        middle = places[0] if places and not wanted else start
+        train += [(path, start, middle)] * (middle > start)
+        valid.insert(0, (path, middle, stop))
+    if wanted or not train:
+        raise ValueError(f"--valid-lines {lines}: the corpus has {lines - wanted} usable lines; at least one more is "
+                         f"needed to train on")
+    return train, valid
+
+
+def _cut(ranges):
+    """Groups [(path, start, stop)] into lists of about PIECE bytes, cutting files at newlines only."""
+    group, room = [], PIECE
+    for path, start, stop in ranges:
+        with open(path, "rb") as file:
+            while start < stop:
+                end = stop
+                if stop - start > room:
+                    file.seek(start + room - 1)
+                    file.readline(LONGEST_LINE)
+                    end = min(file.tell(), stop)
+                group.append((path, start, end))
+                room, start = room - (end - start), end
+                if room <= 0:
+                    yield group
+                    group, room = [], PIECE
+    if group:
+        yield group
+
+
+def pack_text(files, vocab, out, name, workers=1, cased=None, min_words=MIN_WORDS):
+    """Tokenises files, folders or parts of files (path, start, stop) into out/NAME.bin and out/NAME.json; does nothing
+    if that was done from the same ones. The bytes are the same for any number of processes, and memory for any corpus.
+
+    Raises FileNotFoundError, and ValueError where a file is not text or no line is worth training on.
+    """
+    out, vocab = Path(out), _vocab_file(vocab)
     out.mkdir(parents=True, exist_ok=True)
-    for file in files:
-        if not file.exists():
-            raise FileNotFoundError(f"no text file {file}; `python data.py mini` makes the mini world's")
-    source = {"files": [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files],
-              "vocab_sha256": file_hash(vocab)}
-    described = out / f"{name}.json"
+    ranges = []
+    for part in files:
+        ranges += [part] if isinstance(part, tuple) else [(path, 0, path.stat().st_size) for path in text_files([part])]
+    tokenizer = load_tokenizer(vocab, cased)
+    rule = tokenizer.normalizer
+    listing = [[path.name, path.stat().st_size, path.stat().st_mtime_ns, start, stop] for path, start, stop in ranges]
+    source = {"files": len({path for path, *_ in ranges}), "bytes": sum(stop - start for _, start, stop in ranges),
+              "listing_sha256": hashlib.sha256(json.dumps(listing).encode()).hexdigest(), "min_words": min_words,
+              "vocab_sha256": file_hash(vocab), "lowercase": rule.lowercase, "strip_accents": rule.strip_accents,
+              "handle_chinese_chars": rule.handle_chinese_chars}
+    described, temporary = out / f"{name}.json", out / f"{name}.bin.tmp"
     if (described.exists() and (out / f"{name}.bin").exists() and
             read_json(described, "python data.py text")["source"] == source):
         print(f"{described}: up to date")
         return
-    tokenizer = load_tokenizer(vocab)
-    kind, total = smallest_integer(tokenizer.get_vocab_size()), 0
-    temporary = out / f"{name}.bin.tmp"
-    size = sum(file.stat().st_size for file in files)
-    with open(temporary, "wb") as file, tqdm(total=size, unit="B", unit_scale=True, desc=f"text {name}") as bar:
-        for path in files:
-            chunk = []
-            for line in text_lines(path):
-                chunk.append(line)
-                if len(chunk) == 2000:
-                    total += _write_tokens(tokenizer, chunk, kind, file, bar)
-                    chunk = []
-            total += _write_tokens(tokenizer, chunk, kind, file, bar)
+    kind, total, progress = np.dtype(smallest_integer(tokenizer.get_vocab_size())), 0, {"unit": "B", "unit_scale": True}
+    with open(temporary, "wb") as file, tqdm(total=source["bytes"], desc=f"text {name}", **progress) as bar:
+        for size, tokens in _in_order(tokenizer, list(_cut(ranges)), kind, min_words, workers):
+            file.write(tokens)
+            total += len(tokens) // kind.itemsize
+            bar.update(size)
     if total == 0:
-        raise ValueError(f"{', '.join(map(str, files))}: not one line of 5 words or more, so no text to train on")
+        raise ValueError(f"{', '.join(str(path) for path, *_ in ranges[:3])}: not one line of {min_words} words or "
+                         f"more, so no text to train on (--min-words 1 suits languages written without spaces)")
     described.unlink(missing_ok=True)   # it vouches for the tokens, so it goes before them and comes after
     os.replace(temporary, out / f"{name}.bin")
-    keep_vocab(vocab, out)
-    write_json(described, {"tokens": total, "dtype": np.dtype(kind).name, "source": source})
-    print(f"{out / name}.bin: {total:,} tokens")
+    keep_vocab(vocab, out, cased)
+    write_json(described, {"tokens": total, "dtype": kind.name, "source": source})
+    print(f"{out / name}.bin: {total:,} tokens, {'uncased' if rule.lowercase else 'cased'}")
 
 
-def _write_tokens(tokenizer, lines, kind, file, bar):
-    count = 0
-    for encoding in tokenizer.encode_batch(lines, add_special_tokens=False):
-        file.write(np.array(encoding.ids, dtype=kind).tobytes())
-        count += len(encoding.ids)
-    bar.update(sum(len(line.encode()) + 1 for line in lines))
-    return count
+def _in_order(tokenizer, groups, kind, min_words, workers):
+    """Yields (bytes of text, token bytes) a group, in the groups' order. What comes back is a few MB a group; rejected:
+    a part file a process, which a killed run leaves behind and which are written twice."""
+    jobs = groups, repeat(kind), repeat(min_words)
+    workers = min(workers, len(groups))
+    if workers <= 1:   # in this process, on the tokenizers library's own threads
+        _start_tokens(tokenizer)
+        yield from map(_tokens, *jobs)
+        return
+    with ProcessPoolExecutor(workers, initializer=_start_tokens, initargs=(tokenizer, "false")) as pool:
+        yield from pool.map(_tokens, *jobs)
+
+
+def _start_tokens(tokenizer, threads=None):
+    _tokens.tokenizer = tokenizer
+    if threads:   # a process is one core; and after a fork the library's own threads would wait for ever
+        os.environ["TOKENIZERS_PARALLELISM"] = threads
+
+
+def _tokens(group, kind, min_words):
+    lines = (line for path, start, stop in group for line in text_lines(path, start, stop, min_words))
+    packed = []
+    while batch := list(islice(lines, 1000)):
+        # encode_batch_fast leaves out the offsets, which nobody needs here
+        ids = [encoding.ids for encoding in _tokens.tokenizer.encode_batch_fast(batch, add_special_tokens=False)]
+        packed.append(np.fromiter(chain.from_iterable(ids), dtype=kind).tobytes())
+    return sum(stop - start for _, start, stop in group), b"".join(packed)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Downloads: published files, which get their name only once they are verified. What is not ours to fetch says where to
+# ask. Archives stay in OUT/downloads, so that a later call can see without a request whether all is whole; delete them
+# when you like.
+
+
+class DownloadError(Exception):
+    """A file that could not be had. The message says what to do."""
+
+
+class Remote(NamedTuple):
+    """One published file."""
+    url: str
+    size: int | None      # bytes
+    sha256: str | None    # all 64 digits, or the leading ones; None: nobody published it
+    keep: str | dict      # place under --out; for a zip {member, or the end of its path: place}
+
+
+class Source(NamedTuple):
+    """A data set or a set of weights."""
+    files: list           # of Remote
+    sums: str             # where the checksums come from
+    terms: str            # licence, as far as known
+    ask: str = ""         # what cannot be fetched here, and where to ask for it
+
+
+def _files(base, folder, *named):
+    return [Remote(base + name, size, sha256, f"{folder}/{name}") for name, size, sha256 in named]
+
+
+def _zip(url, size, sha256, *members):
+    return Remote(url, size, sha256, dict(zip(members, members)))
+
+
+def _glue(task, zipped, size, sha256, terms="not stated", splits=("train", "dev", "test")):
+    return Source([_zip(GLUE + zipped, size, sha256, *[f"{task}/{split}.tsv" for split in splits])], GLUE_SUMS, terms)
+
+
+def _wikitext(name, size, sha256):
+    members = [f"{name}/wiki.{split}.raw" for split in ("train", "valid", "test")]
+    return Source([_zip(f"{WIKITEXT}{name}-v1.zip", size, sha256, *members)], "datasets", "CC BY-SA 3.0, GFDL")
+
+
+# Names of libraries stand for the checksum files they carry: datasets' dataset_infos.json, tensorflow_datasets'
+# url_checksums. Row counts of what was fetched are finetune.py's, which says where a split has others.
+GLUE, GLUE_SUMS = "https://dl.fbaipublicfiles.com/glue/data/", "datasets, tensorflow_datasets"
+PARAPHRASE = "https://dl.fbaipublicfiles.com/senteval/senteval_data/"
+SQUAD = "https://rajpurkar.github.io/SQuAD-explorer/dataset/"
+SWAG = "https://raw.githubusercontent.com/rowanz/swagaf/master/data/"
+PHYSICAL = "https://storage.googleapis.com/ai2-mosaic/public/physicaliqa/physicaliqa-train-dev.zip"
+# The commit whose files the sums were taken from, rather than a branch, which may move. Nobody here could follow the
+# link: if it is dead, the sums still tell whether a copy from elsewhere is the one.
+TRACIE = "https://raw.githubusercontent.com/allenai/tracie/e495da6af7cc2f70b04f740cff03f0d01c659d88/data/"
+WIKITEXT = "https://s3.amazonaws.com/research.metamind.io/wikitext/"
+HOWTO100M = "https://www.rocq.inria.fr/cluster-willow/amiech/howto100m/"
+
+DOWNLOADS = {"tasks": {
+    "CoLA": _glue("CoLA", "CoLA.zip", 376971, "f212fcd832b8f7b435fb991f101abf89f96b933ab400603bf198960dfc32cbff",
+                  "excerpts of published works, no licence stated"),
+    "SST-2": _glue("SST-2", "SST-2.zip", 7439277, "d67e16fb55739c1b32cdce9877596db1c127dc322d93c082281f64057c16deaa"),
+    "MRPC": Source(_files(
+        PARAPHRASE, "MRPC",
+        ("msr_paraphrase_train.txt", 1047044, "60a9b09084528f0673eedee2b69cb941920f0b8cd0eeccefc464a98768457f89"),
+        ("msr_paraphrase_test.txt", 441275, "a04e271090879aaba6423d65b94950c089298587d9c084bf9cd7439bd785f784"))
+        + _files(GLUE, "MRPC", (
+            "mrpc_dev_ids.tsv", 6222, "971d7767d81b997fd9060ade0ec23c4fc31cbb226a55d1bd4a1bac474eb81dc7")),
+        GLUE_SUMS, "Microsoft's own, for research"),
+    "STS-B": _glue("STS-B", "STS-B.zip", 802872, "e60a6393de5a8b5b9bac5020a1554b54e3691f9d600b775bd131e613ac179c85",
+                   "mixed, by source"),
+    "QQP": _glue("QQP", "QQP-clean.zip", 41696084, "40e7c862c04eb26ee04b67fd900e76c45c6ba8e6d8fab4f8f1f8072a1a3fbae0",
+                 "Quora's own, non-commercial"),
+    "MNLI": _glue("MNLI", "MNLI.zip", 312783507, "e7c1d896d26ed6caf700110645df426cc2d8ebf02a5ab743d5a5c68ac1c83633",
+                  "mixed, by source", ("train", "dev_matched", "dev_mismatched", "test_matched", "test_mismatched")),
+    "QNLI": _glue("QNLI", "QNLIv2.zip", 10627589, "e634e78627a29adaecd4f955359b22bf5e70f2cbd93b493f2d624138a0c0e5f5",
+                  "CC BY-SA 4.0, as SQuAD"),
+    "RTE": _glue("RTE", "RTE.zip", 697150, "6bf86de103ecd335f3441bd43574d23fef87ecc695977a63b82d5efb206556ee"),
+    "WNLI": _glue("WNLI", "WNLI.zip", 28999, "ae0e8e4d16f4d46d4a0a566ec7ecceccfd3fbfaa4a7a4b4e02848c0f2561ac46"),
+    "AX": Source(_files(
+        GLUE, "AX", ("AX.tsv", 222257, "0e13510b1bb14436ff7e2ee82338f0efb0133ecf2e73507a697dc210db3f05fd")),
+        GLUE_SUMS, "not stated"),
+    "diagnostics": Source([Remote("https://www.dropbox.com/s/ju7d95ifb072q9f/diagnostic-full.tsv?dl=1", None, None,
+                                  "diagnostics/diagnostic-full.tsv")], "", "not stated"),
+    "SQuAD1": Source(_files(
+        SQUAD, "SQuAD1",
+        ("train-v1.1.json", 30288272, "3527663986b8295af4f7fcdff1ba1ff3f72d07d61a20f487cb238a6ef92fd955"),
+        ("dev-v1.1.json", 4854279, "95aa6a52d5d6a735563366753ca50492a658031da74f301ac5238b03966972c9")),
+        "datasets", "CC BY-SA 4.0"),
+    "SQuAD2": Source(_files(
+        SQUAD, "SQuAD2",
+        ("train-v2.0.json", 42123633, "68dcfbb971bd3e96d5b46c7177b16c1a4e7d4bdef19fb204502738552dede002"),
+        ("dev-v2.0.json", 4370528, "80a5225e94905956a6446d296ca1093975c4d3b3260f1d6c8f68bc2ab77182d8")),
+        "datasets", "CC BY-SA 4.0"),
+    "SWAG": Source(_files(
+        SWAG, "SWAG", ("train.csv", 28243333, "5748b51126ac255c5a6f26e1ba473b51116d6c822aeb25e63ecba282c9d0e610"),
+        ("val.csv", 7893588, "c0497b2cd7f3e6b7df995524b1853f62285d60d110d659b19545ca80b2903234"),
+        ("test.csv", 7817885, "a689a1a4e892a65ca625c1f0fcf77bcce004b59ad1caeb134ca5ec080a711cb6")),
+        "datasets", "not stated with the data"),
+    "PIQA": Source([Remote(   # its dev split is what the authors of PIQA, and finetune.py, call valid
+        PHYSICAL, 1824009, "54d32a04f59a7e354396f321723c8d7ec35cc6b08506563d8d1ffcc15ce98ddd",
+        {f"physicaliqa-train-dev/{ours.replace('valid', 'dev')}": f"PIQA/{ours}" for ours in
+         ("train.jsonl", "train-labels.lst", "valid.jsonl", "valid-labels.lst")})] + _files(
+        "https://yonatanbisk.com/piqa/data/", "PIQA",
+        ("tests.jsonl", 814616, "402f1e2e61347db773e6e5e0a6b24f97396b59f6fd046dcdcbc12f483ac8553b")),
+        "datasets", "AFL 3.0"),
+    "TRACIE": Source(_files(   # one test file serves both splits; finetune.py looks for it in iid
+        TRACIE + "iid/", "TRACIE/iid",
+        ("tracie_train.txt", 399919, "7f8774abf836655bcf83ddd453eb08cba53dfa47b2eba960515d8757cc89d3ec")) + _files(
+        TRACIE + "uniform-prior/", "TRACIE/iid",
+        ("tracie_test.txt", 1454424, "63b3c217028a21e05b9d0eabb223671a23532e326f4550765cf6e015bb5d9070")) + _files(
+        TRACIE + "uniform-prior/", "TRACIE/uniform-prior",
+        ("tracie_train_uniform_prior.txt", 292492, "412f62edbdf1a3b02d9e6960372deb772b120a75d4de57a6fddc81736801ca8e")),
+        "the repository's files, hashed by us", "not stated in the repository's README"),
+}, "text": {
+    "wikitext-103-raw": _wikitext("wikitext-103-raw", 191984949,
+                                  "91c00ae287f0d699e18605c84afc9e45c192bc6b7797ff8837e5474655a33794"),
+    "wikitext-2-raw": _wikitext("wikitext-2-raw", 4721645,
+                                "ef7edb566e3e2b2d31b29c1fdb0c89a4cc683597484c3dc2517919c615435a11"),
+    "english-wikipedia": Source([], "", "CC BY-SA 4.0", """about 20 GB, and replaced twice a month, so no checksum:
+    wget -c https://dumps.wikimedia.org/enwiki/latest/enwiki-latest-pages-articles.xml.bz2
+    git clone https://github.com/attardi/wikiextractor
+    git -C wikiextractor checkout e4abb4cb    # the authors' version
+    python wikiextractor/WikiExtractor.py enwiki-latest-pages-articles.xml.bz2 --processes 8 -o enwiki
+    python data.py text --train enwiki --valid-lines 5000 --vocab vocab.txt --out data/enwiki"""),
+    "howto100m-captions": Source(
+        [_zip(HOWTO100M + "raw_caption.zip", None, None, "raw_caption.json")], "", "not stated",
+        "the videos (12 TB) are given on request only, by the form at\n"
+        "    https://www.di.ens.fr/willow/research/howto100m/"),
+}, "weights": {
+    "resnet152": Source(_files(
+        "https://download.pytorch.org/models/", ".", ("resnet152-394f9c45.pth", None, "394f9c45")),
+        "its name, as is that host's rule", "BSD 3-Clause, torchvision"),
+    "resnext101": Source(_files(HOWTO100M + "models/", ".", ("resnext101.pth", None, None)), "", "not stated"),
+    "bert-base-uncased": Source(_files(
+        "https://huggingface.co/google-bert/bert-base-uncased/resolve/main/", "bert-base-uncased",
+        ("vocab.txt", 231508, "07eced375cec144d27c900241f3e339478dec958f92fddbc551f295c992038a3")),
+        "several projects' pins", "Apache 2.0"),
+    "vidlankd": Source([], "", "not stated", "the authors' models lie on Google Drive, linked from the README of\n    "
+                       "https://github.com/zinengtang/VidLanKD; take them with a browser"),
+}}
+
+TRIES = 5                  # in a row without a new byte
+PAUSE = 1.0                # seconds before the second try; doubles with each
+UNPACKED_AT_MOST = 100     # times the archive's size; text shrinks about fourfold, a zip bomb a thousandfold
+
+
+def fetch(remote, path, mirror=None):
+    """Downloads one file to path: resumed where it was cut, verified by size and sha256, then renamed.
+
+    A good file that is there costs no request, a wrong one is set aside as NAME.wrong. mirror: another base URL.
+    Raises DownloadError.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    name = remote.url.partition("?")[0].rpartition("/")[2]
+    url = f"{mirror.rstrip('/')}/{name}" if mirror else remote.url
+    part, aside = path.with_name(path.name + ".part"), path.with_name(path.name + ".wrong")
+    advice = (f"Try again later, or from another server (--mirror URL, which must have URL/{name}), or put the file at "
+              f"{path} yourself: it is checked in the same way")
+    if path.exists():
+        wrong = _wrong(remote, path, path)
+        if not wrong:
+            return _vouch(remote, path)
+        print(f"{path}: {wrong}; kept as {aside.name}, fetched again", flush=True)
+        os.replace(path, aside)
+    tries = 0
+    while True:
+        had = part.stat().st_size if part.exists() else 0
+        try:
+            _receive(url, part, remote.size)
+            break
+        except (OSError, http.client.HTTPException) as error:
+            code = getattr(error, "code", None)
+            if code == 416:   # nothing comes after what we have, so it is of another file
+                part.unlink(missing_ok=True)
+            elif code and code not in (408, 429, 500, 502, 503, 504):
+                raise DownloadError(f"{url}: the server says {code} {error.reason}. {advice}") from None
+            tries = 1 if part.exists() and part.stat().st_size > had else tries + 1
+            if tries == TRIES:
+                raise DownloadError(f"{url}: {error}, {TRIES} times. What has come is kept. {advice}") from None
+            print(f"{url}: {error}; trying again", flush=True)
+            time.sleep(PAUSE * 2 ** (tries - 1))
+    wrong = _wrong(remote, part, path)
+    _note(part).unlink()
+    if wrong:
+        os.replace(part, aside)
+        raise DownloadError(f"{url}: {wrong}; kept as {aside}. The publisher may have changed the file. {advice}")
+    os.replace(part, path)
+    return _vouch(remote, path)
+
+
+def _note(part):
+    return part.with_name(part.name + ".json")   # of which file it is the beginning
+
+
+def _receive(url, part, size):
+    """One request. Goes on after what part holds; starts again if the server cannot, or if its file is not the one that
+    part is the beginning of. Raises OSError or HTTPException where another try may help, else DownloadError."""
+    before = read_json(_note(part), "") if part.exists() and _note(part).exists() else {}
+    have = part.stat().st_size if before.get("url") == url else 0
+    if have and have == before["size"]:   # killed between the last byte and the check
+        return
+    headers = {"User-Agent": "vidlankd-data", "Accept-Encoding": "identity"}
+    if have:
+        headers["Range"] = f"bytes={have}-"
+    with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=60) as answer:
+        if answer.status != 206:
+            have = 0
+        length = answer.headers["Content-Length"]
+        described = {"url": url, "tag": answer.headers["ETag"] or answer.headers["Last-Modified"],
+                     "size": None if length is None else have + int(length)}
+        if have and described != before:
+            part.unlink()
+            raise ConnectionError("the file on the server has changed")
+        total = described["size"]
+        if None not in (size, total) and total != size:
+            raise DownloadError(f"{url}: {total:,} bytes, expected {size:,}. The publisher may have changed the file; "
+                                f"name another server by --mirror URL")
+        need_space(part.parent, (total or size or 0) - have, url)
+        write_json(_note(part), described)
+        with open(part, "ab" if have else "wb", buffering=0) as file, \
+                tqdm(total=total, initial=have, unit="B", unit_scale=True, desc=part.stem) as bar:
+            while piece := answer.read(1 << 18):
+                _write(file, piece, part)
+                bar.update(len(piece))
+    if total is not None and part.stat().st_size < total:
+        raise ConnectionError(f"cut after {part.stat().st_size:,} of {total:,} bytes")
+
+
+def _write(file, piece, path):
+    try:
+        left = memoryview(piece)
+        while left:   # a nearly full disk takes a part
+            left = left[file.write(left):]
+    except OSError as error:
+        raise DownloadError(f"{path}: {error.strerror}. What has come is kept: make room and start again, and it goes "
+                            f"on from there") from None
+
+
+def need_space(folder, needed, what):
+    """Raises DownloadError unless the disk of folder has room for `needed` bytes."""
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise DownloadError(f"{what} needs {needed:,} bytes in {folder}, where {free:,} are free; make room, or name "
+                            f"another disk by --out")
+
+
+def _wrong(remote, path, final):
+    """What is wrong with a file, or None. Where no sha256 is known, what came first counts (NAME.sha256 beside it)."""
+    record = final.with_name(final.name + ".sha256")
+    expected = remote.sha256 or (record.read_text().split()[0] if record.exists() else "")
+    size, found = path.stat().st_size, file_hash(path)
+    if remote.size not in (None, size):
+        return f"{size:,} bytes, expected {remote.size:,}"
+    if not found.startswith(expected):
+        return f"sha256 {found}, expected {expected}{'...' if len(expected) < 64 else ''}"
+    with open(path, "rb") as file:
+        if not remote.sha256 and file.read(100).lstrip().lower().startswith((b"<!doctype", b"<html")):
+            return "a web page instead of the file"
+    return None
+
+
+def _vouch(remote, path):
+    """Writes NAME.sha256 beside a file whose sha256 nobody published, and says so. Returns path."""
+    record = path.with_name(path.name + ".sha256")
+    if len(remote.sha256 or "") < 64 and not record.exists():
+        digest = file_hash(path)
+        write_text(record, f"{digest}  {path.name}\n")   # the form that sha256sum -c reads
+        known = (f"of which the first {len(remote.sha256)} digits are published, and agree" if remote.sha256 else
+                 "but none is published to compare it with, so only a later change can be noticed")
+        print(f"{path}: sha256 {digest}, {known}; kept in {record.name}")
+    return path
+
+
+def unpack(archive, members, out):
+    """Unpacks members of a zip, {end of their path: place under out}, all or none. Returns the places.
+
+    Passes over what is there whole (by size and CRC). Raises DownloadError for a damaged zip and for one with a member
+    that no honest data set has: a path that leaves the folder, a link, contents beyond all proportion.
+    """
+    archive, places = Path(archive), [Path(out) / place for place in members.values()]
+    temporary = archive.with_name(archive.name + ".unpacking")
+    shutil.rmtree(temporary, ignore_errors=True)   # of a killed run
+    try:
+        with zipfile.ZipFile(archive) as zipped:
+            wanted = [_member(zipped, end, archive) for end in members]
+            todo = [(info, place) for info, place in zip(wanted, places) if not _is_whole(info, place)]
+            needed = sum(info.file_size for info, _ in todo)
+            need_space(archive.parent, needed, f"unpacking {archive}")
+            temporary.mkdir()
+            with tqdm(total=needed, unit="B", unit_scale=True, desc=f"unpack {archive.name}", disable=not todo) as bar:
+                for number, (info, _) in enumerate(todo):
+                    with zipped.open(info) as source, open(temporary / str(number), "wb", 0) as target:
+                        while piece := source.read(1 << 20):
+                            _write(target, piece, target.name)
+                            bar.update(len(piece))
+        for number, (_, place) in enumerate(todo):
+            place.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(temporary / str(number), place)
+    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+        raise DownloadError(f"{archive} is damaged ({error}); delete it and start again") from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return places
+
+
+def _member(zipped, end, archive):
+    """The one member whose path ends so, after a look at all of them."""
+    for info in zipped.infolist():
+        path = PurePosixPath(info.filename.replace("\\", "/"))
+        if path.is_absolute() or ".." in path.parts or ":" in "".join(path.parts[:1]):
+            raise DownloadError(f"{archive}: member {info.filename!r} would lie outside its folder; not unpacked")
+        if stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
+            raise DownloadError(f"{archive}: member {info.filename!r} is a link or a device; not unpacked")
+    total, most = sum(info.file_size for info in zipped.infolist()), UNPACKED_AT_MOST * archive.stat().st_size
+    if total > most:
+        raise DownloadError(f"{archive}: would grow to {total:,} bytes, over {UNPACKED_AT_MOST} times its size; "
+                            f"not unpacked")
+    found = [info for info in zipped.infolist()
+             if f"/{info.filename}".endswith(f"/{end}") and "__MACOSX" not in info.filename]
+    if len(found) != 1:
+        raise DownloadError(f"{archive}: {len(found)} members {end}, expected one; it holds "
+                            f"{', '.join(sorted(zipped.namelist())[:20])}")
+    return found[0]
+
+
+def _is_whole(info, place):
+    if not place.is_file() or place.stat().st_size != info.file_size:
+        return False
+    crc = 0
+    with open(place, "rb") as file:
+        while piece := file.read(1 << 20):
+            crc = zlib.crc32(piece, crc)
+    return crc == info.CRC
+
+
+def download(command, names, out, mirror=None):
+    """Fetches and unpacks the named data sets of DOWNLOADS[command] under out. One that fails does not stop the others.
+
+    Returns the places of their files. Raises DownloadError with all that failed, ValueError for an unknown name.
+    """
+    known = {name.lower(): name for name in DOWNLOADS[command]}
+    names = list(known) if "all" in names else [name.lower() for name in names]
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise ValueError(f"unknown: {', '.join(unknown)}; there are {', '.join(known.values())}")
+    out, places, failed = Path(out), [], []
+    for name in (known[name] for name in names):
+        source = DOWNLOADS[command][name]
+        if source.ask:
+            print(f"{name}: {source.ask}")
+        try:
+            for remote in source.files:
+                if isinstance(remote.keep, str):
+                    places.append(fetch(remote, out / remote.keep, mirror))
+                else:
+                    archive = fetch(remote, out / "downloads" / remote.url.rpartition("/")[2], mirror)
+                    places += unpack(archive, remote.keep, out)
+        except DownloadError as error:
+            failed.append(f"{name}: {error}")
+        else:
+            if source.files:
+                print(f"{name}: whole, in {out}")
+    if failed:
+        raise DownloadError("\n".join(failed))
+    return places
+
+
+def list_downloads(command):
+    """Prints what can be fetched: name, files, size, checksums, terms."""
+    print(f"python data.py {command} NAME ... --out FOLDER [--mirror URL]      (terms: as far as known)\n")
+    for name, source in DOWNLOADS[command].items():
+        if source.files:
+            sizes = [remote.size for remote in source.files]
+            size = "size unknown" if None in sizes else f"{sum(sizes):,} bytes"
+            known = min(len(remote.sha256 or "") for remote in source.files)
+            sums = {0: "no sha256", 64: f"sha256 from {source.sums}"}.get(
+                known, f"first {known} digits of sha256 from {source.sums}")
+            print(f"{name:<20}{len(sizes)} file{'s' if len(sizes) > 1 else ''}, {size}; {sums}; terms: {source.terms}")
+        if source.ask:
+            print(f"{'' if source.files else name:<20}{source.ask}")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -2099,6 +2626,25 @@ def make_mini(seed, out, videos_a_noun, documents, workers):
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+def text_command(args):
+    """`data.py text`: fetches the named corpora, then packs them and the given files; without either, lists corpora."""
+    if not args.names and not args.train:
+        return list_downloads("text")
+    if not args.out or args.train and not args.vocab:
+        raise ValueError("--out FOLDER is needed, and --vocab vocab.txt to pack")
+    files = download("text", args.names, args.out, args.mirror)
+    train, valid = ([path for path in files if f".{split}." in path.name] + given
+                    for split, given in (("train", args.train), ("valid", args.valid)))
+    if not train or not args.vocab:
+        return print(f"fetched: {', '.join(map(str, files))}; add --vocab vocab.txt to pack a corpus")
+    if bool(valid) == bool(args.valid_lines):
+        raise ValueError("one of --valid FILES and --valid-lines N is needed")
+    if args.valid_lines:
+        train, valid = last_lines(text_files(train), args.valid_lines, args.min_words)
+    for name, part in (("train", train), ("valid", valid)):
+        pack_text(part, args.vocab, args.out, name, args.workers, args.cased, args.min_words)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
@@ -2122,11 +2668,6 @@ def main():
     video.add_argument("--weights", default="data/weights", help="folder of the frozen CNNs' public checkpoints")
     video.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N, for the CNNs")
     video.add_argument("--precision", default="fp32", choices=["fp32", "bf16"], help="of the CNNs; fp32 as published")
-    text = commands.add_parser("text", help="text files -> packed tokens")
-    text.add_argument("--train", nargs="+", required=True, help="text files, a paragraph a line")
-    text.add_argument("--valid", nargs="+", required=True)
-    text.add_argument("--vocab", required=True, help="vocab.txt")
-    text.add_argument("--out", required=True)
     bank = commands.add_parser("bank", help="clips drawn from a data folder, for retrieval and vokens")
     bank.add_argument("--data", required=True, help="a folder that `data.py video` wrote")
     bank.add_argument("--split", default="train", choices=["train", "valid"])
@@ -2134,8 +2675,31 @@ def main():
     bank.add_argument("--seed", type=int, default=0)
     bank.add_argument("--block", type=int, default=128, help="tokens of a text, as the stages' size has it (mini: 32)")
     bank.add_argument("--out", help="the file (default: DATA/bank.json)")
-    mini.add_argument("--workers", type=int, default=os.cpu_count())
+    text = commands.add_parser("text", help="text -> packed tokens; without arguments: list what can be fetched")
+    text.add_argument("names", nargs="*", help="corpora to fetch, then to pack with the files")
+    text.add_argument("--train", nargs="+", default=[], help="text files, a paragraph a line, or folders of them")
+    text.add_argument("--valid", nargs="+", default=[])
+    text.add_argument("--valid-lines", type=int, help="in place of --valid: hold out the training text's last lines")
+    text.add_argument("--min-words", type=int, default=MIN_WORDS, help="drop lines of fewer words between spaces; 1 "
+                      "suits languages written without spaces")
+    text.add_argument("--vocab", help="vocab.txt")
+    text.add_argument("--out")
+    for command in (mini, text):
+        command.add_argument("--workers", type=int, default=os.cpu_count(), help="processes")
     video.add_argument("--workers", type=int, help="processes; default: one a core, with CNNs on a GPU 4")
+    for command in (video, text):
+        case = command.add_mutually_exclusive_group()
+        case.add_argument("--cased", action="store_true", default=None, help="keep capitals and accents; by default as "
+                          "tokenizer_config.json beside the vocabulary says, else as its entries show")
+        case.add_argument("--uncased", action="store_false", dest="cased", default=None)
+    tasks = commands.add_parser("tasks", help="fetch task files; without names: list them")
+    tasks.add_argument("--out", default="data/tasks")
+    weights = commands.add_parser("weights", help="fetch networks and a vocabulary; without names: list them")
+    weights.add_argument("--out", default="data/weights")
+    for command in (tasks, weights):
+        command.add_argument("names", nargs="*", help="of the list, or `all`")
+    for command in (text, tasks, weights):
+        command.add_argument("--mirror", help="fetch URL/FILE NAME instead of from the publisher")
     args = parser.parse_args()
     try:
         if args.command == "mini":
@@ -2147,15 +2711,21 @@ def main():
             shard = parse_shard(args.shard) if args.shard else None
             if not shard and not args.vocab:
                 raise ValueError("--vocab is missing: only a --shard can do without")
+            if args.cased is not None and not shard:   # it is the copy in the data folder that counts from here on
+                Path(args.out).mkdir(parents=True, exist_ok=True)
+                args.vocab = keep_vocab(args.vocab, args.out, args.cased)
             make_features(args.videos, args.captions, args.vocab, args.streams, args.out, args.workers, args.held_out,
                           only, shard, weights=args.weights, device=args.device, precision=args.precision)
         elif args.command == "bank":
             out = args.out or Path(args.data) / "bank.json"
             make_bank(args.data, args.split, args.clips, args.seed, args.block, out)
+        elif args.command == "text":
+            text_command(args)
+        elif args.names:
+            download(args.command, args.names, args.out, args.mirror)
         else:
-            pack_text(args.train, args.vocab, args.out, "train")
-            pack_text(args.valid, args.vocab, args.out, "valid")
-    except (FileNotFoundError, ValueError) as error:
+            list_downloads(args.command)
+    except (OSError, ValueError, DownloadError) as error:
         sys.exit(f"data.py {args.command}: {error}")
     except BrokenProcessPool:
         sys.exit(f"data.py {args.command}: a process was killed, likely for memory; go on with fewer --workers")

@@ -491,8 +491,10 @@ def save_hf(folder, config, bert, mlm_head, tokenizer):
     tokenizer.save(str(temporary / "tokenizer.json"))
     vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
     (temporary / "vocab.txt").write_text("".join(word + "\n" for word, _ in vocabulary), encoding="utf-8")
+    rule = tokenizer.normalizer
     (temporary / "tokenizer_config.json").write_text(json.dumps(
-        {"tokenizer_class": "BertTokenizer", "do_lower_case": True, "model_max_length": config.max_position_embeddings}))
+        {"tokenizer_class": "BertTokenizer", "do_lower_case": rule.lowercase, "strip_accents": rule.strip_accents,
+         "tokenize_chinese_chars": rule.handle_chinese_chars, "model_max_length": config.max_position_embeddings}))
     replace_folder(temporary, folder)
 
 
