@@ -1389,9 +1389,9 @@ def timed_frames(container, stream):
     for frame in container.decode(stream):
         # ffmpeg's best guess, which PyAV does not pass on: old AVIs have display times that run backwards, or none, and
         # decoding times to put in their place
-        for index, time in enumerate((frame.pts, frame.dts)):
-            faults[index] += time is None or time <= before[index]
-            before[index] = before[index] if time is None else time
+        for index, stamp in enumerate((frame.pts, frame.dts)):
+            faults[index] += stamp is None or stamp <= before[index]
+            before[index] = before[index] if stamp is None else stamp
         if frame.pts is None or (frame.dts is not None and faults[0] > faults[1]):
             frame.pts = frame.dts
         if frame.pts is None:

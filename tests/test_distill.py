@@ -2,7 +2,6 @@
 
     python -m pytest -q tests/test_distill.py
 """
-import math
 
 import pytest
 import torch

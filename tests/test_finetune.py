@@ -3,7 +3,6 @@
     python -m pytest tests/test_finetune.py
     REAL_DATA=/path/to/real/files python -m pytest tests/test_finetune.py     # also the published task files
 """
-import dataclasses
 import json
 import os
 import subprocess

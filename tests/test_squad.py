@@ -3,7 +3,6 @@
     python -m pytest tests/test_squad.py
     REAL_DATA=/path/to/real/files python -m pytest tests/test_squad.py     # also real questions and a real submission
 """
-import collections
 import copy
 import json
 import os

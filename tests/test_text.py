@@ -4,7 +4,6 @@
     REAL_DATA=/folder/of/real/files python -m pytest tests/test_text.py      # also the real corpus and vocabulary
 """
 import json
-import os
 import shutil
 import subprocess
 import sys
