@@ -60,6 +60,7 @@ def matthews(labels, predictions):
 
 def pearson(labels, predictions):
     """Pearson correlation; nan where one side is constant or has fewer than two entries: it is then not defined."""
+    labels, predictions = np.asarray(labels, np.float64), np.asarray(predictions, np.float64)   # fp32 scores lose digits
     if len(labels) < 2 or np.ptp(labels) == 0 or np.ptp(predictions) == 0:
         return math.nan
     with warnings.catch_warnings():

