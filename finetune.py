@@ -116,9 +116,9 @@ def read_mrpc(folder, split):
     columns, ids_path = ["#1 ID", "#2 ID"], folder / "mrpc_dev_ids.tsv"
     ids = [tuple(row[column] for column in columns) for _, row in read_tsv(folder / name, columns)]
     dev = {tuple(row.values()): number for number, row in read_tsv(ids_path, columns, header=columns)}
-    unknown = [number for pair, number in dev.items() if pair not in set(ids)]
+    unknown = dev.keys() - set(ids)
     if unknown:
-        raise ValueError(f"{ids_path}, line {unknown[0]}: {name} has no row with these two ids")
+        raise ValueError(f"{ids_path}, line {min(map(dev.get, unknown))}: {name} has no row with these two ids")
     return [example for example, pair in zip(examples, ids) if (pair in dev) == (split == "dev")]
 
 
@@ -452,7 +452,7 @@ def parse_args(argv=None):
     parser.add_argument("--weight-decay", type=float)
     parser.add_argument("--dropout", type=float)
     parser.add_argument("--clip", type=float, default=1.0, help="gradient norm limit")
-    parser.add_argument("--train-limit", type=int, help="train on the file's first so many rows")
+    parser.add_argument("--train-limit", type=int, help="train on this many rows, the first of the file")
     parser.add_argument("--split-dev", action="store_true",
                         help="train on the first half of the dev file, score on the second: for smoke runs where the "
                              "training file is not at hand")
@@ -713,7 +713,10 @@ def load_task(args, name):
             if split in ("dev", "test"):
                 print(f"{name}: no {split} split ({error} is missing), so nothing is said about it")
     for other, place in also_answered(args.data, name):
-        splits[other] = read_split(other, place, "test")
+        try:
+            splits[other] = read_split(other, place, "test")
+        except FileNotFoundError as error:
+            print(f"{name}: {error} is missing, so {other} is not answered")
     if args.split_dev:
         if "dev" not in splits:
             raise FileNotFoundError(f"--split-dev needs the dev file of {name} in {folder}; see {TASKS[name].get}")
