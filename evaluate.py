@@ -6,10 +6,12 @@
     python evaluate.py probe runs/text-only runs/student runs/teacher             # what a noun's hidden state tells
     python evaluate.py retrieve runs/teacher                                      # text -> video on held-out clips
     python evaluate.py squad dev-v2.0.json predictions.json --na-prob null_odds.json    # as the official script, JSON
+    python evaluate.py diagnostics runs/student                                   # MNLI's model, by category
+    python evaluate.py tracie runs/student                                        # total, start, end, whole stories
 
 Tables read only what finetune.py left in RUN/finetune/TASK/seed-N/metrics.json, and the seconds in RUN/log.jsonl.
-Sections: metrics; SQuAD; files of a run; intervals and verdicts; table; compare; retrieval; probes. Printed numbers are
-x 100.
+Sections: metrics; SQuAD; files of a run; intervals and verdicts; table; diagnostics and TRACIE; compare; retrieval; probes.
+Printed numbers are x 100.
 """
 import argparse
 import csv
@@ -62,6 +64,7 @@ def matthews(labels, predictions):
 
 def pearson(labels, predictions):
     """Pearson correlation; nan where one side is constant or has fewer than two entries: it is then not defined."""
+    labels, predictions = np.asarray(labels, np.float64), np.asarray(predictions, np.float64)   # fp32 scores lose digits
     if len(labels) < 2 or np.ptp(labels) == 0 or np.ptp(predictions) == 0:
         return math.nan
     with warnings.catch_warnings():
@@ -80,10 +83,12 @@ ACCURACY = [("accuracy", accuracy)]
 METRICS = {   # task -> [(name, function)], the main one first; as GLUE publishes them
     "CoLA": [("matthews", matthews)], "SST-2": ACCURACY, "MRPC": [("accuracy", accuracy), ("f1", f1)],
     "STS-B": [("pearson", pearson), ("spearman", spearman)], "QQP": [("accuracy", accuracy), ("f1", f1)],
-    "MNLI": ACCURACY, "QNLI": ACCURACY, "RTE": ACCURACY, "WNLI": ACCURACY, "PIQA": ACCURACY, "SWAG": ACCURACY,
+    "MNLI": ACCURACY, "AX": ACCURACY, "diagnostics": [("matthews", matthews)], "QNLI": ACCURACY, "RTE": ACCURACY,
+    "WNLI": ACCURACY, "PIQA": ACCURACY, "SWAG": ACCURACY,
     "TRACIE": ACCURACY, "TRACIE-iid": ACCURACY, "TRACIE-uniform-prior": ACCURACY,
 }   # SQuAD's are added in the next section
 PARTS = ("grounded", "ungrounded", "unfilmed")   # of a mini task's rows; see part_of
+COARSE = ("Lexical Semantics", "Predicate-Argument Structure", "Logic", "Knowledge")   # GLUE-diagnostics' categories
 
 
 def single_number(task, values):
@@ -142,6 +147,45 @@ def score_parts(labels, predictions, meta):
     grounded = parts == "grounded"
     out["grounded_by_property"] = {str(name): of(grounded & (names == name)) for name in np.unique(names[grounded])}
     return out
+
+
+def score_categories(labels, predictions, tags, meta=None):
+    """GLUE-diagnostics by category -> {name: {"accuracy", "matthews", "n", "chance"}}; a row counts in each of its own.
+
+    tags: a row's (coarse, fine) pairs; meta: rows of the mini world, whose parts are then categories, too. Names in
+    order: "overall", "Logic", ..., "Logic: Negation", ..., "grounded", ...; those without rows are absent. matthews is
+    R_3, jiant's score, 0 where a category has one label only; chance is the accuracy of the most common label.
+    """
+    labels, predictions = np.asarray(labels), np.asarray(predictions)
+    rows = {name: [] for name in ("overall", *COARSE)}
+    for coarse, fine in sorted({tag for row in tags for tag in row}, key=lambda tag: (COARSE.index(tag[0]), tag[1])):
+        rows[f"{coarse}: {fine}"] = []
+    rows |= {part: [] for part in PARTS}
+    for index, row in enumerate(tags):
+        own = {"overall", *[coarse for coarse, _ in row], *[f"{coarse}: {fine}" for coarse, fine in row]}
+        for name in own | ({part_of(meta[index])} if meta else set()):
+            rows[name].append(index)
+    return {name: {"accuracy": accuracy(labels[chosen], predictions[chosen]),
+                   "matthews": matthews(labels[chosen], predictions[chosen]), "n": len(chosen),
+                   "chance": accuracy(labels[chosen], np.full(len(chosen), most_common(labels[chosen])))}
+            for name, chosen in rows.items() if chosen}
+
+
+def score_tracie(labels, predictions, texts):
+    """TRACIE's scores beside the total accuracy: on questions of starts ("starts before", "starts after") and of ends
+    (all others), and the share of stories all of whose questions are right. texts: (query, story) a row.
+
+    Returns {"start", "end", "story", "starts": n, "ends": n, "stories": n}; None for a kind that is not asked.
+    """
+    right = np.asarray(labels) == np.asarray(predictions)
+    starts = np.array(["starts before" in query or "starts after" in query for query, _ in texts])
+    stories = {}
+    for (_, story), good in zip(texts, right):
+        stories[story] = stories.get(story, True) and bool(good)
+    return {"start": float(right[starts].mean()) if starts.any() else None,
+            "end": float(right[~starts].mean()) if not starts.all() else None,
+            "story": statistics.fmean(stories.values()),
+            "starts": int(starts.sum()), "ends": int((~starts).sum()), "stories": len(stories)}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -434,6 +478,63 @@ def table(args):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
+# Diagnostics and TRACIE
+
+
+def show_values(values):
+    """"71.3 ± 1.2" of one value a seed, x 100; the deviation (n - 1) where there are two or more, "-" for none."""
+    values = [100 * value for value in values if value is not None]
+    spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.1f}{spread}" if values else "-"
+
+
+def results_with(runs, wanted, made_by):
+    """[(row name, task, metrics of its seeds)] of runs that have what `wanted(metrics)` looks for, else an error."""
+    found = [(run_name(run), task, chosen) for run in runs for task, seeds in read_results(run).items()
+             if (chosen := [metrics for metrics in seeds if wanted(metrics)])]
+    if not found:
+        raise FileNotFoundError(f"nothing of it under {', '.join(runs)}; {made_by}")
+    return found
+
+
+def show_diagnostics(args):
+    """`diagnostics`: accuracy and Matthews correlation of MNLI's model by category, overall and coarse ones first."""
+    found = results_with(args.runs, lambda metrics: "categories" in metrics,
+                         f"`python finetune.py --model {args.runs[0]} --task MNLI` makes it, where its --data folder "
+                         f"holds diagnostics/diagnostic-full.tsv")
+    cells = [metrics["categories"] for _, _, seeds in found for metrics in seeds]
+    names = list(dict.fromkeys(name for cell in cells for name in cell))
+    names.sort(key=lambda name: 0 if name == "overall" else 1 if name in COARSE else 3 if ":" in name else 2)
+
+    def once(key, form):   # the same of every run and seed, unless the files were not
+        return ["/".join(sorted({form(cell[name][key]) for cell in cells if name in cell})) for name in names]
+    columns = [("n", once("n", str)), ("chance", once("chance", lambda value: f"{100 * value:.1f}"))]
+    for run, _, seeds in found:
+        for key in ("accuracy", "matthews"):
+            columns.append((f"{run} {key}", [show_values([metrics["categories"][name][key] for metrics in seeds
+                                                          if name in metrics["categories"]]) for name in names]))
+    print("GLUE-diagnostics by a model fine-tuned on MNLI; x 100; mean ± standard deviation over seeds\n")
+    print_columns(names, columns, args.width or shutil.get_terminal_size((120, 24)).columns)
+    print("chance: accuracy of always answering the category's most common label (its Matthews correlation is 0)")
+    print("seeds: " + ", ".join(f"{run} {len(seeds)}" for run, _, seeds in found))
+
+
+def show_tracie(args):
+    """`tracie`: accuracy in all, on starts and on ends, and whole stories, of the test split; a row a run and task."""
+    found = results_with(args.runs, lambda metrics: metrics["task"].startswith("TRACIE") and "test" in metrics,
+                         f"`python finetune.py --model {args.runs[0]} --task TRACIE` makes it")
+    scores = ("total", "accuracy"), ("start", "start"), ("end", "end"), ("story exact", "story")
+    columns = [(heading, [show_values([metrics["test"][key] for metrics in seeds]) for _, _, seeds in found])
+               for heading, key in scores]
+    columns += [(key, [str(seeds[0]["test"][key]) for _, _, seeds in found])
+                for key in ("n", "starts", "ends", "stories")]
+    columns.append(("seeds", [str(len(seeds)) for _, _, seeds in found]))
+    print("TRACIE, test split; x 100; mean ± standard deviation over seeds; chance 50, for whole stories next to 0\n")
+    print_columns([f"{run} {task}" for run, task, _ in found], columns,
+                  args.width or shutil.get_terminal_size((120, 24)).columns)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
 # Compare
 
 
@@ -694,6 +795,12 @@ def main(argv=None):
     tables.add_argument("--csv", help="also write every seed's value here")
     tables.add_argument("--json", help="also write the cells here")
     tables.set_defaults(function=table)
+    for name, function, text in (("diagnostics", show_diagnostics, "GLUE-diagnostics of MNLI's model, by category"),
+                                 ("tracie", show_tracie, "TRACIE's four scores")):
+        command = commands.add_parser(name, help=text)
+        command.add_argument("runs", nargs="+", help="run folders")
+        command.add_argument("--width", type=int, help="characters a line (default: the terminal's)")
+        command.set_defaults(function=function)
     compares = commands.add_parser("compare", help="two arms, paired over worlds")
     compares.add_argument("--worlds", nargs="+", required=True, help="folders, one a world, that hold run folders")
     compares.add_argument("--a", required=True, help="name of a run folder in each world")

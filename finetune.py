@@ -7,10 +7,11 @@
     python finetune.py --model runs/student --data data --task PIQA --split-dev          # no training file: a smoke run
     python finetune.py --model FOLDER --data data --task SQuAD1                          # data/SQuAD1/train-v1.1.json
 
-Writes RUN/finetune/TASK/seed-N/{args.json, log.jsonl, predictions-SPLIT.tsv, metrics.json}, and for a test split
-without labels TASK.tsv, the form GLUE's server takes. SQuAD: {predictions,nbest,scores,null_odds}-SPLIT.json, the
-first in its server's form. metrics.json comes last, so that where it is, all is; a finished (task, seed) is passed
-over. A killed one starts again and, since all randomness is from (seed, step), ends the same.
+Writes RUN/finetune/TASK/seed-N/{args.json, log.jsonl, predictions-SPLIT.tsv, metrics.json}, and for a published test
+split the file that its leaderboard takes (see write_submission); for SQuAD {predictions,nbest,scores,null_odds}-SPLIT.json,
+the first of them in its server's form. MNLI's model also answers AX and diagnostics, where their folders lie beside
+MNLI's: nothing is trained on them. metrics.json comes last, so that where it is, all is; a finished (task, seed) is
+passed over. A killed one starts again and, since all randomness is from (seed, step), ends the same.
 
 Sections: readers, the task table, token ids, SQuAD, settings, one fine-tuning run.
 Axes: B rows of the batch, C candidate texts a row (1 but for multiple choice), L tokens, H width.
@@ -50,6 +51,7 @@ class Example(NamedTuple):
     row: str          # the file's own row number, which a submission must repeat
     where: str        # "file, line n", for messages
     answers: tuple = ()   # SQuAD: (text, character of the context at which it starts), one an annotator
+    tags: tuple = ()  # diagnostics: (coarse category, fine category) pairs
 
 
 def numbered_lines(path):
@@ -58,17 +60,27 @@ def numbered_lines(path):
     if not Path(path).exists():
         raise FileNotFoundError(str(path))
     content = Path(path).read_bytes().removeprefix(b"\xef\xbb\xbf").rstrip(b"\r\n")
+    if not content:
+        raise ValueError(f"{path} is empty")
+    if b"\r" in content and b"\n" not in content:   # else the whole file would pass for one line
+        raise ValueError(f"{path}, line 1: lines end in bare carriage returns; write the file with newlines")
     for number, line in enumerate(content.split(b"\n"), 1):
+        if b"\0" in line:
+            raise ValueError(f"{path}, line {number}: a NUL byte, so the file is damaged or not UTF-8")
         try:
             yield number, line.decode("utf-8").rstrip("\r")
         except UnicodeDecodeError as error:
             raise ValueError(f"{path}, line {number}: not UTF-8 ({error.reason} at byte {error.start})") from None
 
 
-def read_tsv(path, header=None, skip_short=False):
-    """Yields (line number, {column: text}) of a tab-separated file without quoting; header: for files that lack one."""
-    lines, skipped = numbered_lines(path), 0
+def read_tsv(path, wanted, header=None, skip_short=False):
+    """Yields (line number, {column: text}) of a tab-separated file without quoting. wanted: the columns it must have;
+    header: for files that lack one."""
+    lines, skipped, read = numbered_lines(path), 0, 0
     header = header or next(lines)[1].split("\t")
+    absent = [name for name in wanted if name not in header]
+    if absent:
+        raise ValueError(f"{path}, line 1: no column {', '.join(absent)}; found {', '.join(header)}")
     for number, line in lines:
         fields = line.split("\t")
         if skip_short and len(fields) < len(header):
@@ -77,20 +89,20 @@ def read_tsv(path, header=None, skip_short=False):
         if len(fields) != len(header):
             raise ValueError(f"{path}, line {number}: {len(fields)} columns, expected {len(header)}: "
                              f"{', '.join(header)}")
+        read += 1
         yield number, dict(zip(header, fields))
     if skipped:
         print(f"{path}: {skipped} rows with fewer than {len(header)} columns skipped")
+    if not read:
+        raise ValueError(f"{path} has no rows")
 
 
 def glue(*texts, label="label", files=None, header=None, skip_short=False):
     """Reader of a GLUE task. texts: names of the one or two text columns; files: {split: file name} where it is not
     SPLIT.tsv; header: columns of train and dev files without a header line. Only a test split may lack labels."""
     def read(folder, split):
-        path, examples = folder / (files or {}).get(split, f"{split}.tsv"), []
-        for number, row in read_tsv(path, None if split.startswith("test") else header, skip_short):
-            absent = [name for name in (*texts, *[label] * (not split.startswith("test"))) if name not in row]
-            if absent:
-                raise ValueError(f"{path}, line 1: no column {', '.join(absent)}; found {', '.join(row)}")
+        path, examples, test = folder / (files or {}).get(split, f"{split}.tsv"), [], split.startswith("test")
+        for number, row in read_tsv(path, texts if test else (*texts, label), None if test else header, skip_short):
             index = row.get("index", row.get("id", len(examples)))
             pair = row[texts[0]], row[texts[1]] if len(texts) > 1 else None
             examples.append(Example([pair], row.get(label), str(index), f"{path}, line {number}"))
@@ -100,16 +112,41 @@ def glue(*texts, label="label", files=None, header=None, skip_short=False):
 
 def read_mrpc(folder, split):
     """MRPC as plain train/dev/test.tsv, or as Microsoft's two files; mrpc_dev_ids.tsv then names the dev rows."""
-    plain = glue("#1 String", "#2 String", label="Quality")
-    if (folder / f"{split}.tsv").exists():
-        return plain(folder, split)
-    if split == "test":
-        return glue("#1 String", "#2 String", label="Quality", files={split: "msr_paraphrase_test.txt"})(folder, split)
-    path = folder / "msr_paraphrase_train.txt"
-    everything = glue("#1 String", "#2 String", label="Quality", files={split: path.name})(folder, split)
-    ids = [(row["#1 ID"], row["#2 ID"]) for _, row in read_tsv(path)]
-    dev = {(row["#1 ID"], row["#2 ID"]) for _, row in read_tsv(folder / "mrpc_dev_ids.tsv", header=["#1 ID", "#2 ID"])}
-    return [example for example, pair in zip(everything, ids) if (pair in dev) == (split == "dev")]
+    name = f"{split}.tsv"
+    if not (folder / name).exists():
+        name = "msr_paraphrase_test.txt" if split == "test" else "msr_paraphrase_train.txt"
+    examples = glue("#1 String", "#2 String", label="Quality", files={split: name})(folder, split)
+    if name != "msr_paraphrase_train.txt":
+        return examples
+    columns, ids_path = ["#1 ID", "#2 ID"], folder / "mrpc_dev_ids.tsv"
+    ids = [tuple(row[column] for column in columns) for _, row in read_tsv(folder / name, columns)]
+    dev = {tuple(row.values()): number for number, row in read_tsv(ids_path, columns, header=columns)}
+    unknown = dev.keys() - set(ids)
+    if unknown:
+        raise ValueError(f"{ids_path}, line {min(map(dev.get, unknown))}: {name} has no row with these two ids")
+    return [example for example, pair in zip(examples, ids) if (pair in dev) == (split == "dev")]
+
+
+def read_diagnostics(folder, split):
+    """GLUE-diagnostics with labels: a column for each coarse category holds its fine ones, joined by ";"."""
+    path, examples = folder / "diagnostic-full.tsv", []
+    for number, row in read_tsv(path, [*evaluate.COARSE, "Premise", "Hypothesis", "Label"]):
+        tags = tuple((coarse, fine.strip()) for coarse in evaluate.COARSE for fine in row[coarse].split(";")
+                     if fine.strip())
+        examples.append(Example([(row["Premise"], row["Hypothesis"])], row["Label"], str(len(examples)),
+                                f"{path}, line {number}", tags))
+    return examples
+
+
+def json_row(path, number, line, *keys):
+    """A line of JSON as a dict, every one of whose keys holds text."""
+    try:
+        row = json.loads(line)
+        if not all(isinstance(row[key], str) for key in keys):
+            raise TypeError("not text")
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}, line {number}: expected a JSON object with {', '.join(keys)} ({error})") from None
+    return row
 
 
 def read_piqa(folder, split):
@@ -117,14 +154,9 @@ def read_piqa(folder, split):
     name, examples = {"train": "train", "dev": "valid", "test": "tests"}[split], []
     path, labels_path = folder / f"{name}.jsonl", folder / f"{name}-labels.lst"
     for number, line in numbered_lines(path):
-        try:
-            row = json.loads(line)
-            texts = [(row["goal"], row[key]) for key in ("sol1", "sol2")]
-            if not all(isinstance(text, str) for pair in texts for text in pair):
-                raise TypeError("not text")
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
-            raise ValueError(f"{path}, line {number}: expected a JSON object with goal, sol1, sol2 ({error})") from None
-        examples.append(Example(texts, None, str(number - 1), f"{path}, line {number}"))
+        row = json_row(path, number, line, "goal", "sol1", "sol2")
+        examples.append(Example([(row["goal"], row["sol1"]), (row["goal"], row["sol2"])], None, str(number - 1),
+                                f"{path}, line {number}"))
     if split == "test" and not labels_path.exists():
         return examples
     labels = list(numbered_lines(labels_path))
@@ -135,40 +167,52 @@ def read_piqa(folder, split):
 
 
 def read_swag(folder, split):
-    """SWAG CSV: context sent1; candidate k is sent2 followed by ending k."""
+    """SWAG CSV: context sent1; candidate k is sent2 followed by ending k. A row is one line: no text of SWAG has a line
+    end, so a quoted field that runs over one was opened by a stray quote and has swallowed rows."""
     path = folder / f"{'val' if split == 'dev' else split}.csv"
     wanted = ["sent1", "sent2", "ending0", "ending1", "ending2", "ending3"] + ["label"] * (split != "test")
-    rows, examples = csv.reader((line + "\n" for _, line in numbered_lines(path)), strict=True), []
+    rows, examples, number = csv.reader((line + "\n" for _, line in numbered_lines(path)), strict=True), [], 0
     try:
-        header = next(rows)
+        header, number = next(rows), 1
         if not set(wanted) <= set(header):
             raise ValueError(f"{path}, line 1: expected columns {', '.join(wanted)}; found {', '.join(header)}")
-        for fields in rows:
+        for number, fields in enumerate(rows, 2):
+            if rows.line_num != number:
+                raise ValueError(f"{path}, line {number}: a quoted field runs on to line {rows.line_num}")
             if len(fields) != len(header):
-                raise ValueError(f"{path}, line {rows.line_num}: {len(fields)} columns, expected {len(header)}")
+                raise ValueError(f"{path}, line {number}: {len(fields)} columns, expected {len(header)}")
             row = dict(zip(header, fields))
             texts = [(row["sent1"], f"{row['sent2']} {row[f'ending{k}']}") for k in range(4)]
             examples.append(Example(texts, row.get("label"), row.get("") or str(len(examples)),
-                                    f"{path}, line {rows.line_num}"))
-    except csv.Error as error:
-        raise ValueError(f"{path}, line {rows.line_num}: not CSV ({error})") from None
+                                    f"{path}, line {number}"))
+    except csv.Error as error:   # not rows.line_num: a stray quote is noticed far below the row that holds it
+        raise ValueError(f"{path}, line {number + 1}: not CSV ({error})") from None
+    if not examples:
+        raise ValueError(f"{path} has no rows")
     return examples
 
 
 def tracie(train):
     """Reader of TRACIE's lines, "event: ... story: ...<tab>answer: ..."; train: name of the training file. Both public
-    splits share one test file, which may lie beside either."""
+    splits share one test file, which may lie beside either; where there is none, the leaderboard's test.jsonl (query,
+    story, no labels) is read."""
     def read(folder, split):
-        path = folder / (train if split == "train" else f"tracie_{split}.txt")
-        if split == "test" and not path.exists():
-            path = folder.parent / "iid" / path.name
-        examples = []
+        path, examples = folder / (train if split == "train" else f"tracie_{split}.txt"), []
+        if split == "test":
+            places = [path, folder.parent / "iid" / path.name, folder / "test.jsonl", folder.parent / "test.jsonl"]
+            path = next((place for place in places if place.exists()), path)
         for number, line in numbered_lines(path):
-            found = re.fullmatch(r"event: (.+?) story: (.+)\tanswer: (\S+)\s*", line)
-            if not found:
-                raise ValueError(f"{path}, line {number}: expected 'event: ... story: ...<tab>answer: "
-                                 f"positive|negative'")
-            examples.append(Example([found.groups()[:2]], found[3], str(number - 1), f"{path}, line {number}"))
+            if path.suffix == ".jsonl":
+                row = json_row(path, number, line, "query", "story")
+                texts, label = (row["query"].removeprefix("event: "), row["story"]), None
+                index = row.get("id", number - 1)
+            else:
+                found = re.fullmatch(r"event: (.+?) story: ([^\t\r]+)\tanswer: (\S+)\s*", line)
+                if not found:
+                    raise ValueError(f"{path}, line {number}: expected 'event: ... story: ...<tab>answer: "
+                                     f"positive|negative'")
+                texts, label, index = found.groups()[:2], found[3], number - 1
+            examples.append(Example([texts], label, str(index), f"{path}, line {number}"))
         return examples
     return read
 
@@ -186,11 +230,13 @@ class Task:
     rows: dict          # rows of the published files, to notice a wrong download
     splits: tuple = ("train", "dev", "test")
     folders: tuple = ()  # under --data, besides the task's own name and that in lower case
+    answered_by: str = None  # the task whose model answers it; nothing is trained on it
 
 
 SQUAD_FILES = "https://rajpurkar.github.io/SQuAD-explorer/dataset/"
 GLUE_FILES = "https://dl.fbaipublicfiles.com/glue/data/"
 ENTAILMENT = ("entailment", "not_entailment")
+NLI = ("contradiction", "entailment", "neutral")
 MNLI_FILES = {"dev": "dev_matched.tsv", "dev-mismatched": "dev_mismatched.tsv", "test": "test_matched.tsv",
               "test-mismatched": "test_mismatched.tsv"}
 MNLI_ROWS = {"train": 392702, "dev": 9815, "dev-mismatched": 9832, "test": 9796, "test-mismatched": 9847}
@@ -211,9 +257,13 @@ TASKS = {
                   GLUE_FILES + "STS-B.zip", sizes(5749, 1500, 1379)),
     "QQP": Task("classification", ("0", "1"), glue("question1", "question2", label="is_duplicate", skip_short=True),
                 GLUE_FILES + "QQP-clean.zip", sizes(363846, 40430, 390965)),
-    "MNLI": Task("classification", ("contradiction", "entailment", "neutral"),
-                 glue("sentence1", "sentence2", label="gold_label", files=MNLI_FILES), GLUE_FILES + "MNLI.zip",
-                 MNLI_ROWS, splits=tuple(MNLI_ROWS)),
+    "MNLI": Task("classification", NLI, glue("sentence1", "sentence2", label="gold_label", files=MNLI_FILES),
+                 GLUE_FILES + "MNLI.zip", MNLI_ROWS, splits=tuple(MNLI_ROWS)),
+    # one set of pairs in two files, without labels (for GLUE's server) and with labels and categories
+    "AX": Task("classification", NLI, glue("sentence1", "sentence2", files={"test": "AX.tsv"}), GLUE_FILES + "AX.tsv",
+               {"test": 1104}, splits=("test",), answered_by="MNLI"),
+    "diagnostics": Task("classification", NLI, read_diagnostics, "https://www.dropbox.com/s/ju7d95ifb072q9f/"
+                        "diagnostic-full.tsv?dl=1", {"test": 1104}, splits=("test",), answered_by="MNLI"),
     "QNLI": Task("classification", ENTAILMENT, glue("question", "sentence"), GLUE_FILES + "QNLIv2.zip",
                  sizes(104743, 5463, 5463)),
     "RTE": Task("classification", ENTAILMENT, glue("sentence1", "sentence2"), GLUE_FILES + "RTE.zip",
@@ -246,6 +296,12 @@ def task_folder(root, name):
     return next((place for place in places if place.is_dir()), None)
 
 
+def also_answered(root, name):
+    """[(task, folder)] that a model of task `name` answers besides its own, where there is a folder."""
+    others = [(other, task_folder(root, other)) for other, task in TASKS.items() if task.answered_by == name]
+    return [(other, folder) for other, folder in others if folder]
+
+
 def targets_of(name, examples):
     """Labels of examples as an array (class numbers, real numbers, or lists of right texts), None where there are none.
 
@@ -275,8 +331,6 @@ def read_split(name, folder, split):
     where it disagrees with the task file.
     """
     examples = TASKS[name].read(folder, split)
-    if not examples:
-        raise ValueError(f"{folder}: {split} has no rows")
     path, meta = folder / f"{split}.meta.jsonl", None
     if path.exists():
         meta = []
@@ -635,11 +689,17 @@ DEFAULTS = {
         "precision": "auto"},                            # ours
 }
 DEFAULTS["small"] = DEFAULTS["base"]                     # authors' script: one recipe for all sizes
-BY_TASK = {"SWAG": {"lr": 5e-5, "max_length": 80}}       # authors' script (run_swag.bash), at paper sizes
-BY_TASK["SQuAD1"] = {                                    # authors' script (run_squad_v1.bash), at paper sizes
-    "lr": 3e-5, "epochs": 2.0, "batch": 12, "max_length": 384, "stride": 128, "warmup": 0.0, "eps": 1e-8}
-BY_TASK["SQuAD2"] = {**BY_TASK["SQuAD1"], "lr": 5e-5,    # authors' script (run_squad_v2.bash) ...
-                     "null_threshold": 0.0}              # ... which forgets that questions may lack an answer
+BY_TASK = {                                              # at paper sizes; what is not here is GLUE's
+    # authors' deleted run_swag.bash; its batch is 16 x 2 accumulated, and it gives no warm-up
+    "SWAG": {"lr": 5e-5, "epochs": 3.0, "batch": 32, "max_length": 80, "warmup": 0.0},
+    # authors' deleted run_piqa_at_epoch.bash: as GLUE, but the epochs are an argument
+    "PIQA": {"lr": 1e-4, "epochs": 3.0, "batch": 32, "max_length": 126, "warmup": 0.1},
+    # authors' deleted run_squad_v1.bash; no warm-up
+    "SQuAD1": {"lr": 3e-5, "epochs": 2.0, "batch": 12, "max_length": 384, "stride": 128, "warmup": 0.0, "eps": 1e-8},
+    # authors' deleted run_squad_v2.bash, which forgets that questions may lack an answer
+    "SQuAD2": {"lr": 5e-5, "epochs": 2.0, "batch": 12, "max_length": 384, "stride": 128, "warmup": 0.0, "eps": 1e-8,
+               "null_threshold": 0.0},
+}                                                        # TRACIE's recipe is not published: GLUE's is used
 MINI_BY_TASK = {"SQuAD1": {"stride": 16}, "SQuAD2": {"stride": 16, "null_threshold": 0.0}}   # ours
 
 
@@ -663,7 +723,7 @@ def parse_args(argv=None):
     parser.add_argument("--eps", type=float, help="AdamW's epsilon")
     parser.add_argument("--dropout", type=float)
     parser.add_argument("--clip", type=float, default=1.0, help="gradient norm limit")
-    parser.add_argument("--train-limit", type=int, help="train on this many rows, the same for every seed")
+    parser.add_argument("--train-limit", type=int, help="train on this many rows, the first of the file")
     parser.add_argument("--split-dev", action="store_true",
                         help="train on the first half of the dev file, score on the second: for smoke runs where the "
                              "training file is not at hand")
@@ -674,6 +734,10 @@ def parse_args(argv=None):
     unknown = [name for name in args.task or [] if name not in TASKS]
     if unknown:
         raise ValueError(f"unknown task {', '.join(unknown)}; known: {', '.join(TASKS)}")
+    for name in args.task or []:
+        if TASKS[name].answered_by:
+            raise ValueError(f"nothing is trained on {name}: --task {TASKS[name].answered_by} answers it, where its "
+                             f"folder lies in --data")
     return args
 
 
@@ -751,7 +815,7 @@ def predict(kind, bert, head, rows, batch, processes, autocast_type):
 
 
 def write_predictions(folder, name, split, examples, targets, scores, answers):
-    """predictions-SPLIT.tsv: row, prediction, label (empty if unknown), probabilities. Without labels also TASK.tsv."""
+    """predictions-SPLIT.tsv: row, prediction, label (empty if unknown), probabilities."""
     task = TASKS[name]
     regression = task.kind == "regression"
     shown = [f"{answer:.4f}" if regression else task.labels[answer] for answer in answers]
@@ -760,10 +824,28 @@ def write_predictions(folder, name, split, examples, targets, scores, answers):
     lines = ["\t".join([example.row, guess, "" if targets is None else example.label, *[f"{p:.6f}" for p in row]])
              for example, guess, row in zip(examples, shown, probabilities)]
     data.write_text(folder / f"predictions-{split}.tsv", "\n".join(["\t".join(header), *lines]) + "\n")
-    if targets is None:
-        called = {"MNLI": {"test": "MNLI-m", "test-mismatched": "MNLI-mm"}}.get(name, {}).get(split, name)
-        if regression:   # the server refuses values out of the range
-            shown = [f"{min(max(float(answer), task.labels[0]), task.labels[1]):.3f}" for answer in answers]
+
+
+def write_submission(folder, name, split, examples, answers):
+    """The file a leaderboard takes: CoLA.tsv, ..., MNLI-m.tsv, MNLI-mm.tsv, AX.tsv (GLUE's server: index, prediction);
+    predictions.lst (PIQA: 0 or 1 a line); SWAG.csv (index, pred, as the data set's authors write it); TRACIE.jsonl (id,
+    label). The id is the test.jsonl's own, or the row of tracie_test.txt, whose order is not the leaderboard's."""
+    task = TASKS[name]
+    if task.kind == "regression":   # the server refuses values out of the range
+        shown = [f"{min(max(float(answer), task.labels[0]), task.labels[1]):.3f}" for answer in answers]
+    else:
+        shown = [task.labels[answer] for answer in answers]
+    if name == "PIQA":
+        data.write_text(folder / "predictions.lst", "".join(f"{guess}\n" for guess in shown))
+    elif name == "SWAG":
+        data.write_text(folder / "SWAG.csv", ",pred\n" + "".join(
+            f"{example.row},{guess}\n" for example, guess in zip(examples, shown)))
+    elif name.startswith("TRACIE"):
+        nli = {"positive": "entailment", "negative": "contradiction"}
+        data.write_text(folder / "TRACIE.jsonl", "".join(
+            json.dumps({"id": example.row, "label": nli[guess]}) + "\n" for example, guess in zip(examples, shown)))
+    else:
+        called = {"test-mismatched": "MNLI-mm", "test": "MNLI-m"}[split] if name == "MNLI" else name
         data.write_text(folder / f"{called}.tsv", "index\tprediction\n" + "".join(
             f"{example.row}\t{guess}\n" for example, guess in zip(examples, shown)))
 
@@ -791,6 +873,7 @@ def finetune(settings, splits, rows, config, bert, encoder, processes, folder, l
     train = rows["train"]
     a_epoch = -(-len(train) // batch)
     steps = max(1, round(settings["epochs"] * a_epoch))
+    warmup = int(settings["warmup"] * steps)
 
     # --- model: the encoder as it was loaded, and a head that only the seed decides
     torch.manual_seed(seed)
@@ -814,7 +897,8 @@ def finetune(settings, splits, rows, config, bert, encoder, processes, folder, l
             batches = length_sorted_batches(train.lengths, batch, seed, epoch)
         bert.train(), head.train()
         for group in optimizer.param_groups:
-            group["lr"] = model.lr_at(step, settings["lr"], round(settings["warmup"] * steps), steps)
+            # authors' script, which has transformers' schedule: its warm-up begins at a rate of 0, one step late
+            group["lr"] = model.lr_at(step - (step < warmup), settings["lr"], warmup, steps)
         data.seed_dropout(seed, step, processes.rank)
 
         chosen = batches[place]
@@ -848,6 +932,7 @@ def finetune(settings, splits, rows, config, bert, encoder, processes, folder, l
                "majority": False, "parts": {}}
     for split in [split for split in rows if split != "train"]:
         examples, targets, meta = splits[split]
+        asked = split if split in TASKS else name   # AX and diagnostics are tasks of their own
         scores = predict(kind, bert, head, rows[split], 4 * batch, processes, autocast_type)
         if kind == "span":
             answers, *more = span_answers(rows[split], scores, settings.get("null_threshold"))
@@ -858,16 +943,22 @@ def finetune(settings, splits, rows, config, bert, encoder, processes, folder, l
         if processes.master and kind == "span":
             write_squad_answers(folder, split, examples, answers, *more)
         elif processes.master:
-            write_predictions(folder, name, split, examples, targets, scores, answers)
+            write_predictions(folder, asked, split, examples, targets, scores, answers)
+            if targets is None or (split.startswith("test") and not meta):
+                write_submission(folder, asked, split, examples, answers)
         if targets is None:
             continue
-        metrics[split] = evaluate.score(name, targets, answers)
+        metrics[split] = evaluate.score(asked, targets, answers)
+        if name.startswith("TRACIE"):
+            metrics[split] |= evaluate.score_tracie(targets, answers, [example.texts[0] for example in examples])
+        if split == "diagnostics":
+            metrics["categories"] = evaluate.score_categories(targets, answers, [e.tags for e in examples], meta)
         if meta:
             metrics["parts"][split] = evaluate.score_parts(*numbers, meta)
-        # one answer for all rows of a split: the run is stuck at a constant; 0.01 of STS-B's five points is one, too
-        constant = np.ptp(answers) <= 0.01 if kind == "regression" else len(set(answers)) == 1
-        metrics["majority"] |= bool(constant) and len(answers) > 1
-        undefined = [key for key, _ in evaluate.METRICS[name] if metrics[split][key] is None]
+        if asked == name:   # one answer for a whole split: stuck at a constant; 0.01 of STS-B's five points is one, too
+            constant = np.ptp(answers) <= 0.01 if kind == "regression" else len(set(answers)) == 1
+            metrics["majority"] |= bool(constant) and len(answers) > 1
+        undefined = [key for key, _ in evaluate.METRICS[asked] if metrics[split][key] is None]
         if undefined and processes.master:
             print(f"{name} seed {seed}: {', '.join(undefined)} of {split} not defined, all predictions are equal")
 
@@ -883,8 +974,8 @@ def summary(metrics):
     """One line on a finished run."""
     name = metrics["task"]
     shown = []
-    for split in [key for key in metrics if key.startswith(("dev", "test"))]:
-        named = [(key, metrics[split][key]) for key, _ in evaluate.METRICS[name]]
+    for split in [key for key in metrics if key.startswith(("dev", "test")) or key in TASKS]:
+        named = [(key, metrics[split][key]) for key, _ in evaluate.METRICS[split if split in TASKS else name]]
         values = " ".join(f"{key} {'not defined' if value is None else f'{value:.3f}'}" for key, value in named)
         parts = metrics["parts"].get(split, {})
         inside = ", ".join(f"{part} {parts[part]['accuracy']:.3f}" for part in evaluate.PARTS if part in parts)
@@ -912,6 +1003,11 @@ def load_task(args, name):
                                         f"data.py mini` makes the mini ones, and --split-dev does without") from None
             if split in ("dev", "test"):
                 print(f"{name}: no {split} split ({error} is missing), so nothing is said about it")
+    for other, place in also_answered(args.data, name):
+        try:
+            splits[other] = read_split(other, place, "test")
+        except FileNotFoundError as error:
+            print(f"{name}: {error} is missing, so {other} is not answered")
     if args.split_dev:
         if "dev" not in splits:
             raise FileNotFoundError(f"--split-dev needs the dev file of {name} in {folder}; see {TASKS[name].get}")
@@ -922,9 +1018,7 @@ def load_task(args, name):
     if splits["train"][1] is None or len(splits["train"][0]) == 0:
         raise ValueError(f"{folder}: no labelled rows to train on")
     if args.train_limit and args.train_limit < len(splits["train"][0]):
-        kept = np.sort(data.numpy_generator(0, "train limit").permutation(len(splits["train"][0]))[:args.train_limit])
-        examples, targets, meta = splits["train"]
-        splits["train"] = [examples[i] for i in kept], targets[kept], meta and [meta[i] for i in kept]
+        splits["train"] = tuple(None if part is None else part[:args.train_limit] for part in splits["train"])
     return folder, splits
 
 
@@ -935,7 +1029,7 @@ def main(argv=None):
     torch.set_float32_matmul_precision("high")
     model_folder, run = locate_model(args.model)
     run = Path(args.out or run)
-    names = args.task or [name for name in TASKS if task_folder(args.data, name)]
+    names = args.task or [name for name in TASKS if task_folder(args.data, name) and not TASKS[name].answered_by]
     if not names:
         raise FileNotFoundError(f"no task folder under {args.data}; `python data.py mini` makes data/mini/tasks")
     weights = next((model_folder / name for name in ("pytorch_model.bin", "model.safetensors")
@@ -946,8 +1040,9 @@ def main(argv=None):
     for name in names:
         # --- what is there already: metrics of the same flags, the same weights and the same files
         folder = task_folder(args.data, name)
-        digest = hashlib.sha256("".join(data.file_hash(path) for path in sorted(folder.glob("*.*")) if path.is_file())
-                                .encode()).hexdigest() if folder else None
+        files = [path for place in (folder, *[place for _, place in also_answered(args.data, name)]) if place
+                 for path in sorted(place.glob("*.*")) if path.is_file()]
+        digest = hashlib.sha256("".join(map(data.file_hash, files)).encode()).hexdigest() if folder else None
         todo = []
         for seed in args.seed:
             settings = {**settings_for(args, name, config), "seed": seed, "model_sha256": weights_hash,

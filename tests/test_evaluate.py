@@ -55,6 +55,48 @@ def test_correlations_match_scipy():
         assert math.isnan(function([1.0], [2.0]))
 
 
+def draws(count=400):
+    """(labels, predictions) of classes: random ones, and every way to be degenerate: a single row, one class on either
+    side or on both, predictions of classes that no row has, all right, all wrong."""
+    generator = np.random.default_rng(7)
+    for draw in range(count):
+        size, classes = int(generator.integers(1, 40)), int(generator.integers(1, 6))
+        labels, predictions = generator.integers(classes, size=(2, size))
+        kind = ("random", "one label", "one answer", "both", "strangers", "right", "wrong")[draw % 7]
+        labels = np.full(size, labels[0]) if kind in ("one label", "both") else labels
+        predictions = {"one answer": np.full(size, predictions[0]), "both": np.full(size, predictions[0]),
+                       "strangers": predictions + classes, "right": labels, "wrong": (labels + 1) % max(classes, 2)
+                       }.get(kind, predictions)
+        yield labels, predictions
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_metrics_match_scikit_learn_on_many_draws():
+    oracle = pytest.importorskip("sklearn.metrics")
+    for labels, predictions in draws():
+        assert evaluate.accuracy(labels, predictions) == pytest.approx(oracle.accuracy_score(labels, predictions))
+        assert evaluate.matthews(labels, predictions) == pytest.approx(
+            oracle.matthews_corrcoef(labels, predictions), abs=1e-12)
+        assert evaluate.f1(labels, predictions) == pytest.approx(
+            oracle.f1_score(labels == 1, predictions == 1, zero_division=0))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_correlations_match_scipy_on_many_draws():
+    """Pearson against numpy's, Spearman against scipy's own; nan where one side is constant or there is one row."""
+    generator = np.random.default_rng(8)
+    for draw in range(400):
+        size = int(generator.integers(1, 40))
+        x, y = generator.normal(size=(2, size)) * 10.0 ** generator.integers(-3, 4, size=(2, 1))
+        x, y = {1: (np.round(x), y), 2: (np.full(size, x[0]), y), 3: (x, np.full(size, y[0])), 4: (x, x + 1e-3 * y),
+                5: (np.round(x), np.round(y)), 6: (x.astype(np.float32), (-x).astype(np.float32))}.get(draw % 7, (x, y))
+        constant = size < 2 or np.ptp(x) == 0 or np.ptp(y) == 0
+        for function, wanted in ((evaluate.pearson, lambda: np.corrcoef(x, y)[0, 1]),
+                                 (evaluate.spearman, lambda: scipy.stats.spearmanr(x, y)[0])):
+            value = function(x, y)
+            assert math.isnan(value) if constant else value == pytest.approx(wanted(), abs=1e-9), (draw, size)
+
+
 def test_score_gives_every_metric_and_chance():
     labels, predictions = np.array([0, 0, 0, 1]), np.array([0, 0, 1, 1])
     # accuracy 3/4, F1 2 x 1 / (1 + 2) = 2/3; always 0: accuracy 3/4, F1 0, mean 3/8
