@@ -356,25 +356,31 @@ def normalizer_of(folder, words):
 
 
 def load_tokenizer(path, cased=None):
-    """Reads vocab.txt (or a folder that holds one) into a tokenizers.Tokenizer that adds no special tokens by default.
+    """Reads vocab.txt, or of a folder its vocab.txt, else its tokenizer.json, into a tokenizers.Tokenizer.
 
     `encode(text).ids` then holds [CLS] ... [SEP]; pass add_special_tokens=False for the bare pieces. cased: True or
     False overrides normalizer_of. Raises FileNotFoundError naming what makes the file, ValueError if one of BERT's five
     special tokens is not in it.
     """
     path = _vocab_file(path)
-    if not path.exists():
+    if path.exists():
+        try:   # not splitlines(): it also cuts at U+2028 and its like, which stand in real vocabularies
+            words = [word.rstrip("\r") for word in path.read_text(encoding="utf-8").removesuffix("\n").split("\n")]
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path} is not a vocabulary: not UTF-8 (byte {error.start})") from None
+        vocabulary = {word: index for index, word in enumerate(words)}
+    elif (whole := path.with_name("tokenizer.json")).exists():   # all that transformers 5 saves
+        found = read_json(whole, "").get("model", {})
+        if found.get("type") != "WordPiece":
+            raise ValueError(f"{whole} holds a {found.get('type')} tokenizer, BERT's is WordPiece")
+        vocabulary = found["vocab"]
+    else:
         raise FileNotFoundError(f"no vocabulary at {path}; `python data.py mini` trains one, and for the sizes small "
                                 f"and base `python data.py weights bert-base-uncased` fetches one")
-    try:   # not splitlines(): it also cuts at U+2028 and its like, which stand in real vocabularies
-        words = [word.rstrip("\r") for word in path.read_text(encoding="utf-8").removesuffix("\n").split("\n")]
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not a vocabulary: not UTF-8 (byte {error.start})") from None
-    missing = [token for token in SPECIAL if token not in words]
+    missing = [token for token in SPECIAL if token not in vocabulary]
     if missing:
         raise ValueError(f"{path} is not a BERT vocabulary: it lacks {', '.join(missing)}")
-    vocabulary = {word: index for index, word in enumerate(words)}
-    normalizer = normalizer_of(path.parent, words) if cased is None else {"lowercase": not cased}
+    normalizer = normalizer_of(path.parent, vocabulary) if cased is None else {"lowercase": not cased}
     tokenizer = _bert_tokenizer(tokenizers.models.WordPiece(
         vocabulary, unk_token="[UNK]", max_input_chars_per_word=100), **normalizer)
     tokenizer.add_special_tokens(SPECIAL)
@@ -413,9 +419,11 @@ def keep_vocab(vocab, folder, cased=None):
 
     How it was normalised goes along, in tokenizer_config.json (transformers' names). Returns the copy's path.
     """
-    vocab, kept = _vocab_file(vocab), Path(folder) / "vocab.txt"
-    normalizer = load_tokenizer(vocab, cased).normalizer
-    if vocab.resolve() != kept.resolve():
+    tokenizer, vocab, kept = load_tokenizer(vocab, cased), _vocab_file(vocab), Path(folder) / "vocab.txt"
+    normalizer, pieces = tokenizer.normalizer, tokenizer.get_vocab()
+    if not vocab.exists():   # a folder with tokenizer.json alone
+        write_text(kept, "".join(piece + "\n" for piece in sorted(pieces, key=pieces.get)))
+    elif vocab.resolve() != kept.resolve():
         shutil.copyfile(vocab, kept.with_suffix(".tmp"))
         os.replace(kept.with_suffix(".tmp"), kept)
     write_json(kept.with_name("tokenizer_config.json"), {
@@ -431,6 +439,11 @@ def file_hash(path):
         while piece := file.read(1 << 20):
             digest.update(piece)
     return digest.hexdigest()
+
+
+def tokenizer_hash(tokenizer):
+    """sha256 of all that decides which tokens a text becomes: pieces and how text is normalised."""
+    return hashlib.sha256(tokenizer.to_str().encode()).hexdigest()
 
 
 def smallest_integer(vocabulary_size):
@@ -541,18 +554,16 @@ def pack_text(files, vocab, out, name, workers=1, cased=None, min_words=MIN_WORD
 
     Raises FileNotFoundError, and ValueError where a file is not text or no line is worth training on.
     """
-    out, vocab = Path(out), _vocab_file(vocab)
+    out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     ranges = []
     for part in files:
         ranges += [part] if isinstance(part, tuple) else [(path, 0, path.stat().st_size) for path in text_files([part])]
     tokenizer = load_tokenizer(vocab, cased)
-    rule = tokenizer.normalizer
     listing = [[path.name, path.stat().st_size, path.stat().st_mtime_ns, start, stop] for path, start, stop in ranges]
     source = {"files": len({path for path, *_ in ranges}), "bytes": sum(stop - start for _, start, stop in ranges),
               "listing_sha256": hashlib.sha256(json.dumps(listing).encode()).hexdigest(), "min_words": min_words,
-              "vocab_sha256": file_hash(vocab), "lowercase": rule.lowercase, "strip_accents": rule.strip_accents,
-              "handle_chinese_chars": rule.handle_chinese_chars}
+              "tokenizer_sha256": tokenizer_hash(tokenizer)}
     described, temporary = out / f"{name}.json", out / f"{name}.bin.tmp"
     if (described.exists() and (out / f"{name}.bin").exists() and
             read_json(described, "python data.py text")["source"] == source):
@@ -571,7 +582,7 @@ def pack_text(files, vocab, out, name, workers=1, cased=None, min_words=MIN_WORD
     os.replace(temporary, out / f"{name}.bin")
     keep_vocab(vocab, out, cased)
     write_json(described, {"tokens": total, "dtype": kind.name, "source": source})
-    print(f"{out / name}.bin: {total:,} tokens, {'uncased' if rule.lowercase else 'cased'}")
+    print(f"{out / name}.bin: {total:,} tokens, {'uncased' if tokenizer.normalizer.lowercase else 'cased'}")
 
 
 def _in_order(tokenizer, groups, kind, min_words, workers):
@@ -1208,7 +1219,7 @@ def unroll(entry, pieces, seconds, inside):
     return used, left_out
 
 
-def pack_captions(source, durations, vocab, out):
+def pack_captions(source, durations, vocab, out, cased=None):
     """Tokenises the captions of the videos in `durations` ({id: seconds}) into out/captions/ (see the section's head).
 
     Does nothing if that was done from the same files. Captions whose times make no sense are listed in
@@ -1218,14 +1229,14 @@ def pack_captions(source, durations, vocab, out):
     files = [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path, _ in caption_files(source, ids)]
     made_from = {name: hashlib.sha256(json.dumps(value).encode()).hexdigest() for name, value in
                  (("captions", files), ("videos", [[video, durations[video]] for video in ids]))}
-    made_from["vocab"] = file_hash(vocab)
+    tokenizer = load_tokenizer(vocab, cased)
+    made_from["tokenizer"] = tokenizer_hash(tokenizer)
     if (folder / "index.json").exists() and all((folder / f"{name}.bin").exists() for name in CAPTION_ARRAYS):
         index = read_json(folder / "index.json", "python data.py video")
         if index["made_from"] == made_from:
             print(f"{folder}: up to date")
             return index["counts"]
     folder.mkdir(exist_ok=True)
-    tokenizer = load_tokenizer(vocab)
     kind = smallest_integer(tokenizer.get_vocab_size())
     inside = frozenset(index for piece, index in tokenizer.get_vocab().items() if piece.startswith("##"))
     counts, spans, waiting, held = {"read": 0, "kept": 0, "tokens": 0}, {}, [], 0
@@ -1749,17 +1760,18 @@ def extract_features(files, streams, out, workers=None, shard=None, weights="dat
     return {video: durations[video] for video in files if video in durations and video not in reasons}, reasons
 
 
-def make_features(videos, captions, vocab, streams, out, workers, held_out=None, only=None, shard=None, **cnn):
+def make_features(videos, captions, vocab, streams, out, workers, held_out=None, only=None, shard=None, cased=None,
+                  **cnn):
     """`data.py video`: features of every captioned video in a folder, and their captions packed. Resumable.
 
     captions: what read_captions reads; None: the files beside the videos. held_out: how many videos to hold out (see
-    hold_out). only: ids to keep. shard (k, n): only the features of that part. cnn: weights, device, precision of
-    extract_features. Writes features/STREAM/ID.npy, features/STREAM/stream.json, captions/, splits.json (train and
-    valid ids) and left_out.tsv (video, reason). Raises FileNotFoundError / ValueError on missing or malformed inputs.
+    hold_out). only: ids to keep. shard (k, n): only the features of that part. cased: see load_tokenizer. cnn: weights,
+    device, precision of extract_features. Writes features/STREAM/ID.npy, features/STREAM/stream.json, captions/,
+    splits.json (train and valid ids) and left_out.tsv (video, reason). Raises FileNotFoundError / ValueError on missing or malformed inputs.
     """
     out = Path(out)
     if not shard:
-        load_tokenizer(vocab)   # what is wrong with it is said now, not after days of decoding
+        load_tokenizer(vocab, cased)   # what is wrong with it is said now, not after days of decoding
     files, left_out = list_videos(videos, captions, only)
     usable, reasons = extract_features(files, streams, out, workers, shard, **cnn)
     if shard:
@@ -1772,8 +1784,8 @@ def make_features(videos, captions, vocab, streams, out, workers, held_out=None,
     if not usable:
         raise ValueError(f"not one usable video in {videos}; the reasons are in {out / 'left_out.tsv'}")
     (out / "splits.json").unlink(missing_ok=True)   # written last: where it is, all is
-    counts = pack_captions(captions or videos, usable, vocab, out)
-    keep_vocab(vocab, out)
+    counts = pack_captions(captions or videos, usable, vocab, out, cased)
+    keep_vocab(vocab, out, cased)
     valid = hold_out(usable, held_out, out)
     write_json(out / "splits.json", {"train": sorted(set(usable) - valid), "valid": sorted(valid)})
     print(f"{len(usable):,} videos, {len(valid):,} of them held out, {sum(usable.values()) / 3600:.2f} hours, "
@@ -2711,11 +2723,8 @@ def main():
             shard = parse_shard(args.shard) if args.shard else None
             if not shard and not args.vocab:
                 raise ValueError("--vocab is missing: only a --shard can do without")
-            if args.cased is not None and not shard:   # it is the copy in the data folder that counts from here on
-                Path(args.out).mkdir(parents=True, exist_ok=True)
-                args.vocab = keep_vocab(args.vocab, args.out, args.cased)
             make_features(args.videos, args.captions, args.vocab, args.streams, args.out, args.workers, args.held_out,
-                          only, shard, weights=args.weights, device=args.device, precision=args.precision)
+                          only, shard, args.cased, weights=args.weights, device=args.device, precision=args.precision)
         elif args.command == "bank":
             out = args.out or Path(args.data) / "bank.json"
             make_bank(args.data, args.split, args.clips, args.seed, args.block, out)

@@ -118,6 +118,15 @@ def test_how_a_vocabulary_is_normalised(transformers, vocabularies, tmp_path):
     assert data.load_tokenizer(kept).normalizer.normalize_str("WÜRDE") == "würde"
     data.keep_vocab(tmp_path / "vocab.txt", tmp_path / "kept", cased=True)
     assert data.load_tokenizer(tmp_path / "kept").normalizer.normalize_str("WÜRDE") == "WÜRDE"
+    # what transformers 5 saves has no vocab.txt
+    transformers.BertTokenizerFast(vocab=str(vocabularies["uncased"])).save_pretrained(tmp_path / "five")
+    (tmp_path / "five" / "vocab.txt").unlink(missing_ok=True)
+    same = data.tokenizer_hash(data.load_tokenizer(vocabularies["uncased"], cased=False))
+    assert data.tokenizer_hash(data.load_tokenizer(tmp_path / "five")) == same
+    (tmp_path / "kept five").mkdir()
+    kept = data.keep_vocab(tmp_path / "five", tmp_path / "kept five")
+    assert kept.read_text() == vocabularies["uncased"].read_text()
+    assert data.tokenizer_hash(data.load_tokenizer(kept)) == same
     specials = [*data.SPECIAL, "[unused1]", "[A B]", "haus"]
     (tmp_path / "plain").mkdir()
     (tmp_path / "plain" / "vocab.txt").write_text("\n".join(specials) + "\n")
