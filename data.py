@@ -37,7 +37,7 @@ import time
 import urllib.request
 import zipfile
 import zlib
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
 from fractions import Fraction
@@ -1707,6 +1707,23 @@ def read_records(out, shard):
     return durations, reasons, taken
 
 
+def as_completed(pool, job, items, ahead):
+    """Yields job(item) of each item, as they are done, with at most `ahead` handed to the pool at a time.
+
+    Rejected: pool.map, which makes a million futures at once (2 GB), and whose results wait for the longest video, so
+    that a kill would lose all that came after it. Raises BrokenProcessPool naming the items that may have been the cause.
+    """
+    items, waiting = iter(items), {}
+    try:
+        while waiting := waiting | {pool.submit(job, item): item for item in islice(items, ahead - len(waiting))}:
+            done = wait(waiting, return_when=FIRST_COMPLETED).done
+            for future in sorted(done, key=lambda future: future.exception() is not None):   # good results first
+                yield future.result()
+                del waiting[future]
+    except BrokenProcessPool:
+        raise BrokenProcessPool(f"at one of {', '.join(map(str, waiting.values()))}") from None
+
+
 def extract_features(files, streams, out, workers=None, shard=None, weights="data/weights", device="auto",
                      precision="fp32"):
     """Features of videos {id: path}, in several processes. Returns ({id: seconds}, {id: why it is left out}).
@@ -1735,24 +1752,28 @@ def extract_features(files, streams, out, workers=None, shard=None, weights="dat
 
     def save():
         write_json(out / f"durations{tag}.json", dict(sorted(durations.items())))
-    pool, saved = ProcessPoolExecutor(workers), time.time()
+    saved, settings = time.time(), {}
     if cnn:   # spawn: neither CUDA nor OpenMP survives a fork
         threads = max(1, os.cpu_count() // workers)
-        pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), torch.set_num_threads, (threads,))
+        settings = {"mp_context": multiprocessing.get_context("spawn"), "initializer": torch.set_num_threads,
+                    "initargs": (threads,)}
         print(f"{len(todo):,} videos on {device} in {precision}, {workers} processes of {threads} threads")
-    with pool, tqdm(total=len(todo), unit="video", desc="features" + tag) as bar:
-        job = partial(extract, out=out, streams=streams, cnn_settings=cnn_settings)
-        for video, seconds, reason in pool.map(job, todo, chunksize=1 if cnn else 8):
-            bar.update()
-            if reason:
-                reasons[video] = reason
-                durations.pop(video, None)   # it may have been usable once
-            else:
-                durations[video] = seconds
-            if time.time() - saved > 60:
-                save()
-                saved = time.time()
-    save()
+    job = partial(extract, out=out, streams=streams, cnn_settings=cnn_settings)
+    with ProcessPoolExecutor(workers, **settings) as pool, \
+            tqdm(total=len(todo), unit="video", desc="features" + tag) as bar:
+        try:
+            for video, seconds, reason in as_completed(pool, job, todo, 2 * workers):
+                bar.update()
+                if reason:
+                    reasons[video] = reason
+                    durations.pop(video, None)   # it may have been usable once
+                else:
+                    durations[video] = seconds
+                if time.time() - saved > 60:
+                    save()
+                    saved = time.time()
+        finally:   # whatever ends it
+            save()
     if shard:
         write_text(out / f"left_out{tag}.tsv", "".join(f"{v}\t{reason}\n" for v, reason in sorted(reasons.items())))
     for path in taken:   # now in the common record
@@ -2736,8 +2757,8 @@ def main():
             list_downloads(args.command)
     except (OSError, ValueError, DownloadError) as error:
         sys.exit(f"data.py {args.command}: {error}")
-    except BrokenProcessPool:
-        sys.exit(f"data.py {args.command}: a process was killed, likely for memory; go on with fewer --workers")
+    except BrokenProcessPool as error:
+        sys.exit(f"data.py {args.command}: a process was killed, likely for memory: go on with fewer --workers. ({error})")
 
 
 if __name__ == "__main__":
