@@ -364,17 +364,15 @@ class Rows:
         self.targets, self.candidates = targets, len(examples[0].texts)
         special = data.special_ids(tokenizer)
         pairs = [pair for example in examples for pair in example.texts]
-        encode = lambda texts: [out.ids for out in tokenizer.encode_batch(texts, add_special_tokens=False)]
-        firsts = encode([first for first, _ in pairs])
-        seconds = iter(encode([second for _, second in pairs if second is not None]))
-        pieces, self.seconds = [], []
-        for (_, second), a in zip(pairs, firsts):
-            b = None if second is None else next(seconds)
-            a, b = truncate(a, b, max_length)
+        firsts = encoded(tokenizer, (first for first, _ in pairs))
+        seconds = encoded(tokenizer, (second for _, second in pairs if second is not None))
+        pieces, begins = [], []
+        for (_, second), first in zip(pairs, firsts):
+            a, b = truncate(first.ids, None if second is None else next(seconds).ids, max_length)
             head = [special["cls"], *a, special["sep"]]
-            self.seconds.append(len(head))
+            begins.append(len(head))
             pieces.append(np.array(head + ([] if b is None else [*b, special["sep"]]), dtype=np.int32))
-        self.ids, self.pad = np.concatenate(pieces), special["pad"]
+        self.ids, self.seconds, self.pad = np.concatenate(pieces), np.array(begins), special["pad"]
         self.starts = np.concatenate([[0], np.cumsum([len(piece) for piece in pieces])])
         self.lengths = np.diff(self.starts).reshape(-1, self.candidates).max(1)   # [rows], the longest candidate's
 
@@ -390,8 +388,15 @@ class Rows:
         mask = place < length[:, None]                                                                      # [B*C, L]
         tokens = np.full(mask.shape, self.pad, dtype=np.int64)
         tokens[mask] = np.concatenate([self.ids[self.starts[t]:self.starts[t + 1]] for t in texts])
-        segments = mask & (place >= np.array(self.seconds)[texts][:, None])
+        segments = mask & (place >= self.seconds[texts][:, None])
         return torch.from_numpy(tokens), torch.from_numpy(mask), torch.from_numpy(segments.astype(np.int64))
+
+
+def encoded(tokenizer, texts, **flags):
+    """Yields the bare encoding of each text; a thousand at a time, since an Encoding is far larger than its ids."""
+    texts = iter(texts)
+    while some := list(itertools.islice(texts, 1024)):
+        yield from tokenizer.encode_batch(some, add_special_tokens=False, **flags)
 
 
 def truncate(a, b, max_length):
@@ -527,13 +532,6 @@ def span_head(config):
     head = torch.nn.Linear(config.hidden_size, 2)
     model.init_weights(head, config.initializer_range)
     return head
-
-
-def encoded(tokenizer, texts, **flags):
-    """Yields the bare encoding of each text; a thousand at a time, since an Encoding is far larger than its ids."""
-    texts = iter(texts)
-    while some := list(itertools.islice(texts, 1024)):
-        yield from tokenizer.encode_batch(some, add_special_tokens=False, **flags)
 
 
 def answer_span(example, document, piece_word, answer):
