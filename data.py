@@ -2663,13 +2663,13 @@ def text_command(args):
     """`data.py text`: fetches the named corpora, then packs them and the given files; without either, lists corpora."""
     if not args.names and not args.train:
         return list_downloads("text")
-    if not args.out or args.train and not args.vocab:
-        raise ValueError("--out FOLDER is needed, and --vocab vocab.txt to pack")
+    if args.train and not args.vocab:
+        raise ValueError("--vocab vocab.txt is needed to pack text")
     files = download("text", args.names, args.out, args.mirror)
     train, valid = ([path for path in files if f".{split}." in path.name] + given
                     for split, given in (("train", args.train), ("valid", args.valid)))
     if not train or not args.vocab:
-        return print(f"fetched: {', '.join(map(str, files))}; add --vocab vocab.txt to pack a corpus")
+        return files and print(f"fetched: {', '.join(map(str, files))}; add --vocab vocab.txt to pack a corpus")
     if bool(valid) == bool(args.valid_lines):
         raise ValueError("one of --valid FILES and --valid-lines N is needed")
     if args.valid_lines:
@@ -2716,7 +2716,7 @@ def main():
     text.add_argument("--min-words", type=int, default=MIN_WORDS, help="drop lines of fewer words between spaces; 1 "
                       "suits languages written without spaces")
     text.add_argument("--vocab", help="vocab.txt")
-    text.add_argument("--out")
+    text.add_argument("--out", default="data/text")
     for command in (mini, text):
         command.add_argument("--workers", type=int, default=os.cpu_count(), help="processes")
     video.add_argument("--workers", type=int, help="processes; default: one a core, with CNNs on a GPU 4")

@@ -24,6 +24,7 @@ import functools
 import hashlib
 import itertools
 import json
+import os
 import re
 import sys
 import time
@@ -1024,6 +1025,8 @@ def main(argv=None):
     # --- setup
     args = parse_args(argv)
     processes = data.Processes(args.device)
+    if not processes.master:
+        sys.stdout = open(os.devnull, "w")   # every process reads the files; what there is to say of them is said once
     torch.set_float32_matmul_precision("high")
     model_folder, run = locate_model(args.model)
     run = Path(args.out or run)
@@ -1049,10 +1052,9 @@ def main(argv=None):
             done = (place / "metrics.json").exists() and data.read_json(place / "args.json", "finetune.py")["arguments"]
             changed = [key for key in settings if done and done.get(key) != settings[key]]
             if done and not changed:
-                if processes.master:
-                    print(f"{place}: complete, nothing to do")
+                print(f"{place}: complete, nothing to do")
             else:
-                if changed and processes.master:
+                if changed:
                     print(f"{place}: {', '.join(changed)} changed, so it is made again")
                 todo.append((settings, place))
         processes.barrier()   # nobody writes before all have looked
@@ -1084,8 +1086,7 @@ def main(argv=None):
         config, bert, encoder = loaded
         for settings, place in todo:
             metrics = finetune(settings, splits, rows, config, bert, encoder, processes, place, args.log_every)
-            if processes.master:
-                print(summary(metrics), flush=True)
+            print(summary(metrics), flush=True)
     processes.close()
 
 
