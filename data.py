@@ -1425,6 +1425,8 @@ def decode(path, views):
             stream = container.streams.best("video")
             if stream is None or stream.disposition & av.stream.Disposition.attached_pic:   # a song's cover
                 raise VideoError("no video stream")
+            if stream.codec_context is None:
+                raise VideoError("in a format that FFmpeg cannot decode")
             stream.codec_context.thread_count = 1   # the caller runs one process a core
             for frame in timed_frames(container, stream):
                 if frame.time - seconds > 60:
@@ -1610,7 +1612,7 @@ def extract(path, out, streams, cnn_settings):
     try:
         features, seconds = describe(path, functions)
     except VideoError as reason:
-        return video, 0.0, str(reason)
+        return video, 0.0, " ".join(str(reason).split())   # one line of left_out.tsv
     for name in streams:
         target = Path(out) / "features" / name / f"{video}.npy"
         np.save(target.with_suffix(".tmp.npy"), features[name])

@@ -397,11 +397,13 @@ def bad_videos(folder):
                 container.mux(cover.encode(av.VideoFrame.from_ndarray(numbered(3), format="rgb24")))
                 container.mux(cover.encode())
             write_silence(container, stream, 1)
-    for path in folder.glob("*.tmp.mp4"):
+    write_numbered(folder / "unknown.tmp.avi", 16, 8)
+    (folder / "unknown.avi").write_bytes((folder / "unknown.tmp.avi").read_bytes().replace(b"H264", b"ZZZZ"))
+    for path in folder.glob("*.tmp.*"):
         path.unlink()
     return {"cut": "cannot be decoded", "cutfront": "cannot be decoded|cut: it ends", "empty": "cannot be decoded",
             "text": "cannot be decoded", "short": "too short for one step of", "sound": "no video stream",
-            "song": "no video stream"}
+            "song": "no video stream", "unknown": "in a format that FFmpeg cannot decode"}
 
 
 def test_unusable_videos_say_why(tmp_path):
@@ -480,6 +482,13 @@ def test_a_video_that_kills_its_process_is_named_and_loses_no_other(tmp_path, mo
     assert set(json.loads((tmp_path / "durations.json").read_text())) == set("abc")
     monkeypatch.setattr(data, "extract", extract)
     assert set(data.extract_features(files, ["frame"], tmp_path, 1)[0]) == set("abcdefgh")
+
+
+def test_a_reason_is_one_line(tmp_path, monkeypatch):
+    def refuse(path, functions):
+        raise data.VideoError("odd:\n  a\u2028b")
+    monkeypatch.setattr(data, "describe", refuse)
+    assert data.extract("x.mp4", tmp_path, ["frame"], ()) == ("x", 0.0, "odd: a b")
 
 
 def test_results_come_as_they_are_done_and_few_are_under_way():
