@@ -360,7 +360,7 @@ def load_tokenizer(path, cased=None):
 
     `encode(text).ids` then holds [CLS] ... [SEP]; pass add_special_tokens=False for the bare pieces. cased: True or
     False overrides normalizer_of. Raises FileNotFoundError naming what makes the file, ValueError if one of BERT's five
-    special tokens is not in it.
+    special tokens is not in it or an entry stands twice.
     """
     path = _vocab_file(path)
     if path.exists():
@@ -369,6 +369,10 @@ def load_tokenizer(path, cased=None):
         except UnicodeDecodeError as error:
             raise ValueError(f"{path} is not a vocabulary: not UTF-8 (byte {error.start})") from None
         vocabulary = {word: index for index, word in enumerate(words)}
+        if len(vocabulary) < len(words):   # a model's own vocab.txt would leave one out and number the rest anew
+            twice = next(index for index, word in enumerate(words) if vocabulary[word] != index)
+            raise ValueError(f"{path}, line {twice + 1}: {words[twice]!r} stands again in line "
+                             f"{vocabulary[words[twice]] + 1}; replace one by [unusedN], N of your choice")
     elif (whole := path.with_name("tokenizer.json")).exists():   # all that transformers 5 saves
         found = read_json(whole, "").get("model", {})
         if found.get("type") != "WordPiece":

@@ -1042,7 +1042,7 @@ def main(argv=None):
         # --- what is there already: metrics of the same flags, the same weights and the same files
         folder = task_folder(args.data, name)
         files = [path for place in (folder, *[place for _, place in also_answered(args.data, name)]) if place
-                 for path in sorted(place.glob("*.*")) if path.is_file()]
+                 for path in sorted(place.glob("[!.]*.*")) if path.is_file()]   # not what a file manager writes
         digest = hashlib.sha256("".join(map(data.file_hash, files)).encode()).hexdigest() if folder else None
         todo = []
         for seed in args.seed:

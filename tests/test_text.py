@@ -351,6 +351,9 @@ def test_what_is_not_text_is_refused(tmp_path, tiny_vocab, monkeypatch):
     (tmp_path / "vocab.txt").write_bytes(b"\xff\xfe\n")
     with pytest.raises(ValueError, match="vocab.txt is not a vocabulary: not UTF-8"):
         data.load_tokenizer(tmp_path / "vocab.txt")
+    (tmp_path / "vocab.txt").write_text("\n".join([*data.SPECIAL, "a", "b", "a", ""]))
+    with pytest.raises(ValueError, match="vocab.txt, line 6: 'a' stands again in line 8"):
+        data.load_tokenizer(tmp_path / "vocab.txt")
 
 
 def test_an_interrupted_run_counts_for_nothing(tree, direct, vocabularies, tmp_path, monkeypatch):
