@@ -1717,7 +1717,7 @@ def as_completed(pool, job, items, ahead):
     """Yields job(item) of each item, as they are done, with at most `ahead` handed to the pool at a time.
 
     Rejected: pool.map, which makes a million futures at once (2 GB), and whose results wait for the longest video, so
-    that a kill would lose all that came after it. Raises BrokenProcessPool naming the items that may have been the cause.
+    that a kill would lose all that came after it. Raises BrokenProcessPool naming the items that may be the cause.
     """
     items, waiting = iter(items), {}
     try:
@@ -1794,7 +1794,8 @@ def make_features(videos, captions, vocab, streams, out, workers, held_out=None,
     captions: what read_captions reads; None: the files beside the videos. held_out: how many videos to hold out (see
     hold_out). only: ids to keep. shard (k, n): only the features of that part. cased: see load_tokenizer. cnn: weights,
     device, precision of extract_features. Writes features/STREAM/ID.npy, features/STREAM/stream.json, captions/,
-    splits.json (train and valid ids) and left_out.tsv (video, reason). Raises FileNotFoundError / ValueError on missing or malformed inputs.
+    splits.json (train and valid ids) and left_out.tsv (video, reason). Raises FileNotFoundError / ValueError on missing
+    or malformed inputs.
     """
     out = Path(out)
     if not shard:
@@ -2764,7 +2765,8 @@ def main():
     except (OSError, ValueError, DownloadError) as error:
         sys.exit(f"data.py {args.command}: {error}")
     except BrokenProcessPool as error:
-        sys.exit(f"data.py {args.command}: a process was killed, likely for memory: go on with fewer --workers. ({error})")
+        sys.exit(f"data.py {args.command}: a process was killed, likely for memory: go on with fewer --workers "
+                 f"({error})")
 
 
 if __name__ == "__main__":

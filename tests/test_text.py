@@ -392,7 +392,8 @@ def test_text_command(tree, direct, vocabularies, tmp_path, monkeypatch, capsys)
     assert command(*own, "--uncased").count("tokens, uncased") == 2
     assert data.load_tokenizer(tmp_path).normalizer.normalize_str("A") == "a"
     assert command().startswith("python data.py text NAME")
-    for words, message in ((["--train", tree], "--vocab vocab.txt is needed"), (own[:2] + own[4:], "one of --valid FILES"),
+    for words, message in ((["--train", tree], "--vocab vocab.txt is needed"),
+                           (own[:2] + own[4:], "one of --valid FILES"),
                            ([*own, "--valid", tree], "one of --valid FILES"),
                            (["nonsense", "--out", tmp_path], "unknown: nonsense; there are wikitext-103-raw")):
         assert message in command(*words)

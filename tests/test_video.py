@@ -476,7 +476,8 @@ def test_a_video_that_kills_its_process_is_named_and_loses_no_other(tmp_path, mo
 
     def killed(path, **settings):
         return os._exit(1) if path.stem == "d" else extract(path, **settings)
-    monkeypatch.setattr(data, "extract", functools.wraps(extract)(killed))   # pickled by name, found again after the fork
+    # wraps: it is pickled by its name, under which the forked process finds it
+    monkeypatch.setattr(data, "extract", functools.wraps(extract)(killed))
     with pytest.raises(data.BrokenProcessPool, match="at one of .*d.mp4"):
         data.extract_features(files, ["frame"], tmp_path, 1)
     assert set(json.loads((tmp_path / "durations.json").read_text())) == set("abc")
