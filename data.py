@@ -1009,7 +1009,7 @@ def list_downloads(command):
 
 CAPTION_ARRAYS = ("tokens", "bounds", "times", "spans")
 BLANKS = re.compile(r"[ \t\n\r]*")   # JSON's
-BESIDE = (".srt", ".vtt", ".en.vtt", ".csv")   # endings of a caption file beside video ID, the first found is taken
+BESIDE = (".srt", ".vtt", ".en.srt", ".en.vtt", ".csv")   # endings of a caption file beside video ID, the first found is taken
 TIMING = re.compile(r"\s*{0}\s*-->\s*{0}(\s.*)?".format(r"(?:(\d+):)?([0-5]?\d):([0-5]?\d[.,]\d{1,3})"))
 MARKUP = re.compile(r"</?[a-zA-Z][^>]*>|<[\d:.]+>|\{\\[^}]*\}")   # <c>, </i>, <00:00:01.000>, {\an8}; not "a < b"
 
@@ -1438,8 +1438,10 @@ def decode(path, views):
                 for view in views:
                     yield view, view.push(frame, frame.time), seconds
                 seconds = max(seconds, float((frame.pts + frame.duration) * frame.time_base))
-            declared = float((stream.duration or 0) * stream.time_base)
-            if declared - seconds > max(1, 0.05 * declared):
+            # Matroska states the length of the whole file alone, and its sound may outlast the picture: a looser bound
+            stated = stream.duration is not None
+            declared = float(stream.duration * stream.time_base) if stated else (container.duration or 0) / av.time_base
+            if declared - seconds > (max(1, 0.05 * declared) if stated else max(5, 0.2 * declared)):
                 raise VideoError(f"cut: it ends after {seconds:.1f} of {declared:.1f} seconds")
         for view in views:
             yield view, view.close(seconds), seconds
@@ -1660,7 +1662,8 @@ def list_videos(videos, captions, only):
     if not videos.is_dir():
         raise FileNotFoundError(f"no folder of videos at {videos}; `python data.py mini` makes the mini world's")
     for path in sorted(videos.iterdir()):
-        if path.is_file() and path.suffix not in (".json", ".csv", ".srt", ".vtt"):
+        # not captions, nor the thumbnails that downloaders leave
+        if path.is_file() and path.suffix.lower() not in (".json", ".csv", ".srt", ".vtt", ".jpg", ".png", ".webp"):
             by_id.setdefault(path.stem, []).append(path)
     captioned = {video for video, _ in read_captions(captions or videos, by_id, "checking captions")}
     captioned = captioned if only is None else captioned & only
@@ -1996,8 +1999,8 @@ def read_bank(path):
         raise ValueError(f"{path}: a clip bank is a list of {{video, start, end, text}}, and not empty")
     for number, row in enumerate(rows):
         if (not isinstance(row, dict) or not all(isinstance(row.get(key), str) for key in ("video", "text")) or not
-                all(isinstance(row.get(key), (int, float)) for key in ("start", "end")) or row["start"] >= row["end"]):
-            raise ValueError(f"{path}, row {number}: needs video, text, and start before end, not {row!r}")
+                all(isinstance(row.get(key), (int, float)) for key in ("start", "end")) or row["start"] > row["end"]):
+            raise ValueError(f"{path}, row {number}: needs video, text, and start not after end, not {row!r}")
     return rows
 
 

@@ -465,7 +465,7 @@ def test_a_banks_texts_become_the_same_tokens_again(tmp_path, tiny_tokenizer, ti
 @pytest.mark.parametrize("rows, message", [
     ([], "not empty"), ({"video": "a"}, "a clip bank is a list"),
     ([{"video": "a", "start": 0, "end": 1, "text": "x"}, {"video": "a", "start": 0, "end": 1}], "row 1: needs video"),
-    ([{"video": "a", "start": 1, "end": 1, "text": "x"}], "row 0: .*start before end")])
+    ([{"video": "a", "start": 2, "end": 1, "text": "x"}], "row 0: .*start not after end")])
 def test_malformed_banks_name_file_and_row(tmp_path, rows, message):
     (tmp_path / "bank.json").write_text(json.dumps(rows))
     with pytest.raises(ValueError, match=f"bank.json.*{message}"):

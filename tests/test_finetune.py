@@ -446,7 +446,7 @@ def test_two_processes_equal_one(run, tmp_path):
     done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone",
                            str(ROOT / "finetune.py"), *flags, "--out", str(tmp_path / "two")],
                           capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     folders = [tmp_path / which / "finetune/RTE/seed-0" for which in ("one", "two")]
     one, two = [np.array([[float(p) for p in line.split("\t")[3:]]
                           for line in (folder / "predictions-dev.tsv").read_text().splitlines()[1:]])

@@ -384,6 +384,9 @@ def bad_videos(folder):
     write_numbered(folder / "front.tmp.mp4", 80, 8, options={"movflags": "faststart"})
     whole = (folder / "front.tmp.mp4").read_bytes()
     (folder / "cutfront.mp4").write_bytes(whole[:len(whole) * 2 // 3])   # its index lies in front: the start decodes
+    write_numbered(folder / "front.tmp.mkv", 160, 8)   # states the length of the file, not of its streams
+    whole = (folder / "front.tmp.mkv").read_bytes()
+    (folder / "cutmkv.mkv").write_bytes(whole[:len(whole) // 2])
     (folder / "empty.mp4").write_bytes(b"")
     (folder / "text.mp4").write_text("this is not a video\n" * 100)
     write_numbered(folder / "short.mp4", 1, 8)
@@ -401,7 +404,8 @@ def bad_videos(folder):
     (folder / "unknown.avi").write_bytes((folder / "unknown.tmp.avi").read_bytes().replace(b"H264", b"ZZZZ"))
     for path in folder.glob("*.tmp.*"):
         path.unlink()
-    return {"cut": "cannot be decoded", "cutfront": "cannot be decoded|cut: it ends", "empty": "cannot be decoded",
+    return {"cut": "cannot be decoded", "cutfront": "cannot be decoded|cut: it ends",
+            "cutmkv": "cut: it ends", "empty": "cannot be decoded",
             "text": "cannot be decoded", "short": "too short for one step of", "sound": "no video stream",
             "song": "no video stream", "unknown": "in a format that FFmpeg cannot decode"}
 
