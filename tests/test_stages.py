@@ -271,6 +271,27 @@ def test_two_stage_starts_from_the_teacher(mini, taught, tmp_path):
     assert any(not torch.equal(before[key], value) for key, value in weights(tmp_path / "moved").items())
 
 
+def test_vokens_are_of_unmasked_blocks_and_of_the_banks_clips(mini, taught, bank, tmp_path, monkeypatch):
+    given, original = [], distill.voken_labels
+    monkeypatch.setattr(distill, "voken_labels", lambda *args: given.append(args) or original(*args))
+    distill.main(["--teacher", str(taught), "--out", str(tmp_path / "run"), *STUDENT, "--steps", "1", "--objective",
+                  "voken", "--bank", str(bank)])
+    (_, tokens, vectors, clips, *_), = given
+    tokenizer = data.load_tokenizer(mini)
+    assert not (tokens == data.special_ids(tokenizer)["mask"]).any()
+    _, bert, _ = model.load_hf(taught / "model")
+    encoder, _ = model.load_video_encoder(taught / "model" / "video_encoder.pt")
+    unit = lambda x: torch.nn.functional.normalize(x, dim=-1)
+    with torch.no_grad():
+        torch.testing.assert_close(vectors, unit(bert.eval()(tokens)), rtol=0, atol=1e-5)
+        rows, features = data.read_bank(bank), data.Clips(mini, "train", ["frame", "motion"], tokenizer, 32, 48)
+        for row in (0, 66, 69):
+            clip = torch.from_numpy(features.clip(rows[row]["video"], rows[row]["start"], rows[row]["end"]))[None]
+            alone = unit(encoder.eval()(clip, torch.ones(clip.shape[:2], dtype=torch.bool)))[0]
+            torch.testing.assert_close(clips[row], alone, rtol=0, atol=1e-5)
+    assert len(clips) == len(rows) == 70
+
+
 @pytest.mark.parametrize("labels", distill.VOKEN_LABELS)
 def test_voken_label_arms(taught, bank, tmp_path, labels):
     distill.main(["--teacher", str(taught), "--out", str(tmp_path / "run"), *STUDENT, "--objective", "voken", "--bank",
