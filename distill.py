@@ -169,7 +169,7 @@ def soft_label_loss(student_logits, teacher_logits, temperature, count=None):
 
     student_logits, teacher_logits: [N, V] of the MLM heads; count: what to divide by (None: N; with several processes
     all processes' N). Called at the masked positions only: elsewhere both models see the token they are asked for, and
-    logits are the largest product of a step. The authors' code (deleted before release) took all positions at tau = 1
+    logits are the largest product of a step. The authors' code (in its history) took all positions at tau = 1
     and the mean over B x L x V times 1,000: 0.03 of this mean at their 30,522 words. An older variant of theirs asked a
     head of its own for the teacher's likeliest word at masked positions.
     """
@@ -214,8 +214,8 @@ def voken_labels(kind, tokens, vectors, bank, generator, rows, batch):
 def bank_vectors(args, tokenizer, device, progress):
     """Unit vectors [C, Ht] of the clips of --bank by the teacher's video encoder; their features lie in --data.
 
-    Made at every start and not kept: a few minutes for 30,000 clips, and the same each time. Raises ValueError if the
-    teacher never trained its video encoder.
+    Made at every start rather than kept: it is the same each time. Raises ValueError if the teacher never trained its
+    video encoder.
     """
     encoder, settings = model.load_video_encoder(Path(args.teacher) / "model" / "video_encoder.pt")
     if not settings["trained"]:
