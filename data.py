@@ -37,7 +37,7 @@ import time
 import urllib.request
 import zipfile
 import zlib
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
 from fractions import Fraction
@@ -356,25 +356,35 @@ def normalizer_of(folder, words):
 
 
 def load_tokenizer(path, cased=None):
-    """Reads vocab.txt (or a folder that holds one) into a tokenizers.Tokenizer that adds no special tokens by default.
+    """Reads vocab.txt, or of a folder its vocab.txt, else its tokenizer.json, into a tokenizers.Tokenizer.
 
     `encode(text).ids` then holds [CLS] ... [SEP]; pass add_special_tokens=False for the bare pieces. cased: True or
     False overrides normalizer_of. Raises FileNotFoundError naming what makes the file, ValueError if one of BERT's five
-    special tokens is not in it.
+    special tokens is not in it or an entry stands twice.
     """
     path = _vocab_file(path)
-    if not path.exists():
+    if path.exists():
+        try:   # not splitlines(): it also cuts at U+2028 and its like, which stand in real vocabularies
+            words = [word.rstrip("\r") for word in path.read_text(encoding="utf-8").removesuffix("\n").split("\n")]
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path} is not a vocabulary: not UTF-8 (byte {error.start})") from None
+        vocabulary = {word: index for index, word in enumerate(words)}
+        if len(vocabulary) < len(words):   # a model's own vocab.txt would leave one out and number the rest anew
+            twice = next(index for index, word in enumerate(words) if vocabulary[word] != index)
+            raise ValueError(f"{path}, line {twice + 1}: {words[twice]!r} stands again in line "
+                             f"{vocabulary[words[twice]] + 1}; replace one by [unusedN], N of your choice")
+    elif (whole := path.with_name("tokenizer.json")).exists():   # all that transformers 5 saves
+        found = read_json(whole, "").get("model", {})
+        if found.get("type") != "WordPiece":
+            raise ValueError(f"{whole} holds a {found.get('type')} tokenizer, BERT's is WordPiece")
+        vocabulary = found["vocab"]
+    else:
         raise FileNotFoundError(f"no vocabulary at {path}; `python data.py mini` trains one, and for the sizes small "
                                 f"and base `python data.py weights bert-base-uncased` fetches one")
-    try:   # not splitlines(): it also cuts at U+2028 and its like, which stand in real vocabularies
-        words = [word.rstrip("\r") for word in path.read_text(encoding="utf-8").removesuffix("\n").split("\n")]
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not a vocabulary: not UTF-8 (byte {error.start})") from None
-    missing = [token for token in SPECIAL if token not in words]
+    missing = [token for token in SPECIAL if token not in vocabulary]
     if missing:
         raise ValueError(f"{path} is not a BERT vocabulary: it lacks {', '.join(missing)}")
-    vocabulary = {word: index for index, word in enumerate(words)}
-    normalizer = normalizer_of(path.parent, words) if cased is None else {"lowercase": not cased}
+    normalizer = normalizer_of(path.parent, vocabulary) if cased is None else {"lowercase": not cased}
     tokenizer = _bert_tokenizer(tokenizers.models.WordPiece(
         vocabulary, unk_token="[UNK]", max_input_chars_per_word=100), **normalizer)
     tokenizer.add_special_tokens(SPECIAL)
@@ -413,9 +423,11 @@ def keep_vocab(vocab, folder, cased=None):
 
     How it was normalised goes along, in tokenizer_config.json (transformers' names). Returns the copy's path.
     """
-    vocab, kept = _vocab_file(vocab), Path(folder) / "vocab.txt"
-    normalizer = load_tokenizer(vocab, cased).normalizer
-    if vocab.resolve() != kept.resolve():
+    tokenizer, vocab, kept = load_tokenizer(vocab, cased), _vocab_file(vocab), Path(folder) / "vocab.txt"
+    normalizer, pieces = tokenizer.normalizer, tokenizer.get_vocab()
+    if not vocab.exists():   # a folder with tokenizer.json alone
+        write_text(kept, "".join(piece + "\n" for piece in sorted(pieces, key=pieces.get)))
+    elif vocab.resolve() != kept.resolve():
         shutil.copyfile(vocab, kept.with_suffix(".tmp"))
         os.replace(kept.with_suffix(".tmp"), kept)
     write_json(kept.with_name("tokenizer_config.json"), {
@@ -431,6 +443,11 @@ def file_hash(path):
         while piece := file.read(1 << 20):
             digest.update(piece)
     return digest.hexdigest()
+
+
+def tokenizer_hash(tokenizer):
+    """sha256 of all that decides which tokens a text becomes: pieces and how text is normalised."""
+    return hashlib.sha256(tokenizer.to_str().encode()).hexdigest()
 
 
 def smallest_integer(vocabulary_size):
@@ -541,18 +558,16 @@ def pack_text(files, vocab, out, name, workers=1, cased=None, min_words=MIN_WORD
 
     Raises FileNotFoundError, and ValueError where a file is not text or no line is worth training on.
     """
-    out, vocab = Path(out), _vocab_file(vocab)
+    out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     ranges = []
     for part in files:
         ranges += [part] if isinstance(part, tuple) else [(path, 0, path.stat().st_size) for path in text_files([part])]
     tokenizer = load_tokenizer(vocab, cased)
-    rule = tokenizer.normalizer
     listing = [[path.name, path.stat().st_size, path.stat().st_mtime_ns, start, stop] for path, start, stop in ranges]
     source = {"files": len({path for path, *_ in ranges}), "bytes": sum(stop - start for _, start, stop in ranges),
               "listing_sha256": hashlib.sha256(json.dumps(listing).encode()).hexdigest(), "min_words": min_words,
-              "vocab_sha256": file_hash(vocab), "lowercase": rule.lowercase, "strip_accents": rule.strip_accents,
-              "handle_chinese_chars": rule.handle_chinese_chars}
+              "tokenizer_sha256": tokenizer_hash(tokenizer)}
     described, temporary = out / f"{name}.json", out / f"{name}.bin.tmp"
     if (described.exists() and (out / f"{name}.bin").exists() and
             read_json(described, "python data.py text")["source"] == source):
@@ -571,7 +586,7 @@ def pack_text(files, vocab, out, name, workers=1, cased=None, min_words=MIN_WORD
     os.replace(temporary, out / f"{name}.bin")
     keep_vocab(vocab, out, cased)
     write_json(described, {"tokens": total, "dtype": kind.name, "source": source})
-    print(f"{out / name}.bin: {total:,} tokens, {'uncased' if rule.lowercase else 'cased'}")
+    print(f"{out / name}.bin: {total:,} tokens, {'uncased' if tokenizer.normalizer.lowercase else 'cased'}")
 
 
 def _in_order(tokenizer, groups, kind, min_words, workers):
@@ -1208,7 +1223,7 @@ def unroll(entry, pieces, seconds, inside):
     return used, left_out
 
 
-def pack_captions(source, durations, vocab, out):
+def pack_captions(source, durations, vocab, out, cased=None):
     """Tokenises the captions of the videos in `durations` ({id: seconds}) into out/captions/ (see the section's head).
 
     Does nothing if that was done from the same files. Captions whose times make no sense are listed in
@@ -1218,14 +1233,14 @@ def pack_captions(source, durations, vocab, out):
     files = [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path, _ in caption_files(source, ids)]
     made_from = {name: hashlib.sha256(json.dumps(value).encode()).hexdigest() for name, value in
                  (("captions", files), ("videos", [[video, durations[video]] for video in ids]))}
-    made_from["vocab"] = file_hash(vocab)
+    tokenizer = load_tokenizer(vocab, cased)
+    made_from["tokenizer"] = tokenizer_hash(tokenizer)
     if (folder / "index.json").exists() and all((folder / f"{name}.bin").exists() for name in CAPTION_ARRAYS):
         index = read_json(folder / "index.json", "python data.py video")
         if index["made_from"] == made_from:
             print(f"{folder}: up to date")
             return index["counts"]
     folder.mkdir(exist_ok=True)
-    tokenizer = load_tokenizer(vocab)
     kind = smallest_integer(tokenizer.get_vocab_size())
     inside = frozenset(index for piece, index in tokenizer.get_vocab().items() if piece.startswith("##"))
     counts, spans, waiting, held = {"read": 0, "kept": 0, "tokens": 0}, {}, [], 0
@@ -1414,6 +1429,8 @@ def decode(path, views):
             stream = container.streams.best("video")
             if stream is None or stream.disposition & av.stream.Disposition.attached_pic:   # a song's cover
                 raise VideoError("no video stream")
+            if stream.codec_context is None:
+                raise VideoError("in a format that FFmpeg cannot decode")
             stream.codec_context.thread_count = 1   # the caller runs one process a core
             for frame in timed_frames(container, stream):
                 if frame.time - seconds > 60:
@@ -1599,7 +1616,7 @@ def extract(path, out, streams, cnn_settings):
     try:
         features, seconds = describe(path, functions)
     except VideoError as reason:
-        return video, 0.0, str(reason)
+        return video, 0.0, " ".join(str(reason).split())   # one line of left_out.tsv
     for name in streams:
         target = Path(out) / "features" / name / f"{video}.npy"
         np.save(target.with_suffix(".tmp.npy"), features[name])
@@ -1696,6 +1713,23 @@ def read_records(out, shard):
     return durations, reasons, taken
 
 
+def as_completed(pool, job, items, ahead):
+    """Yields job(item) of each item, as they are done, with at most `ahead` handed to the pool at a time.
+
+    Rejected: pool.map, which makes a million futures at once (2 GB), and whose results wait for the longest video, so
+    that a kill would lose all that came after it. Raises BrokenProcessPool naming the items that may be the cause.
+    """
+    items, waiting = iter(items), {}
+    try:
+        while waiting := waiting | {pool.submit(job, item): item for item in islice(items, ahead - len(waiting))}:
+            done = wait(waiting, return_when=FIRST_COMPLETED).done
+            for future in sorted(done, key=lambda future: future.exception() is not None):   # good results first
+                yield future.result()
+                del waiting[future]
+    except BrokenProcessPool:
+        raise BrokenProcessPool(f"at one of {', '.join(map(str, waiting.values()))}") from None
+
+
 def extract_features(files, streams, out, workers=None, shard=None, weights="data/weights", device="auto",
                      precision="fp32"):
     """Features of videos {id: path}, in several processes. Returns ({id: seconds}, {id: why it is left out}).
@@ -1724,24 +1758,28 @@ def extract_features(files, streams, out, workers=None, shard=None, weights="dat
 
     def save():
         write_json(out / f"durations{tag}.json", dict(sorted(durations.items())))
-    pool, saved = ProcessPoolExecutor(workers), time.time()
+    saved, settings = time.time(), {}
     if cnn:   # spawn: neither CUDA nor OpenMP survives a fork
         threads = max(1, os.cpu_count() // workers)
-        pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), torch.set_num_threads, (threads,))
+        settings = {"mp_context": multiprocessing.get_context("spawn"), "initializer": torch.set_num_threads,
+                    "initargs": (threads,)}
         print(f"{len(todo):,} videos on {device} in {precision}, {workers} processes of {threads} threads")
-    with pool, tqdm(total=len(todo), unit="video", desc="features" + tag) as bar:
-        job = partial(extract, out=out, streams=streams, cnn_settings=cnn_settings)
-        for video, seconds, reason in pool.map(job, todo, chunksize=1 if cnn else 8):
-            bar.update()
-            if reason:
-                reasons[video] = reason
-                durations.pop(video, None)   # it may have been usable once
-            else:
-                durations[video] = seconds
-            if time.time() - saved > 60:
-                save()
-                saved = time.time()
-    save()
+    job = partial(extract, out=out, streams=streams, cnn_settings=cnn_settings)
+    with ProcessPoolExecutor(workers, **settings) as pool, \
+            tqdm(total=len(todo), unit="video", desc="features" + tag) as bar:
+        try:
+            for video, seconds, reason in as_completed(pool, job, todo, 2 * workers):
+                bar.update()
+                if reason:
+                    reasons[video] = reason
+                    durations.pop(video, None)   # it may have been usable once
+                else:
+                    durations[video] = seconds
+                if time.time() - saved > 60:
+                    save()
+                    saved = time.time()
+        finally:   # whatever ends it
+            save()
     if shard:
         write_text(out / f"left_out{tag}.tsv", "".join(f"{v}\t{reason}\n" for v, reason in sorted(reasons.items())))
     for path in taken:   # now in the common record
@@ -1749,17 +1787,19 @@ def extract_features(files, streams, out, workers=None, shard=None, weights="dat
     return {video: durations[video] for video in files if video in durations and video not in reasons}, reasons
 
 
-def make_features(videos, captions, vocab, streams, out, workers, held_out=None, only=None, shard=None, **cnn):
+def make_features(videos, captions, vocab, streams, out, workers, held_out=None, only=None, shard=None, cased=None,
+                  **cnn):
     """`data.py video`: features of every captioned video in a folder, and their captions packed. Resumable.
 
     captions: what read_captions reads; None: the files beside the videos. held_out: how many videos to hold out (see
-    hold_out). only: ids to keep. shard (k, n): only the features of that part. cnn: weights, device, precision of
-    extract_features. Writes features/STREAM/ID.npy, features/STREAM/stream.json, captions/, splits.json (train and
-    valid ids) and left_out.tsv (video, reason). Raises FileNotFoundError / ValueError on missing or malformed inputs.
+    hold_out). only: ids to keep. shard (k, n): only the features of that part. cased: see load_tokenizer. cnn: weights,
+    device, precision of extract_features. Writes features/STREAM/ID.npy, features/STREAM/stream.json, captions/,
+    splits.json (train and valid ids) and left_out.tsv (video, reason). Raises FileNotFoundError / ValueError on missing
+    or malformed inputs.
     """
     out = Path(out)
     if not shard:
-        load_tokenizer(vocab)   # what is wrong with it is said now, not after days of decoding
+        load_tokenizer(vocab, cased)   # what is wrong with it is said now, not after days of decoding
     files, left_out = list_videos(videos, captions, only)
     usable, reasons = extract_features(files, streams, out, workers, shard, **cnn)
     if shard:
@@ -1772,8 +1812,8 @@ def make_features(videos, captions, vocab, streams, out, workers, held_out=None,
     if not usable:
         raise ValueError(f"not one usable video in {videos}; the reasons are in {out / 'left_out.tsv'}")
     (out / "splits.json").unlink(missing_ok=True)   # written last: where it is, all is
-    counts = pack_captions(captions or videos, usable, vocab, out)
-    keep_vocab(vocab, out)
+    counts = pack_captions(captions or videos, usable, vocab, out, cased)
+    keep_vocab(vocab, out, cased)
     valid = hold_out(usable, held_out, out)
     write_json(out / "splits.json", {"train": sorted(set(usable) - valid), "valid": sorted(valid)})
     print(f"{len(usable):,} videos, {len(valid):,} of them held out, {sum(usable.values()) / 3600:.2f} hours, "
@@ -2630,13 +2670,13 @@ def text_command(args):
     """`data.py text`: fetches the named corpora, then packs them and the given files; without either, lists corpora."""
     if not args.names and not args.train:
         return list_downloads("text")
-    if not args.out or args.train and not args.vocab:
-        raise ValueError("--out FOLDER is needed, and --vocab vocab.txt to pack")
+    if args.train and not args.vocab:
+        raise ValueError("--vocab vocab.txt is needed to pack text")
     files = download("text", args.names, args.out, args.mirror)
     train, valid = ([path for path in files if f".{split}." in path.name] + given
                     for split, given in (("train", args.train), ("valid", args.valid)))
     if not train or not args.vocab:
-        return print(f"fetched: {', '.join(map(str, files))}; add --vocab vocab.txt to pack a corpus")
+        return files and print(f"fetched: {', '.join(map(str, files))}; add --vocab vocab.txt to pack a corpus")
     if bool(valid) == bool(args.valid_lines):
         raise ValueError("one of --valid FILES and --valid-lines N is needed")
     if args.valid_lines:
@@ -2683,7 +2723,7 @@ def main():
     text.add_argument("--min-words", type=int, default=MIN_WORDS, help="drop lines of fewer words between spaces; 1 "
                       "suits languages written without spaces")
     text.add_argument("--vocab", help="vocab.txt")
-    text.add_argument("--out")
+    text.add_argument("--out", default="data/text")
     for command in (mini, text):
         command.add_argument("--workers", type=int, default=os.cpu_count(), help="processes")
     video.add_argument("--workers", type=int, help="processes; default: one a core, with CNNs on a GPU 4")
@@ -2711,11 +2751,8 @@ def main():
             shard = parse_shard(args.shard) if args.shard else None
             if not shard and not args.vocab:
                 raise ValueError("--vocab is missing: only a --shard can do without")
-            if args.cased is not None and not shard:   # it is the copy in the data folder that counts from here on
-                Path(args.out).mkdir(parents=True, exist_ok=True)
-                args.vocab = keep_vocab(args.vocab, args.out, args.cased)
             make_features(args.videos, args.captions, args.vocab, args.streams, args.out, args.workers, args.held_out,
-                          only, shard, weights=args.weights, device=args.device, precision=args.precision)
+                          only, shard, args.cased, weights=args.weights, device=args.device, precision=args.precision)
         elif args.command == "bank":
             out = args.out or Path(args.data) / "bank.json"
             make_bank(args.data, args.split, args.clips, args.seed, args.block, out)
@@ -2727,8 +2764,9 @@ def main():
             list_downloads(args.command)
     except (OSError, ValueError, DownloadError) as error:
         sys.exit(f"data.py {args.command}: {error}")
-    except BrokenProcessPool:
-        sys.exit(f"data.py {args.command}: a process was killed, likely for memory; go on with fewer --workers")
+    except BrokenProcessPool as error:
+        sys.exit(f"data.py {args.command}: a process was killed, likely for memory: go on with fewer --workers "
+                 f"({error})")
 
 
 if __name__ == "__main__":

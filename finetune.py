@@ -24,6 +24,7 @@ import functools
 import hashlib
 import itertools
 import json
+import os
 import re
 import sys
 import time
@@ -226,21 +227,17 @@ class Task:
     kind: str           # classification, regression, choice (a softmax over candidate texts), or span (SQuAD)
     labels: tuple       # as the files write them, in the order of the model's outputs; the range of a regression
     read: Callable      # (folder, split) -> [Example]
-    get: str            # where the files come from
     rows: dict          # rows of the published files, to notice a wrong download
     splits: tuple = ("train", "dev", "test")
     folders: tuple = ()  # under --data, besides the task's own name and that in lower case
     answered_by: str = None  # the task whose model answers it; nothing is trained on it
 
 
-SQUAD_FILES = "https://rajpurkar.github.io/SQuAD-explorer/dataset/"
-GLUE_FILES = "https://dl.fbaipublicfiles.com/glue/data/"
 ENTAILMENT = ("entailment", "not_entailment")
 NLI = ("contradiction", "entailment", "neutral")
 MNLI_FILES = {"dev": "dev_matched.tsv", "dev-mismatched": "dev_mismatched.tsv", "test": "test_matched.tsv",
               "test-mismatched": "test_mismatched.tsv"}
 MNLI_ROWS = {"train": 392702, "dev": 9815, "dev-mismatched": 9832, "test": 9796, "test-mismatched": 9847}
-TRACIE_FILES = "https://github.com/allenai/tracie, folder data"
 
 
 def sizes(train, dev, test):
@@ -249,45 +246,37 @@ def sizes(train, dev, test):
 
 TASKS = {
     "CoLA": Task("classification", ("0", "1"), glue("sentence", header=["source", "label", "star", "sentence"]),
-                 GLUE_FILES + "CoLA.zip", sizes(8551, 1043, 1063)),
-    "SST-2": Task("classification", ("0", "1"), glue("sentence"), GLUE_FILES + "SST-2.zip", sizes(67349, 872, 1821)),
-    "MRPC": Task("classification", ("0", "1"), read_mrpc, "https://dl.fbaipublicfiles.com/senteval/senteval_data/"
-                 "msr_paraphrase_{train,test}.txt and " + GLUE_FILES + "mrpc_dev_ids.tsv", sizes(3668, 408, 1725)),
-    "STS-B": Task("regression", (0.0, 5.0), glue("sentence1", "sentence2", label="score"),
-                  GLUE_FILES + "STS-B.zip", sizes(5749, 1500, 1379)),
+                 sizes(8551, 1043, 1063)),
+    "SST-2": Task("classification", ("0", "1"), glue("sentence"), sizes(67349, 872, 1821)),
+    "MRPC": Task("classification", ("0", "1"), read_mrpc, sizes(3668, 408, 1725)),
+    "STS-B": Task("regression", (0.0, 5.0), glue("sentence1", "sentence2", label="score"), sizes(5749, 1500, 1379)),
     "QQP": Task("classification", ("0", "1"), glue("question1", "question2", label="is_duplicate", skip_short=True),
-                GLUE_FILES + "QQP-clean.zip", sizes(363846, 40430, 390965)),
+                sizes(363846, 40430, 390965)),
     "MNLI": Task("classification", NLI, glue("sentence1", "sentence2", label="gold_label", files=MNLI_FILES),
-                 GLUE_FILES + "MNLI.zip", MNLI_ROWS, splits=tuple(MNLI_ROWS)),
+                 MNLI_ROWS, splits=tuple(MNLI_ROWS)),
     # one set of pairs in two files, without labels (for GLUE's server) and with labels and categories
-    "AX": Task("classification", NLI, glue("sentence1", "sentence2", files={"test": "AX.tsv"}), GLUE_FILES + "AX.tsv",
-               {"test": 1104}, splits=("test",), answered_by="MNLI"),
-    "diagnostics": Task("classification", NLI, read_diagnostics, "https://www.dropbox.com/s/ju7d95ifb072q9f/"
-                        "diagnostic-full.tsv?dl=1", {"test": 1104}, splits=("test",), answered_by="MNLI"),
-    "QNLI": Task("classification", ENTAILMENT, glue("question", "sentence"), GLUE_FILES + "QNLIv2.zip",
-                 sizes(104743, 5463, 5463)),
-    "RTE": Task("classification", ENTAILMENT, glue("sentence1", "sentence2"), GLUE_FILES + "RTE.zip",
-                sizes(2490, 277, 3000)),
-    "WNLI": Task("classification", ("0", "1"), glue("sentence1", "sentence2"), GLUE_FILES + "WNLI.zip",
-                 sizes(635, 71, 146)),
-    "PIQA": Task("choice", ("0", "1"), read_piqa, "https://storage.googleapis.com/ai2-mosaic/public/physicaliqa/"
-                 "physicaliqa-train-dev.zip", sizes(16113, 1838, 3084)),
-    "SWAG": Task("choice", ("0", "1", "2", "3"), read_swag,
-                 "https://raw.githubusercontent.com/rowanz/swagaf/master/data/{train,val,test}.csv",
-                 sizes(73546, 20006, 20005)),
+    "AX": Task("classification", NLI, glue("sentence1", "sentence2", files={"test": "AX.tsv"}), {"test": 1104},
+               splits=("test",), answered_by="MNLI"),
+    "diagnostics": Task("classification", NLI, read_diagnostics, {"test": 1104}, splits=("test",), answered_by="MNLI"),
+    "QNLI": Task("classification", ENTAILMENT, glue("question", "sentence"), sizes(104743, 5463, 5463)),
+    "RTE": Task("classification", ENTAILMENT, glue("sentence1", "sentence2"), sizes(2490, 277, 3000)),
+    "WNLI": Task("classification", ("0", "1"), glue("sentence1", "sentence2"), sizes(635, 71, 146)),
+    "PIQA": Task("choice", ("0", "1"), read_piqa, sizes(16113, 1838, 3084)),
+    "SWAG": Task("choice", ("0", "1", "2", "3"), read_swag, sizes(73546, 20006, 20005)),
     # lambda: the reader stands with the rest of SQuAD, below
-    "SQuAD1": Task("span", (), lambda folder, split: read_squad(folder, split, "v1.1"),
-                   SQUAD_FILES + "{train,dev}-v1.1.json", sizes(87599, 10570, None), folders=("squad", "SQuAD")),
-    "SQuAD2": Task("span", (), lambda folder, split: read_squad(folder, split, "v2.0"),
-                   SQUAD_FILES + "{train,dev}-v2.0.json", sizes(130319, 11873, None), folders=("squad", "SQuAD")),
+    "SQuAD1": Task("span", (), lambda folder, split: read_squad(folder, split, "v1.1"), sizes(87599, 10570, None),
+                   folders=("squad", "SQuAD")),
+    "SQuAD2": Task("span", (), lambda folder, split: read_squad(folder, split, "v2.0"), sizes(130319, 11873, None),
+                   folders=("squad", "SQuAD")),
     # a premise-hypothesis pair: (query, story); published without a dev split. The plain name is the mini world's.
-    "TRACIE": Task("classification", ("negative", "positive"), tracie("tracie_train.txt"), TRACIE_FILES, {}),
-    "TRACIE-iid": Task("classification", ("negative", "positive"), tracie("tracie_train.txt"), TRACIE_FILES,
-                       sizes(1174, None, 4248), folders=("TRACIE/iid", "tracie/iid", "iid")),
+    "TRACIE": Task("classification", ("negative", "positive"), tracie("tracie_train.txt"), {}),
+    "TRACIE-iid": Task("classification", ("negative", "positive"), tracie("tracie_train.txt"), sizes(1174, None, 4248),
+                       folders=("TRACIE/iid", "tracie/iid", "iid")),
     "TRACIE-uniform-prior": Task("classification", ("negative", "positive"), tracie("tracie_train_uniform_prior.txt"),
-                                 TRACIE_FILES, sizes(860, None, 4248),
+                                 sizes(860, None, 4248),
                                  folders=("TRACIE/uniform-prior", "tracie/uniform-prior", "uniform-prior")),
 }
+GET = "`python data.py tasks` lists and fetches the published files, `python data.py mini` makes the mini world's"
 
 
 def task_folder(root, name):
@@ -364,17 +353,15 @@ class Rows:
         self.targets, self.candidates = targets, len(examples[0].texts)
         special = data.special_ids(tokenizer)
         pairs = [pair for example in examples for pair in example.texts]
-        encode = lambda texts: [out.ids for out in tokenizer.encode_batch(texts, add_special_tokens=False)]
-        firsts = encode([first for first, _ in pairs])
-        seconds = iter(encode([second for _, second in pairs if second is not None]))
-        pieces, self.seconds = [], []
-        for (_, second), a in zip(pairs, firsts):
-            b = None if second is None else next(seconds)
-            a, b = truncate(a, b, max_length)
+        firsts = encoded(tokenizer, (first for first, _ in pairs))
+        seconds = encoded(tokenizer, (second for _, second in pairs if second is not None))
+        pieces, begins = [], []
+        for (_, second), first in zip(pairs, firsts):
+            a, b = truncate(first.ids, None if second is None else next(seconds).ids, max_length)
             head = [special["cls"], *a, special["sep"]]
-            self.seconds.append(len(head))
+            begins.append(len(head))
             pieces.append(np.array(head + ([] if b is None else [*b, special["sep"]]), dtype=np.int32))
-        self.ids, self.pad = np.concatenate(pieces), special["pad"]
+        self.ids, self.seconds, self.pad = np.concatenate(pieces), np.array(begins), special["pad"]
         self.starts = np.concatenate([[0], np.cumsum([len(piece) for piece in pieces])])
         self.lengths = np.diff(self.starts).reshape(-1, self.candidates).max(1)   # [rows], the longest candidate's
 
@@ -390,8 +377,15 @@ class Rows:
         mask = place < length[:, None]                                                                      # [B*C, L]
         tokens = np.full(mask.shape, self.pad, dtype=np.int64)
         tokens[mask] = np.concatenate([self.ids[self.starts[t]:self.starts[t + 1]] for t in texts])
-        segments = mask & (place >= np.array(self.seconds)[texts][:, None])
+        segments = mask & (place >= self.seconds[texts][:, None])
         return torch.from_numpy(tokens), torch.from_numpy(mask), torch.from_numpy(segments.astype(np.int64))
+
+
+def encoded(tokenizer, texts, **flags):
+    """Yields the bare encoding of each text; a thousand at a time, since an Encoding is far larger than its ids."""
+    texts = iter(texts)
+    while some := list(itertools.islice(texts, 1024)):
+        yield from tokenizer.encode_batch(some, add_special_tokens=False, **flags)
 
 
 def truncate(a, b, max_length):
@@ -527,13 +521,6 @@ def span_head(config):
     head = torch.nn.Linear(config.hidden_size, 2)
     model.init_weights(head, config.initializer_range)
     return head
-
-
-def encoded(tokenizer, texts, **flags):
-    """Yields the bare encoding of each text; a thousand at a time, since an Encoding is far larger than its ids."""
-    texts = iter(texts)
-    while some := list(itertools.islice(texts, 1024)):
-        yield from tokenizer.encode_batch(some, add_special_tokens=False, **flags)
 
 
 def answer_span(example, document, piece_word, answer):
@@ -678,6 +665,8 @@ DEFAULTS = {
         # ours, chosen on the validation nouns of world 0. The tasks are balanced to an exclusive or of noun and word,
         # which small batches, larger rates and dropout all leave at its saddle: accuracy 0.50, loss log 2.
         "lr": 1e-3, "epochs": 40.0, "batch": 256, "dropout": 0.0,
+        # BERT's 0.02 is half of 1 / sqrt(width) at 768, a quarter of it at 128, where it leaves most runs at that saddle
+        "head_std": 0.1,
         "max_length": 64, "warmup": 0.1,                 # ours; no mini row is longer
         "weight_decay": 0.0, "eps": 1e-6,                # authors' script
         "precision": "auto"},                            # ours
@@ -685,7 +674,7 @@ DEFAULTS = {
         "lr": 1e-4, "epochs": 3.0, "batch": 32,          # authors' script (run_glue_at_epoch.bash)
         "max_length": 126, "warmup": 0.1,                # authors' script
         "weight_decay": 0.0, "eps": 1e-6,                # authors' script
-        "dropout": 0.1,                                  # BERT's own
+        "dropout": 0.1, "head_std": 0.02,                # BERT's own
         "precision": "auto"},                            # ours
 }
 DEFAULTS["small"] = DEFAULTS["base"]                     # authors' script: one recipe for all sizes
@@ -722,6 +711,7 @@ def parse_args(argv=None):
     parser.add_argument("--weight-decay", type=float)
     parser.add_argument("--eps", type=float, help="AdamW's epsilon")
     parser.add_argument("--dropout", type=float)
+    parser.add_argument("--head-std", type=float, help="deviation of the task head's first weights")
     parser.add_argument("--clip", type=float, default=1.0, help="gradient norm limit")
     parser.add_argument("--train-limit", type=int, help="train on this many rows, the first of the file")
     parser.add_argument("--split-dev", action="store_true",
@@ -879,10 +869,9 @@ def finetune(settings, splits, rows, config, bert, encoder, processes, folder, l
     torch.manual_seed(seed)
     bert.load_state_dict(encoder)
     model.set_dropout(config, bert, settings["dropout"])
-    head = span_head(config) if kind == "span" else \
-        model.SequenceHead(dataclasses.replace(config, hidden_dropout_prob=settings["dropout"]),
-                           len(TASKS[name].labels) if kind == "classification" else 1)
-    head = head.to(device)
+    shape = dataclasses.replace(config, hidden_dropout_prob=settings["dropout"], initializer_range=settings["head_std"])
+    head = (span_head(shape) if kind == "span" else
+            model.SequenceHead(shape, len(TASKS[name].labels) if kind == "classification" else 1)).to(device)
 
     # --- optimizer
     optimizer = model.optimizer_for([bert, head], settings["lr"], settings["weight_decay"], settings["eps"])
@@ -989,8 +978,7 @@ def load_task(args, name):
     """All splits of a task that have a file -> (folder, {split: (examples, targets, meta)}); says which are missing."""
     folder = task_folder(args.data, name)
     if folder is None:
-        raise FileNotFoundError(f"no folder {name} under {args.data}; `python data.py mini` makes data/mini/tasks, the "
-                                f"published files are at {TASKS[name].get}")
+        raise FileNotFoundError(f"no folder {name} under {args.data}; {GET}")
     splits = {}
     for split in TASKS[name].splits:
         if split == "train" and args.split_dev:
@@ -999,8 +987,7 @@ def load_task(args, name):
             splits[split] = read_split(name, folder, split)
         except FileNotFoundError as error:
             if split == "train":
-                raise FileNotFoundError(f"{error} is missing; the published files are at {TASKS[name].get}, `python "
-                                        f"data.py mini` makes the mini ones, and --split-dev does without") from None
+                raise FileNotFoundError(f"{error} is missing; {GET}, and --split-dev does without") from None
             if split in ("dev", "test"):
                 print(f"{name}: no {split} split ({error} is missing), so nothing is said about it")
     for other, place in also_answered(args.data, name):
@@ -1010,7 +997,7 @@ def load_task(args, name):
             print(f"{name}: {error} is missing, so {other} is not answered")
     if args.split_dev:
         if "dev" not in splits:
-            raise FileNotFoundError(f"--split-dev needs the dev file of {name} in {folder}; see {TASKS[name].get}")
+            raise FileNotFoundError(f"--split-dev needs the dev file of {name} in {folder}; {GET}")
         half = len(splits["dev"][0]) // 2
         first, second = [tuple(None if part is None else part[cut] for part in splits["dev"])
                          for cut in (slice(None, half), slice(half, None))]
@@ -1026,6 +1013,8 @@ def main(argv=None):
     # --- setup
     args = parse_args(argv)
     processes = data.Processes(args.device)
+    if not processes.master:
+        sys.stdout = open(os.devnull, "w")   # every process reads the files; what there is to say of them is said once
     torch.set_float32_matmul_precision("high")
     model_folder, run = locate_model(args.model)
     run = Path(args.out or run)
@@ -1041,7 +1030,7 @@ def main(argv=None):
         # --- what is there already: metrics of the same flags, the same weights and the same files
         folder = task_folder(args.data, name)
         files = [path for place in (folder, *[place for _, place in also_answered(args.data, name)]) if place
-                 for path in sorted(place.glob("*.*")) if path.is_file()]
+                 for path in sorted(place.glob("[!.]*.*")) if path.is_file()]   # not what a file manager writes
         digest = hashlib.sha256("".join(map(data.file_hash, files)).encode()).hexdigest() if folder else None
         todo = []
         for seed in args.seed:
@@ -1051,10 +1040,9 @@ def main(argv=None):
             done = (place / "metrics.json").exists() and data.read_json(place / "args.json", "finetune.py")["arguments"]
             changed = [key for key in settings if done and done.get(key) != settings[key]]
             if done and not changed:
-                if processes.master:
-                    print(f"{place}: complete, nothing to do")
+                print(f"{place}: complete, nothing to do")
             else:
-                if changed and processes.master:
+                if changed:
                     print(f"{place}: {', '.join(changed)} changed, so it is made again")
                 todo.append((settings, place))
         processes.barrier()   # nobody writes before all have looked
@@ -1086,8 +1074,7 @@ def main(argv=None):
         config, bert, encoder = loaded
         for settings, place in todo:
             metrics = finetune(settings, splits, rows, config, bert, encoder, processes, place, args.log_every)
-            if processes.master:
-                print(summary(metrics), flush=True)
+            print(summary(metrics), flush=True)
     processes.close()
 
 

@@ -328,12 +328,12 @@ def test_many_videos_are_packed_in_several_batches(tmp_path, tiny_tokenizer, tin
 
 def test_packing_is_done_again_only_for_changed_inputs(tmp_path, tiny_vocab, capsys):
     captions = {video: {"text": ["the cat"], "start": [0], "end": [1]} for video in "ab"}
-    def done_again(durations, write=False, vocab=tiny_vocab):
+    def done_again(durations, write=False, vocab=tiny_vocab, cased=None):
         if write:
             (tmp_path / "caption.json").write_text(json.dumps(captions))
             os.utime(tmp_path / "caption.json", ns=(1, write))
         capsys.readouterr()
-        data.pack_captions(tmp_path / "caption.json", durations, vocab, tmp_path)
+        data.pack_captions(tmp_path / "caption.json", durations, vocab, tmp_path, cased)
         return "up to date" not in capsys.readouterr().out
     assert done_again({"a": 1.0}, write=1) and not done_again({"a": 1.0})
     before = (tmp_path / "captions" / "tokens.bin").stat().st_mtime_ns
@@ -341,6 +341,8 @@ def test_packing_is_done_again_only_for_changed_inputs(tmp_path, tiny_vocab, cap
     assert done_again({"a": 1.0, "b": 1.0}) and done_again({"a": 0.5, "b": 1.0}) and not done_again({"b": 1.0, "a": 0.5})
     captions["b"]["text"] = ["the dog"]
     assert done_again({"a": 0.5, "b": 1.0}, write=2)
+    assert done_again({"a": 0.5, "b": 1.0}, cased=True) and done_again({"a": 0.5, "b": 1.0})   # other tokens
+    assert not done_again({"a": 0.5, "b": 1.0}, vocab=tiny_vocab.parent)   # the folder of the same vocabulary
     (tmp_path / "other.txt").write_text(tiny_vocab.read_text() + "more\n")
     assert done_again({"a": 0.5, "b": 1.0}, vocab=tmp_path / "other.txt")
     (tmp_path / "captions" / "index.json").unlink()   # killed before it vouched for the arrays

@@ -501,6 +501,12 @@ def test_corpus_is_fetched_and_packed(server, tmp_path, monkeypatch, tiny_vocab,
                 == tiny_tokenizer.encode(f"{line} {split}", add_special_tokens=False).ids)
 
 
+def test_what_is_not_fetched_here_needs_no_flag(monkeypatch, capsys):
+    assert command(monkeypatch, "text", "english-wikipedia") is None
+    said = capsys.readouterr().out
+    assert "WikiExtractor.py" in said and "fetched" not in said
+
+
 def test_weights(server, tmp_path, monkeypatch, capsys):
     server.files |= {"resnet152-394f9c45.pth": BODY, "resnext101.pth": BODY, "vocab.txt": b"[PAD]\n"}
     message = command(monkeypatch, "weights", "all", "--out", tmp_path, "--mirror", server.url)

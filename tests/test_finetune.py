@@ -298,6 +298,9 @@ def test_other_weights_and_other_files_make_a_run_again(run, tmp_path, tiny_toke
     flags = ("--task", "RTE", "--train-limit", 16)
     start(folder, *flags)
     assert "no dev split" in capsys.readouterr().out
+    write(tmp_path / "tasks" / "RTE" / ".DS_Store.bin", b"a file manager's")
+    start(folder, *flags)
+    assert "complete, nothing to do" in capsys.readouterr().out
     save_model(folder / "model", tiny_tokenizer, seed=1)
     start(folder, *flags)
     assert "model_sha256 changed" in capsys.readouterr().out

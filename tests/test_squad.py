@@ -708,6 +708,7 @@ def test_two_processes_equal_one(tasks, tmp_path):
                            str(ROOT / "finetune.py"), *flags, "--out", str(tmp_path / "two")],
                           capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.count("no test split") == done.stdout.count("SQuAD2 seed 0: dev") == 1   # of both processes
     folders = [tmp_path / which / "finetune/SQuAD2/seed-0" for which in ("one", "two")]
     one, two = [json.loads((folder / "null_odds-dev.json").read_text()) for folder in folders]
     assert one == pytest.approx(two, abs=1e-3) and np.ptp(list(one.values())) > 0.01

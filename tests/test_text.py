@@ -118,6 +118,15 @@ def test_how_a_vocabulary_is_normalised(transformers, vocabularies, tmp_path):
     assert data.load_tokenizer(kept).normalizer.normalize_str("WÜRDE") == "würde"
     data.keep_vocab(tmp_path / "vocab.txt", tmp_path / "kept", cased=True)
     assert data.load_tokenizer(tmp_path / "kept").normalizer.normalize_str("WÜRDE") == "WÜRDE"
+    # what transformers 5 saves has no vocab.txt
+    transformers.BertTokenizerFast(vocab=str(vocabularies["uncased"])).save_pretrained(tmp_path / "five")
+    (tmp_path / "five" / "vocab.txt").unlink(missing_ok=True)
+    same = data.tokenizer_hash(data.load_tokenizer(vocabularies["uncased"], cased=False))
+    assert data.tokenizer_hash(data.load_tokenizer(tmp_path / "five")) == same
+    (tmp_path / "kept five").mkdir()
+    kept = data.keep_vocab(tmp_path / "five", tmp_path / "kept five")
+    assert kept.read_text() == vocabularies["uncased"].read_text()
+    assert data.tokenizer_hash(data.load_tokenizer(kept)) == same
     specials = [*data.SPECIAL, "[unused1]", "[A B]", "haus"]
     (tmp_path / "plain").mkdir()
     (tmp_path / "plain" / "vocab.txt").write_text("\n".join(specials) + "\n")
@@ -342,6 +351,9 @@ def test_what_is_not_text_is_refused(tmp_path, tiny_vocab, monkeypatch):
     (tmp_path / "vocab.txt").write_bytes(b"\xff\xfe\n")
     with pytest.raises(ValueError, match="vocab.txt is not a vocabulary: not UTF-8"):
         data.load_tokenizer(tmp_path / "vocab.txt")
+    (tmp_path / "vocab.txt").write_text("\n".join([*data.SPECIAL, "a", "b", "a", ""]))
+    with pytest.raises(ValueError, match="vocab.txt, line 6: 'a' stands again in line 8"):
+        data.load_tokenizer(tmp_path / "vocab.txt")
 
 
 def test_an_interrupted_run_counts_for_nothing(tree, direct, vocabularies, tmp_path, monkeypatch):
@@ -380,7 +392,8 @@ def test_text_command(tree, direct, vocabularies, tmp_path, monkeypatch, capsys)
     assert command(*own, "--uncased").count("tokens, uncased") == 2
     assert data.load_tokenizer(tmp_path).normalizer.normalize_str("A") == "a"
     assert command().startswith("python data.py text NAME")
-    for words, message in ((["--train", tree], "--out FOLDER is needed"), (own[:2] + own[4:], "one of --valid FILES"),
+    for words, message in ((["--train", tree], "--vocab vocab.txt is needed"),
+                           (own[:2] + own[4:], "one of --valid FILES"),
                            ([*own, "--valid", tree], "one of --valid FILES"),
                            (["nonsense", "--out", tmp_path], "unknown: nonsense; there are wikitext-103-raw")):
         assert message in command(*words)

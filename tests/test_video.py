@@ -3,11 +3,15 @@
     python -m pytest tests/test_video.py
     REAL_DATA=/folder/of/real/files python -m pytest tests/test_video.py      # also real clips
 """
+import functools
 import json
 import math
+import os
 import shutil
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from pathlib import Path
 
@@ -393,11 +397,13 @@ def bad_videos(folder):
                 container.mux(cover.encode(av.VideoFrame.from_ndarray(numbered(3), format="rgb24")))
                 container.mux(cover.encode())
             write_silence(container, stream, 1)
-    for path in folder.glob("*.tmp.mp4"):
+    write_numbered(folder / "unknown.tmp.avi", 16, 8)
+    (folder / "unknown.avi").write_bytes((folder / "unknown.tmp.avi").read_bytes().replace(b"H264", b"ZZZZ"))
+    for path in folder.glob("*.tmp.*"):
         path.unlink()
     return {"cut": "cannot be decoded", "cutfront": "cannot be decoded|cut: it ends", "empty": "cannot be decoded",
             "text": "cannot be decoded", "short": "too short for one step of", "sound": "no video stream",
-            "song": "no video stream"}
+            "song": "no video stream", "unknown": "in a format that FFmpeg cannot decode"}
 
 
 def test_unusable_videos_say_why(tmp_path):
@@ -460,6 +466,44 @@ def test_shards_join_to_the_whole(tmp_path, tiny_vocab, capsys):
         with pytest.raises(ValueError, match="shards are counted from 1"):
             data.parse_shard(bad)
     assert data.parse_shard("3/64") == (3, 64)
+
+
+def test_a_video_that_kills_its_process_is_named_and_loses_no_other(tmp_path, monkeypatch):
+    extract, files = data.extract, {}
+    for video in "abcdefgh":
+        files[video] = tmp_path / f"{video}.mp4"
+        write_numbered(files[video], 16, 8)
+
+    def killed(path, **settings):
+        return os._exit(1) if path.stem == "d" else extract(path, **settings)
+    # wraps: it is pickled by its name, under which the forked process finds it
+    monkeypatch.setattr(data, "extract", functools.wraps(extract)(killed))
+    with pytest.raises(data.BrokenProcessPool, match="at one of .*d.mp4"):
+        data.extract_features(files, ["frame"], tmp_path, 1)
+    assert set(json.loads((tmp_path / "durations.json").read_text())) == set("abc")
+    monkeypatch.setattr(data, "extract", extract)
+    assert set(data.extract_features(files, ["frame"], tmp_path, 1)[0]) == set("abcdefgh")
+
+
+def test_a_reason_is_one_line(tmp_path, monkeypatch):
+    def refuse(path, functions):
+        raise data.VideoError("odd:\n  a\u2028b")
+    monkeypatch.setattr(data, "describe", refuse)
+    assert data.extract("x.mp4", tmp_path, ["frame"], ()) == ("x", 0.0, "odd: a b")
+
+
+def test_results_come_as_they_are_done_and_few_are_under_way():
+    taken = []
+    items = (taken.append(k) or k for k in range(50))
+    with ThreadPoolExecutor(2) as pool:
+        free = threading.Event()
+        found = []
+        for result in data.as_completed(pool, lambda k: free.wait(60) and k if k == 0 else k, items, 4):
+            assert len(taken) <= len(found) + 5
+            found.append(result)
+            if len(found) == 49:   # all but the first, which waits for them
+                free.set()
+    assert found == [*found[:-1], 0] and sorted(found) == list(range(50))
 
 
 def test_streams_of_other_tools(tmp_path, tiny_vocab):
