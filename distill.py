@@ -4,7 +4,7 @@
     python distill.py --objective none --out runs/text-only             # the baseline: the same student, MLM alone
     torchrun --nproc_per_node=8 distill.py --text data/wiki             # paper scale
     python distill.py --init runs/teacher/model --objective none        # two-stage pretraining
-    python distill.py --objective nst regression --gradient-ratio 1     # any sum of OBJECTIVES; here each pulls like MLM
+    python distill.py --objective nst regression --gradient-ratio 1     # any sum of OBJECTIVES; each pulls like MLM
     python distill.py --objective voken --bank data/mini/bank.json      # clips as labels; `data.py bank` drew them
 
 Loss = MLM + sum of (weight x objective). The teacher sees the student's own masked tokens (for vokens: the unmasked
@@ -311,7 +311,7 @@ def parse_args(argv=None):
     ones = {f"{name.replace('-', '_')}_weight": 1.0 for name in OBJECTIVES[1:]}
     if args.gradient_ratio is not None:
         if args.gradient_ratio <= 0 or any(getattr(args, key) is not None for key in ones):
-            raise ValueError(f"--gradient-ratio {args.gradient_ratio} must be above 0, and takes the place of the weights")
+            raise ValueError(f"--gradient-ratio {args.gradient_ratio}: above 0, and it takes the place of the weights")
     for key, value in {**ones, **DEFAULTS[args.size]}.items():
         # of --steps and --epochs, the one that is given decides
         if getattr(args, key) is None and not {"steps": args.epochs, "epochs": args.steps}.get(key):

@@ -154,8 +154,8 @@ def slow_ntxent(student, teacher, temperature):
 
 def slow_regression(student, teacher, mask):
     """Squared distances of unit vectors, a token at a time."""
-    terms = [sum((s / student[b, l].norm() - t / teacher[b, l].norm()) ** 2 for s, t in zip(student[b, l], teacher[b, l]))
-             for b in range(len(student)) for l in range(mask.shape[1]) if mask[b, l]]
+    tokens = [(student[b, l], teacher[b, l]) for b in range(len(student)) for l in range(mask.shape[1]) if mask[b, l]]
+    terms = [sum((x / s.norm() - y / t.norm()) ** 2 for x, y in zip(s, t)) for s, t in tokens]
     return sum(terms) / len(terms)
 
 
@@ -199,7 +199,8 @@ def test_least_values_and_shares_of_the_objectives():
     # processes count their own sequences, and together the whole
     shares = [distill.ntxent_loss(student, teacher, 0.5, rows).item() for rows in (slice(0, 1), slice(1, 4))]
     assert sum(shares) == pytest.approx(distill.ntxent_loss(student, teacher, 0.5).item(), rel=1e-6)
-    halves = [distill.soft_label_loss(student[0, some], teacher[0, some], 2.0, 5).item() for some in ([0, 1], [2, 3, 4])]
+    halves = [distill.soft_label_loss(student[0, some], teacher[0, some], 2.0, 5).item()
+              for some in ([0, 1], [2, 3, 4])]
     assert sum(halves) == pytest.approx(distill.soft_label_loss(student[0], teacher[0], 2.0).item(), rel=1e-6)
     assert distill.soft_label_loss(student[0, :0], teacher[0, :0], 2.0).item() == 0   # chance masked nothing
 
@@ -208,7 +209,8 @@ def labels_of(kind, rows=slice(0, 4), step=0):
     generator = torch.Generator().manual_seed(5)
     tokens = torch.randint(9, 50, (4, 12), generator=generator)
     vectors, bank = [F.normalize(torch.randn(*shape, generator=generator), dim=-1) for shape in ((4, 12, 6), (7, 6))]
-    labels = distill.voken_labels(kind, tokens[rows], vectors[rows], bank, data.torch_generator(0, "voken", step), rows, 4)
+    lot = data.torch_generator(0, "voken", step)
+    labels = distill.voken_labels(kind, tokens[rows], vectors[rows], bank, lot, rows, 4)
     return labels, tokens[rows], vectors[rows], bank
 
 

@@ -112,7 +112,7 @@ def weights(run):
 @pytest.mark.parametrize("stage", ["teacher", "distill"])
 def test_killed_stage_goes_on_to_equal_weights(stage, mini, taught, bank, tmp_path):
     command = (["--data", str(mini), *TEACHER, "--shuffle-pairs"] if stage == "teacher" else
-               ["--teacher", str(taught), *every_objective(bank), "--warmup", "9"])   # killed while weights are measured
+               ["--teacher", str(taught), *every_objective(bank), "--warmup", "9"])   # killed while measuring
     command = [*command, "--steps", "30", "--dropout", "0.1", "--save-every", "5"]
     main = teacher.main if stage == "teacher" else distill.main
     main([*command, "--out", str(tmp_path / "straight")])
@@ -213,7 +213,8 @@ def test_images_and_captions_only_are_flags(mini, bank, tmp_path):
     student = ["--teacher", str(tmp_path / "captions"), *every_objective(bank)]
     with pytest.raises(ValueError, match="a text-only teacher"):
         distill.main([*student, "--out", str(tmp_path / "b")])
-    distill.main([*student, "--objective", *[name for name in OBJECTIVES if name != "voken"], "--out", str(tmp_path / "c")])
+    clipless = [name for name in OBJECTIVES if name != "voken"]
+    distill.main([*student, "--objective", *clipless, "--out", str(tmp_path / "c")])
 
 
 @pytest.mark.parametrize("streams", [["frame"], ["motion"]])
@@ -255,10 +256,11 @@ def test_student_narrower_than_its_teacher(taught, bank, tmp_path, monkeypatch):
     widths = {name: len(heads["weights"][f"{name}_head.decoder.bias"])
               for name in ("nst", "crd", "ntxent", "regression", "voken")}
     assert widths == {"nst": 48, "crd": 48, "ntxent": 128, "regression": 128, "voken": 70}
-    distill.main([*command, "--objective", "nst", "crd", "soft-label", "--head", "none", "--out", str(tmp_path / "bare")])
+    bare = [*command, "--head", "none"]
+    distill.main([*bare, "--objective", "nst", "crd", "soft-label", "--out", str(tmp_path / "bare")])
     for name in ("ntxent", "regression"):
         with pytest.raises(ValueError, match=f"{name} needs a student as wide as its teacher, not 48 against 128"):
-            distill.main([*command, "--objective", name, "--head", "none", "--out", str(tmp_path / name)])
+            distill.main([*bare, "--objective", name, "--out", str(tmp_path / name)])
 
 
 def test_two_stage_starts_from_the_teacher(mini, taught, tmp_path):
@@ -310,7 +312,8 @@ def test_bad_input_says_what_to_do(mini, taught, tmp_path):
     with pytest.raises(FileNotFoundError, match="make teacher"):
         distill.main(["--teacher", str(tmp_path / "nobody")])
     with pytest.raises(FileNotFoundError, match="python data.py bank"):
-        distill.main(["--teacher", str(taught), "--out", str(tmp_path / "r"), "--objective", "voken", "--bank", "no.json"])
+        distill.main(["--teacher", str(taught), "--out", str(tmp_path / "r"), *STUDENT, "--objective", "voken", "--bank",
+                      "no.json"])
     with pytest.raises(ValueError, match="unknown objective magic; known: none, nst, crd"):
         distill.main(["--teacher", str(taught), "--objective", "magic"])
     with pytest.raises(FileNotFoundError, match="make teacher distill"):
