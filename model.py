@@ -593,7 +593,11 @@ def load_checkpoint(path):
     return torch.load(path, map_location="cpu", weights_only=True) if Path(path).exists() else None
 
 
-def gradient_norm(loss, parameters):
-    """L2 norm of d loss / d parameters, leaving .grad untouched: to log how hard each loss pulls on the encoder."""
+def gradient_norm(loss, parameters, total=None):
+    """L2 norm of d loss / d parameters, leaving .grad untouched: to log how hard each loss pulls on the encoder.
+
+    total: what adds a flat tensor up over processes (None: one process).
+    """
     gradients = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
-    return math.sqrt(sum(float(g.float().pow(2).sum()) for g in gradients if g is not None))
+    flat = torch.cat([gradient.float().flatten() for gradient in gradients if gradient is not None])
+    return float((flat if total is None else total(flat)).norm())

@@ -4,6 +4,7 @@
     torchrun --nproc_per_node=8 teacher.py --data data/howto100m --size base           # paper scale
     python teacher.py --data data/mini --out runs/image --frames 1 --streams frame     # the image teacher
     python teacher.py --data data/mini --out runs/captions --contrastive none          # the text-only teacher
+    python teacher.py --data data/mini --out runs/shuffled --shuffle-pairs             # a control: others' clips
 
 Writes runs/NAME/{args.json, log.jsonl, checkpoint.pt, model/, model/video_encoder.pt}. Started again, it goes on from
 checkpoint.pt; finished, it says so.
@@ -134,6 +135,7 @@ def parse_args(argv=None):
     parser.add_argument("--pool", choices=["token", "sentence"], help="for nce")
     parser.add_argument("--margin", type=float, help="for the hinges, in cosine")
     parser.add_argument("--temperature", type=float, default=0.07, help="for nce")
+    parser.add_argument("--shuffle-pairs", action="store_true", help="control: captions meet another video's clip")
     parser.add_argument("--mlm-weight", type=float, default=1.0, help="L = contrastive + this x MLM")
     parser.add_argument("--batch", type=int, help="global batch, in clips")
     parser.add_argument("--steps", type=int, help="optimiser steps; overrides --epochs")
@@ -165,12 +167,26 @@ def parse_args(argv=None):
 # ---------------------------------------------------------------------------------------------------------------------
 
 
+def partners(args, clips, split):
+    """Whose clip each video's captions are trained against: int [videos]. Its own; with --shuffle-pairs always the same
+    other video's, so that pairs can be learnt by heart as before, but say nothing about the world."""
+    return (data.derangement(len(clips), data.numpy_generator(args.seed, "pairs", split)) if args.shuffle_pairs
+            else range(len(clips)))
+
+
+def pair(clips, index, partner, generator=None):
+    """One example: (token ids [n] of video `index`, features [T, D] of video `partner`)."""
+    tokens, features = clips.example(index, generator)
+    return tokens, features if partner == index else clips.example(int(partner), generator)[1]
+
+
 @torch.no_grad()
 def validate(args, clips, bert, mlm_head, video_encoder, ids, device, limit=256):
     """Losses and text-to-video retrieval on up to `limit` held-out clips with fixed masks. Returns a dict."""
     bert.eval(), mlm_head.eval(), video_encoder.eval()
     count = min(limit, len(clips))
-    tokens, token_mask, features, step_mask = clips.collate([clips.example(index) for index in range(count)])
+    other = partners(args, clips, "valid")
+    tokens, token_mask, features, step_mask = clips.collate([pair(clips, row, other[row]) for row in range(count)])
     special = data.special_mask(tokens, ids)
     inputs, labels = data.mask_tokens(tokens, special, data.torch_generator(0, "validation"), ids["mask"],
                                       bert.config.vocab_size)
@@ -268,9 +284,12 @@ def main(argv=None):
     log = data.Log(run / "log.jsonl", processes.master and not args.dry_run, first_step)
     collapse = {"none": None, "nce": math.log(args.batch)}.get(args.contrastive, 2 * args.margin)
 
+    other = partners(args, train, "train")
+
     def make_batch(step):
         indices = data.batch_indices(len(train), args.batch, args.seed, step)
-        return train.collate([train.example(int(indices[row]), data.numpy_generator(args.seed, "start", step, row))
+        return train.collate([pair(train, int(indices[row]), other[indices[row]],
+                                   data.numpy_generator(args.seed, "start", step, row))
                               for row in range(rows.start, rows.stop)])
 
     # --- loop: runs steps + 1 times, so that the last validation and save are the same lines as all others

@@ -1,7 +1,9 @@
-"""NST and CRD against slow loops written from their equations.
+"""The distillation objectives against slow loops written from their equations.
 
     python -m pytest -q tests/test_distill.py
 """
+
+import math
 
 import pytest
 import torch
@@ -135,3 +137,99 @@ def test_sample_tokens():
     assert not torch.equal(drawn, distill.sample_tokens(special, 5, data.torch_generator(2), slice(0, 6), 6))
     with pytest.raises(ValueError, match="lower --crd-tokens"):
         distill.sample_tokens(special, 9, data.torch_generator(1), slice(0, 6), 6)
+
+
+def slow_ntxent(student, teacher, temperature):
+    """-log softmax of the partner among the 2B - 1 others, one position and one anchor at a time; mean over all."""
+    B, L, _ = student.shape
+    terms = []
+    for l in range(L):
+        z = [vector / vector.norm() for vector in [*student[:, l], *teacher[:, l]]]
+        for i in range(2 * B):
+            partner = i + B if i < B else i - B
+            rivals = sum(torch.exp(z[i] @ z[j] / temperature) for j in range(2 * B) if j != i)
+            terms.append(-torch.log(torch.exp(z[i] @ z[partner] / temperature) / rivals))
+    return sum(terms) / len(terms)
+
+
+def slow_regression(student, teacher, mask):
+    """Squared distances of unit vectors, a token at a time."""
+    tokens = [(student[b, l], teacher[b, l]) for b in range(len(student)) for l in range(mask.shape[1]) if mask[b, l]]
+    terms = [sum((x / s.norm() - y / t.norm()) ** 2 for x, y in zip(s, t)) for s, t in tokens]
+    return sum(terms) / len(terms)
+
+
+def slow_soft_label(student, teacher, temperature):
+    """tau^2 sum_v p log(p / q), a token at a time, without any log-softmax."""
+    terms = []
+    for s, t in zip(student, teacher):
+        q, p = [torch.exp(logits / temperature) / torch.exp(logits / temperature).sum() for logits in (s, t)]
+        terms.append(temperature ** 2 * sum(a * torch.log(a / b) for a, b in zip(p, q)))
+    return sum(terms) / len(terms)
+
+
+MASK = torch.tensor([[True] * 5, [True] * 3 + [False] * 2, [True] * 4 + [False]])
+
+
+@pytest.mark.parametrize("fast, slow, shape", [
+    (lambda s, t: distill.ntxent_loss(s, t, 0.5), lambda s, t: slow_ntxent(s, t, 0.5), (3, 5, 6)),
+    (lambda s, t: distill.regression_loss(s, t, MASK), lambda s, t: slow_regression(s, t, MASK), (3, 5, 6)),
+    (lambda s, t: distill.soft_label_loss(s, t, 2.0), lambda s, t: slow_soft_label(s, t, 2.0), (4, 9)),
+], ids=["ntxent", "regression", "soft-label"])
+def test_objective_equals_its_slow_loop(fast, slow, shape):
+    generator = torch.Generator().manual_seed(3)
+    student, teacher = torch.randn(2, *shape, generator=generator).unbind()
+    student.requires_grad_(True)
+    fast, slow = fast(student, teacher), slow(student, teacher)
+    assert fast.item() == pytest.approx(slow.item(), rel=1e-5) and fast.item() > 0.1
+    ours, theirs = [torch.autograd.grad(loss, student)[0] for loss in (fast, slow)]
+    assert theirs.abs().max() > 1e-2
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
+
+
+def test_least_values_and_shares_of_the_objectives():
+    generator = torch.Generator().manual_seed(4)
+    student, teacher = torch.randn(2, 4, 5, 6, generator=generator)
+    mask = torch.ones(4, 5, dtype=torch.bool)
+    assert distill.regression_loss(3 * teacher, teacher, mask).item() < 1e-10
+    assert distill.regression_loss(-teacher, teacher, mask).item() == pytest.approx(4)
+    assert distill.soft_label_loss(teacher[0] + 7, teacher[0], 2.0).item() == pytest.approx(0, abs=1e-6)
+    same = torch.ones(4, 5, 6)   # nothing tells partners from rivals
+    assert distill.ntxent_loss(same, same, 1.0).item() == pytest.approx(math.log(7))
+    # processes count their own sequences, and together the whole
+    shares = [distill.ntxent_loss(student, teacher, 0.5, rows).item() for rows in (slice(0, 1), slice(1, 4))]
+    assert sum(shares) == pytest.approx(distill.ntxent_loss(student, teacher, 0.5).item(), rel=1e-6)
+    halves = [distill.soft_label_loss(student[0, some], teacher[0, some], 2.0, 5).item()
+              for some in ([0, 1], [2, 3, 4])]
+    assert sum(halves) == pytest.approx(distill.soft_label_loss(student[0], teacher[0], 2.0).item(), rel=1e-6)
+    assert distill.soft_label_loss(student[0, :0], teacher[0, :0], 2.0).item() == 0   # chance masked nothing
+
+
+def labels_of(kind, rows=slice(0, 4), step=0):
+    generator = torch.Generator().manual_seed(5)
+    tokens = torch.randint(9, 50, (4, 12), generator=generator)
+    vectors, bank = [F.normalize(torch.randn(*shape, generator=generator), dim=-1) for shape in ((4, 12, 6), (7, 6))]
+    lot = data.torch_generator(0, "voken", step)
+    labels = distill.voken_labels(kind, tokens[rows], vectors[rows], bank, lot, rows, 4)
+    return labels, tokens[rows], vectors[rows], bank
+
+
+@pytest.mark.parametrize("kind", distill.VOKEN_LABELS)
+def test_voken_labels(kind):
+    labels, tokens, vectors, bank = labels_of(kind)
+    assert (labels[:, [0, -1]] == -100).all()
+    nearest = [[max(range(7), key=lambda c: float(vectors[b, l] @ bank[c])) for l in range(1, 11)] for b in range(4)]
+    assert len({tuple(row) for row in nearest}) == 4 and all(len(set(row)) > 2 for row in nearest)
+    found = labels[:, 1:-1].tolist()
+    if kind == "nearest":
+        assert found == nearest
+    if kind == "reversed":
+        assert found == [row[::-1] for row in nearest]
+    if kind == "token":
+        assert found == tokens[:, 1:-1].tolist()
+    if kind == "shuffled":   # within each block
+        assert found != nearest and [sorted(row) for row in found] == [sorted(row) for row in nearest]
+    if kind == "random":
+        assert set(sum(found, [])) == set(range(7))
+    assert torch.equal(labels_of(kind, slice(2, 4))[0], labels[2:])   # whatever process takes a sequence
+    assert torch.equal(labels_of(kind, step=1)[0], labels) == (kind not in ("random", "shuffled"))

@@ -2,7 +2,9 @@
 
     python -m pytest -q tests/test_stages.py            # REAL_DATA=folder adds the run on real files
 """
+import dataclasses
 import json
+import math
 import os
 import shutil
 import signal
@@ -26,6 +28,7 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 TEACHER = ["--batch", "16", "--steps", "5", "--precision", "fp32", "--dropout", "0", "--log-every", "1", "--lr", "1e-3"]
 STUDENT = ["--batch", "16", "--steps", "5", "--precision", "fp32", "--dropout", "0", "--log-every", "1",
            "--crd-queue", "64", "--crd-tokens", "4"]
+OBJECTIVES = distill.OBJECTIVES[1:]
 
 
 def logged(run, *names):
@@ -47,6 +50,20 @@ def taught(mini, tmp_path_factory):
     return run
 
 
+@pytest.fixture(scope="module")
+def bank(mini, tmp_path_factory):
+    """A bank of 70 clips: more than a batch of the encoder, fewer than two."""
+    path = tmp_path_factory.mktemp("bank") / "bank.json"
+    data.make_bank(mini, "train", 70, 0, 32, path)
+    return path
+
+
+def every_objective(bank):
+    """Flags of a student of all objectives at once, their weights found at the end of warm-up."""
+    return [*STUDENT, "--objective", *OBJECTIVES, "--bank", str(bank), "--voken-labels", "shuffled",
+            "--gradient-ratio", "2", "--warmup", "3"]
+
+
 @pytest.mark.parametrize("loss", [["nce"], ["hinge"], ["hinge-all"]])
 def test_teacher_of_two_processes_equals_one(mini, tmp_path, loss):
     command = ["--data", str(mini), *TEACHER, "--contrastive", *loss]
@@ -59,16 +76,33 @@ def test_teacher_of_two_processes_equals_one(mini, tmp_path, loss):
         assert two[step][2] == pytest.approx(one[step][2], rel=1e-4)
 
 
-def test_distillation_of_two_processes_equals_one(mini, taught, tmp_path):
-    command = ["--teacher", str(taught), *STUDENT]
+def test_distillation_of_two_processes_equals_one(taught, bank, tmp_path):
+    command = ["--teacher", str(taught), *every_objective(bank)]
     distill.main([*command, "--out", str(tmp_path / "one")])
     torchrun("distill.py", *command, "--out", str(tmp_path / "two"))
-    one, two = [logged(tmp_path / name, "mlm", "nst", "crd", "grad_norm") for name in ("one", "two")]
+    losses = ("mlm", *OBJECTIVES)
+    others = ["grad_norm", *[f"{name}_grad" for name in losses], *[f"{name}_weight" for name in OBJECTIVES]]
+    one, two = [logged(tmp_path / name, *losses, *others) for name in ("one", "two")]
     assert sorted(one) == sorted(two) == [1, 2, 3, 4, 5]
     for step in one:
-        assert two[step][:2] == pytest.approx(one[step][:2], abs=1e-5)
-        assert two[step][2] == pytest.approx(one[step][2], abs=1e-5 * max(1, one[step][2]))   # a sum over 64 negatives
-        assert two[step][3] == pytest.approx(one[step][3], rel=1e-4)
+        for name, ours, theirs in zip([*losses, *others], two[step], one[step]):
+            # CRD is a sum over 64 negatives
+            near = dict(abs=1e-5 * max(1, theirs)) if name in losses else dict(rel=1e-4)
+            assert ours == pytest.approx(theirs, **near), f"{name} at step {step}"
+
+
+def test_gradient_ratio_sets_the_weights_at_the_end_of_warmup(taught, bank, tmp_path, monkeypatch):
+    """Each objective's gradient in the encoder is 2 times MLM's: at step 0, and as a mean over the end of warm-up."""
+    monkeypatch.setattr(distill, "MEASURED", 2)
+    distill.main(["--teacher", str(taught), *every_objective(bank), "--steps", "6", "--out", str(tmp_path / "run")])
+    norms = logged(tmp_path / "run", "mlm_grad", *[f"{name}_grad" for name in OBJECTIVES])
+    weights = logged(tmp_path / "run", *[f"{name}_weight" for name in OBJECTIVES])
+    for logged_at, measured_at in {1: [1], 2: [2], 3: [2, 3], 4: [2, 3], 6: [2, 3]}.items():
+        sums = [sum(values) for values in zip(*[norms[step] for step in measured_at])]
+        assert weights[logged_at] == pytest.approx([2 * sums[0] / each for each in sums[1:]], rel=1e-6)
+    assert weights[1] != weights[2] != weights[3]
+    with pytest.raises(ValueError, match="takes the place of the weights"):
+        distill.main(["--teacher", str(taught), *every_objective(bank), "--nst-weight", "3"])
 
 
 def weights(run):
@@ -76,8 +110,9 @@ def weights(run):
 
 
 @pytest.mark.parametrize("stage", ["teacher", "distill"])
-def test_killed_stage_goes_on_to_equal_weights(stage, mini, taught, tmp_path):
-    command = ["--data", str(mini), *TEACHER] if stage == "teacher" else ["--teacher", str(taught), *STUDENT]
+def test_killed_stage_goes_on_to_equal_weights(stage, mini, taught, bank, tmp_path):
+    command = (["--data", str(mini), *TEACHER, "--shuffle-pairs"] if stage == "teacher" else
+               ["--teacher", str(taught), *every_objective(bank), "--warmup", "9"])   # killed while measuring
     command = [*command, "--steps", "30", "--dropout", "0.1", "--save-every", "5"]
     main = teacher.main if stage == "teacher" else distill.main
     main([*command, "--out", str(tmp_path / "straight")])
@@ -126,14 +161,16 @@ def test_every_parameter_of_the_teacher_moves(mini, taught):
     assert not still, f"started from the same seed, these never moved: {still}"
 
 
-def test_distillation_moves_student_and_heads_and_not_the_teacher(mini, taught, tmp_path):
+@pytest.mark.parametrize("head", ["mlp", "none"])
+def test_distillation_moves_student_and_heads_and_not_the_teacher(taught, bank, tmp_path, head):
     before = weights(taught)
-    distill.main(["--teacher", str(taught), "--out", str(tmp_path / "student"), *STUDENT])
+    distill.main(["--teacher", str(taught), "--out", str(tmp_path / "student"), *every_objective(bank), "--head", head])
     assert all(torch.equal(value, weights(taught)[key]) for key, value in before.items())
     heads = torch.load(tmp_path / "student" / "model" / "distill_heads.pt", weights_only=True)["weights"]
     assert bool(heads["crd.started"]) and int(heads["crd.position"]) == 5 * 16 * 4 % 64
     moved = {key.split(".")[0] for key in heads}
-    assert moved == {"nst_head", "crd_head", "crd"}
+    assert moved == {"crd", "voken_head"} | ({"nst_head", "crd_head", "ntxent_head", "regression_head"} if head == "mlp"
+                                             else set())
     state = torch.load(tmp_path / "student" / "checkpoint.pt", weights_only=True)
     count = sum(len(group["params"]) for group in state["optimizer"]["param_groups"])
     named = len(state["student"]) + len(state["mlm_head"]) + sum(1 for key in heads if "queue" not in key and
@@ -151,7 +188,19 @@ def test_objective_none_needs_no_teacher_and_same_data_order(mini, taught, tmp_p
     assert logged(tmp_path / "text-only", "mlm")[5] != logged(tmp_path / "nst", "mlm")[5]
 
 
-def test_images_and_captions_only_are_flags(mini, tmp_path):
+def test_weights_weigh(mini, taught, tmp_path):
+    """At weight 0, or a ratio of next to nothing, the student is the text-only one; otherwise it is not."""
+    def mlm(name, *flags):
+        distill.main(["--teacher", str(taught), "--out", str(tmp_path / name), *STUDENT, *flags])
+        return logged(tmp_path / name, "mlm")[5][0]
+    baseline = mlm("none", "--objective", "none")
+    assert mlm("zero", "--objective", "regression", "--regression-weight", "0") == baseline
+    assert mlm("hardly", "--objective", "regression", "--gradient-ratio", "1e-9") == pytest.approx(baseline, abs=1e-5)
+    assert abs(mlm("plain", "--objective", "regression") - baseline) > 1e-3
+    assert abs(mlm("ratio", "--objective", "regression", "--gradient-ratio", "1") - baseline) > 1e-3
+
+
+def test_images_and_captions_only_are_flags(mini, bank, tmp_path):
     teacher.main(["--data", str(mini), "--out", str(tmp_path / "image"), *TEACHER, "--frames", "1", "--streams", "frame"])
     _, settings = model.load_video_encoder(tmp_path / "image" / "model" / "video_encoder.pt")
     assert settings["streams"] == ["frame"] and settings["frames"] == 1
@@ -159,6 +208,100 @@ def test_images_and_captions_only_are_flags(mini, tmp_path):
         teacher.main(["--data", str(mini), "--out", str(tmp_path / "bad"), *TEACHER, "--frames", "1"])
     teacher.main(["--data", str(mini), "--out", str(tmp_path / "captions"), *TEACHER, "--contrastive", "none"])
     assert all(values == [0.0] for values in logged(tmp_path / "captions", "contrastive").values())
+    # both teach: one through every objective, the other through all that ask for no clip
+    distill.main(["--teacher", str(tmp_path / "image"), "--out", str(tmp_path / "a"), *every_objective(bank)])
+    student = ["--teacher", str(tmp_path / "captions"), *every_objective(bank)]
+    with pytest.raises(ValueError, match="a text-only teacher"):
+        distill.main([*student, "--out", str(tmp_path / "b")])
+    clipless = [name for name in OBJECTIVES if name != "voken"]
+    distill.main([*student, "--objective", *clipless, "--out", str(tmp_path / "c")])
+
+
+@pytest.mark.parametrize("streams", [["frame"], ["motion"]])
+def test_one_stream_is_a_flag(mini, taught, tmp_path, streams):
+    teacher.main(["--data", str(mini), "--out", str(tmp_path / "one"), *TEACHER, "--streams", *streams])
+    encoder, settings = model.load_video_encoder(tmp_path / "one" / "model" / "video_encoder.pt")
+    assert settings["streams"] == list(encoder.stream_dims) == streams
+    both, _ = model.load_video_encoder(taught / "model" / "video_encoder.pt")
+    assert len(encoder.feature_mean) == both.stream_dims[streams[0]] < len(both.feature_mean)
+
+
+def test_shuffled_pairs(mini, taught, tmp_path):
+    """The control: each text meets one other video's clip, always the same one; its own text is as before."""
+    clips = data.Clips(mini, "train", ["frame", "motion"], data.load_tokenizer(mini), 32, 48)
+    args = teacher.parse_args(["--shuffle-pairs"])
+    other = teacher.partners(args, clips, "train")
+    assert sorted(other) == list(range(len(clips))) and not any(other[index] == index for index in range(len(clips)))
+    assert (other == teacher.partners(args, clips, "train")).all()
+    assert (other != teacher.partners(teacher.parse_args(["--shuffle-pairs", "--seed", "1"]), clips, "train")).any()
+    tokens, features = teacher.pair(clips, 3, other[3])
+    assert (tokens == clips.example(3)[0]).all() and (features == clips.example(int(other[3]))[1]).all()
+    plain = teacher.partners(teacher.parse_args([]), clips, "train")
+    start = lambda: data.numpy_generator(1)
+    assert all((ours == theirs).all() for ours, theirs in zip(teacher.pair(clips, 3, plain[3], start()),
+                                                               clips.example(3, start())))
+    teacher.main(["--data", str(mini), "--out", str(tmp_path / "shuffled"), *TEACHER, "--shuffle-pairs"])
+    ours, theirs = [logged(run, "mlm", "contrastive")[1] for run in (tmp_path / "shuffled", taught)]
+    assert ours[0] == theirs[0] and ours[1] != theirs[1]   # the same texts and masks, other clips
+
+
+def test_student_narrower_than_its_teacher(taught, bank, tmp_path, monkeypatch):
+    narrow = dataclasses.replace(model.SIZES["mini"], hidden_size=48, intermediate_size=96, num_hidden_layers=1)
+    monkeypatch.setitem(model.SIZES, "mini", narrow)
+    command = ["--teacher", str(taught), *every_objective(bank)]
+    distill.main([*command, "--out", str(tmp_path / "student")])
+    config, _, _ = model.load_hf(tmp_path / "student" / "model")
+    heads = torch.load(tmp_path / "student" / "model" / "distill_heads.pt", weights_only=True)
+    assert config.hidden_size == 48 and heads["teacher_width"] == 128
+    widths = {name: len(heads["weights"][f"{name}_head.decoder.bias"])
+              for name in ("nst", "crd", "ntxent", "regression", "voken")}
+    assert widths == {"nst": 48, "crd": 48, "ntxent": 128, "regression": 128, "voken": 70}
+    bare = [*command, "--head", "none"]
+    distill.main([*bare, "--objective", "nst", "crd", "soft-label", "--out", str(tmp_path / "bare")])
+    for name in ("ntxent", "regression"):
+        with pytest.raises(ValueError, match=f"{name} needs a student as wide as its teacher, not 48 against 128"):
+            distill.main([*bare, "--objective", name, "--out", str(tmp_path / name)])
+
+
+def test_two_stage_starts_from_the_teacher(mini, taught, tmp_path):
+    """The teacher's own encoder goes on with text alone: at rate 0 it comes out as it went in."""
+    command = ["--init", str(taught / "model"), "--objective", "none", "--teacher", str(taught), *STUDENT]
+    distill.main([*command, "--lr", "0", "--out", str(tmp_path / "kept")])
+    before, after = weights(taught), weights(tmp_path / "kept")
+    assert all(torch.equal(before[key], after[key]) for key in before)
+    distill.main([*command, "--lr", "1e-3", "--out", str(tmp_path / "moved")])
+    assert any(not torch.equal(before[key], value) for key, value in weights(tmp_path / "moved").items())
+
+
+def test_vokens_are_of_unmasked_blocks_and_of_the_banks_clips(mini, taught, bank, tmp_path, monkeypatch):
+    given, original = [], distill.voken_labels
+    monkeypatch.setattr(distill, "voken_labels", lambda *args: given.append(args) or original(*args))
+    distill.main(["--teacher", str(taught), "--out", str(tmp_path / "run"), *STUDENT, "--steps", "1", "--objective",
+                  "voken", "--bank", str(bank)])
+    (_, tokens, vectors, clips, *_), = given
+    tokenizer = data.load_tokenizer(mini)
+    assert not (tokens == data.special_ids(tokenizer)["mask"]).any()
+    _, bert, _ = model.load_hf(taught / "model")
+    encoder, _ = model.load_video_encoder(taught / "model" / "video_encoder.pt")
+    unit = lambda x: torch.nn.functional.normalize(x, dim=-1)
+    with torch.no_grad():
+        torch.testing.assert_close(vectors, unit(bert.eval()(tokens)), rtol=0, atol=1e-5)
+        rows, features = data.read_bank(bank), data.Clips(mini, "train", ["frame", "motion"], tokenizer, 32, 48)
+        for row in (0, 66, 69):
+            clip = torch.from_numpy(features.clip(rows[row]["video"], rows[row]["start"], rows[row]["end"]))[None]
+            alone = unit(encoder.eval()(clip, torch.ones(clip.shape[:2], dtype=torch.bool)))[0]
+            torch.testing.assert_close(clips[row], alone, rtol=0, atol=1e-5)
+    assert len(clips) == len(rows) == 70
+
+
+@pytest.mark.parametrize("labels", distill.VOKEN_LABELS)
+def test_voken_label_arms(taught, bank, tmp_path, labels):
+    distill.main(["--teacher", str(taught), "--out", str(tmp_path / "run"), *STUDENT, "--objective", "voken", "--bank",
+                  str(bank), "--voken-labels", labels])
+    saved = torch.load(tmp_path / "run" / "model" / "distill_heads.pt", weights_only=True)
+    classes = model.load_hf(taught / "model")[0].vocab_size if labels == "token" else 70
+    assert len(saved["weights"]["voken_head.decoder.bias"]) == classes
+    assert logged(tmp_path / "run", "voken")[1] == pytest.approx([math.log(classes)], abs=0.1)   # nothing learnt yet
 
 
 def test_bad_input_says_what_to_do(mini, taught, tmp_path):
@@ -168,6 +311,9 @@ def test_bad_input_says_what_to_do(mini, taught, tmp_path):
         teacher.main(["--data", str(tmp_path), "--out", str(tmp_path / "run")])
     with pytest.raises(FileNotFoundError, match="make teacher"):
         distill.main(["--teacher", str(tmp_path / "nobody")])
+    with pytest.raises(FileNotFoundError, match="python data.py bank"):
+        distill.main(["--teacher", str(taught), "--out", str(tmp_path / "r"), *STUDENT, "--objective", "voken", "--bank",
+                      "no.json"])
     with pytest.raises(ValueError, match="unknown objective magic; known: none, nst, crd"):
         distill.main(["--teacher", str(taught), "--objective", "magic"])
     with pytest.raises(FileNotFoundError, match="make teacher distill"):
