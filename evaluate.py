@@ -8,11 +8,11 @@
     python evaluate.py squad dev-v2.0.json predictions.json --na-prob null_odds.json    # as the official script, JSON
     python evaluate.py diagnostics runs/student                                   # MNLI's model, by category
     python evaluate.py tracie runs/student                                        # total, start, end, whole stories
-    python evaluate.py report runs/*                                              # all of it, and clips, in one HTML file
+    python evaluate.py report runs/*                                              # all of it in one HTML page
 
 Tables read only what finetune.py left in RUN/finetune/TASK/seed-N/metrics.json, and the seconds in RUN/log.jsonl.
-Sections: metrics; SQuAD; files of a run; intervals and verdicts; table; diagnostics and TRACIE; compare; retrieval; probes;
-report.
+Sections: metrics; SQuAD; files of a run; intervals and verdicts; table; diagnostics and TRACIE; compare; retrieval;
+probes; report.
 Printed numbers are x 100.
 """
 import argparse
@@ -319,11 +319,15 @@ def read_results(run):
     return {task: sorted(results[task], key=lambda metrics: metrics["seed"]) for task in METRICS if task in results}
 
 
+def run_facts(run):
+    """A run's args.json as a dict; {} where there is none."""
+    path = Path(run) / "args.json"
+    return data.read_json(path, "the stage") if path.exists() else {}
+
+
 def run_name(run):
     """A run's row name: "name" in its args.json if there is one, else the folder's name."""
-    path = Path(run) / "args.json"
-    named = data.read_json(path, "the stage").get("name") if path.exists() else None
-    return named or Path(run).resolve().name
+    return run_facts(run).get("name") or Path(run).resolve().name
 
 
 def read_log(run):
@@ -816,41 +820,89 @@ def show_probes(args):
 
 REPORT_BYTES, CLIP_BYTES, CLIP_SECONDS = 8_000_000, 6_000_000, 4   # of the page, of its clips in base64, of one clip
 WIDTH = 360   # of a plot in units that are pixels on a phone, so that its letters are as large there as elsewhere
-CURVES = {    # key in log.jsonl -> (title, what it should do); by the paper's sections
-    "contrastive": ("Contrastive loss", "Text and video of a clip find each other among others' (section 3.2): it falls."),
-    "mlm": ("Masked language modelling", "Cross-entropy in nats over masked tokens (sections 3.2, 3.3): it falls. A teacher "
-            "reads captions, a student plain text: compare students with each other."),
-    "nst": ("NST", "How differently teacher's and student's neurons spread over the tokens (section 3.3): it falls."),
-    "crd": ("CRD", "Teacher's and student's vector of one token against other tokens' (section 3.3): it falls."),
-    "loss": ("Loss", "Of the task (section 4): it falls; near its start to the end means a stuck run."),
+CURVES = {    # key in log.jsonl -> (title, what it should do)
+    "contrastive": ("Contrastive loss", "Text and video of a clip find each other (section 3.2): it falls."),
+    "mlm": ("Masked language modelling", "In nats (sections 3.2, 3.3): it falls. A teacher reads captions, a student "
+            "plain text: compare students."),
+    "nst": ("NST", "How teacher's and student's neurons spread over the tokens (section 3.3): it falls."),
+    "crd": ("CRD", "A token's two vectors against other tokens' (section 3.3): it falls."),
+    "loss": ("Loss", "Of the task (section 4): it falls; a flat line is a stuck run."),
     "valid_r1": ("Held-out clips found at once", "Share of texts whose own clip comes first in a batch: it rises."),
     "valid_median_rank": ("Median rank of the own clip", "On held-out clips: it falls towards 1."),
     "grad_norm": ("Gradient norm", "Of all parameters before clipping: high at first, then settled; never zero."),
-    "video_grad_norm": ("Gradient norm of the video encoder", "Above zero: it learns with the text encoder (section 3.2)."),
+    "video_grad_norm": ("Gradient norm of the video encoder", "Above zero: it learns with the text's (section 3.2)."),
+}
+SEE = {   # under the pictures: what the reader should see, and where the paper speaks of it
+    "report":
+        "Every number and picture here comes from the files of the runs named below. Nothing quotes the paper's "
+        "figures; section numbers are those of the VidLanKD paper (arXiv 2107.02681).",
+    "mini":
+        " A mini world holds knowledge that only video carries: it shows whether the mechanism transfers it, not "
+        "whether HowTo100M improves GLUE.",
+    "runs":
+        "Two runs compare fairly where only the flags under test differ: those rows are shaded below.",
+    "results":
+        "Hollow dots are seeds, the full one is their mean, the bar its 95 % interval (from two seeds on). The "
+        "paper's comparison (section 4) is a distilled student against one that read the same text alone. On a mini "
+        "task the student should lead where only video holds the answer (grounded), lose nothing where language "
+        "decides (ungrounded), and all should stand at chance on nouns that no clip shows (unfilmed): what one gains "
+        "there is not knowledge.",
+    "claims":
+        "Each claim of the paper (section 4) is one difference between two arms, seed by seed. Superior holds where "
+        "the whole bar is right of zero and fails where it ends below 2 points; not worse holds where it starts above "
+        "-2 and fails where it ends below 0; all else is not decided. A mechanism is what a mini world can show; a "
+        "magnitude needs the paper's scale.",
+    "forgetting":
+        "Two-stage pretraining, a comparison of section 4, learns from video first and reads text afterwards: the "
+        "longer it reads, the more of what it saw it should forget, and its line should fall towards chance. The "
+        "student has its teacher at every step (section 3.3), so its line should not. The verdict is taken at the "
+        "right end.",
+    "retrieval":
+        "Each text should bring clips that show what it speaks of, the true one among the first; wrong ones should "
+        "look like it. A teacher aligns text and video in section 3.2; a student never saw a frame, so what it finds "
+        "came through section 3.3.",
+    "probes":
+        "What a word's vector tells of the thing, read off by a linear map that never saw these nouns. No text of the "
+        "mini world says any of it: the teacher (section 3.2) should be far above chance on test nouns, a distilled "
+        "student (section 3.3) close to it, the text-only student at chance. What no clip shows nobody can know: on "
+        "unfilmed nouns every dot should lie near the dashed line.",
+    "Pretraining":
+        "Circles are held-out values; lines are training batches, of long runs their means. Every loss should fall "
+        "and flatten while its circles stay close; circles that rise away from the line mean that the run learns its "
+        "data by heart. Teachers train as in section 3.2, students as in section 3.3.",
+    "Fine-tuning":
+        "One line a seed, as in section 4. A loss that never leaves its first value belongs to a stuck seed, which "
+        "the table of results marks with !.",
 }
 STYLE = """
-:root{--paper:#fff;--ink:#1c1c1c;--soft:#595959;--line:#d5d5d5;--box:#f5f5f3;--link:#0b57a4;
+:root{--paper:#fff;--ink:#1c1c1c;--soft:#595959;--line:#d5d5d5;--box:#f2f2ef;--link:#0b57a4;color-scheme:light dark;
 --c0:#0067a5;--c1:#c44e00;--c2:#007a58;--c3:#a8457f;--c4:#6355c0;--c5:#806500}
-@media (prefers-color-scheme:dark){:root{--paper:#161616;--ink:#ececec;--soft:#adadad;--line:#454545;--box:#222;
+@media (prefers-color-scheme:dark){:root{--paper:#161616;--ink:#ececec;--soft:#adadad;--line:#454545;--box:#262626;
 --link:#8ec5ff;--c0:#5ab4f0;--c1:#ff9248;--c2:#2fc59a;--c3:#e58cc0;--c4:#b3a7ff;--c5:#e3c34a}}
-:root{color-scheme:light dark}*{box-sizing:border-box}
-body{margin:0;background:var(--paper);color:var(--ink);font:16px/1.5 system-ui,sans-serif;overflow-wrap:anywhere}
-header,main,footer{max-width:1180px;margin:0 auto;padding:0 16px}section{border-top:1px solid var(--line);margin-top:32px}
-h1{line-height:1.2}h2{margin:24px 0 8px}h3{margin:20px 0 4px;font-size:1.05rem}p,li{max-width:75ch}a{color:var(--link)}
-:focus-visible{outline:3px solid var(--link);outline-offset:2px}.skip{position:absolute;left:-999px}.skip:focus{left:16px;top:8px}
-nav ul{display:flex;flex-wrap:wrap;gap:4px 20px;padding:0;list-style:none}nav a,summary{display:inline-block;padding:4px 0}
-.wide{overflow-x:auto;margin:12px 0}table{border-collapse:collapse;font-size:.9rem}
-caption{text-align:left;color:var(--soft);padding-bottom:4px}td,th{padding:4px 14px 4px 0;text-align:left;vertical-align:top;
-border-bottom:1px solid var(--line);overflow-wrap:normal;font-variant-numeric:tabular-nums}thead th{vertical-align:bottom}
-td svg{width:160px;display:block}tbody th{font-weight:600;min-width:8em}.differs th,.differs td{background:var(--box)}
-.plots{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,330px),1fr));gap:20px 24px}figure{margin:0}
-figcaption{font-size:.88rem;color:var(--soft)}figcaption b{color:var(--ink)}.plots svg{width:100%;max-width:420px;height:auto}
+*{box-sizing:border-box}body{margin:0;background:var(--paper);color:var(--ink);font:16px/1.5 system-ui,sans-serif;
+overflow-wrap:anywhere}header,main,footer{max-width:1180px;margin:0 auto;padding:0 16px}
+section{border-top:1px solid var(--line);margin-top:32px}h1{line-height:1.2}h2{margin:24px 0 8px}
+h3{margin:24px 0 4px;font-size:1.05rem}p,li{max-width:75ch}a{color:var(--link)}summary{padding:4px 0;cursor:pointer}
+:focus-visible{outline:3px solid var(--link);outline-offset:2px}.skip{position:absolute;left:-999px}
+.skip:focus{left:16px;top:8px}nav ul{display:flex;flex-wrap:wrap;gap:4px 20px;padding:0;list-style:none}
+nav a{display:inline-block;padding:4px 0}.wide{overflow-x:auto;margin:12px 0}
+table{border-collapse:collapse;font-size:.9rem}
+caption{text-align:left;color:var(--soft)}caption span{display:block;position:sticky;left:0;
+width:min(75ch,100vw - 48px);padding-bottom:4px}td,th{padding:4px 14px 4px 0;text-align:left;vertical-align:top;
+border-bottom:1px solid var(--line);overflow-wrap:normal;font-variant-numeric:tabular-nums}
+thead th{vertical-align:bottom}tbody th{position:sticky;left:0;background:var(--paper);min-width:7em;max-width:45vw;
+overflow-wrap:anywhere}
+td svg{width:160px;display:block}th svg{width:24px;height:10px;margin-left:8px}.differs>*{background:var(--box)}
+.plots{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,330px),1fr));gap:24px;margin-top:12px}
+figure{margin:0}.plots figure{display:flex;flex-direction:column}.plots svg{width:100%;max-width:420px;margin-top:auto}
+figcaption{font-size:.88rem;color:var(--soft);margin-bottom:4px}figcaption b{color:var(--ink);display:block}
 svg text{font:12px system-ui,sans-serif;fill:var(--ink)}svg .t{fill:var(--soft)}svg .g{stroke:var(--line)}
-svg .p{fill:none;stroke-width:2}svg .o{fill:var(--paper);stroke-width:2}
+svg .n{stroke:var(--soft)}svg .p{fill:none;stroke-width:2}svg .o{fill:var(--paper);stroke-width:2}
 .clips{display:grid;grid-template-columns:repeat(auto-fill,minmax(150px,1fr));gap:12px}
-video{width:100%;aspect-ratio:1;object-fit:contain;background:var(--box);border-radius:4px;display:block}
-.own figcaption b{border-bottom:3px solid var(--c2)}button{font:inherit;padding:6px 14px;cursor:pointer}
-""" + "".join(f".c{i}{{stroke:var(--c{i})}}.f{i}{{fill:var(--c{i})}}" for i in range(6))
+button{font:inherit;padding:6px 14px}video{width:100%;aspect-ratio:1;object-fit:contain;background:var(--box);
+border-radius:4px;display:block}.own video{outline:3px solid var(--c2)}
+""" + "".join(f".c{i}{{stroke:var(--c{i})}}svg .f{i}{{fill:var(--c{i})}}" for i in range(6))
+DASHES = "none", "7 3", "2 3", "9 3 2 3"   # beside six colours: twelve lines that differ, for eyes without colours, too
 SCRIPT = """
 const clips = [...document.querySelectorAll("video")], button = document.getElementById("play");
 for (const clip of clips) if (clip.dataset.same) clip.src = document.getElementById(clip.dataset.same).src;
@@ -881,11 +933,11 @@ def tag(name, *content, **attributes):
 
 
 def html_table(caption, header, rows, marked=()):
-    """A table in a box that scrolls by itself. rows: lists of cells, the first of each names it; marked: row numbers."""
+    """A table in a box that scrolls by itself. rows: lists of cells, the first names the row; marked: row numbers."""
     head = tag("tr", *[tag("th", cell, scope="col") for cell in header])
     body = [tag("tr", tag("th", row[0], scope="row"), *[tag("td", cell) for cell in row[1:]],
                 class_="differs" if number in marked else None) for number, row in enumerate(rows)]
-    return tag("div", tag("table", tag("caption", caption), tag("thead", head), tag("tbody", *body)),
+    return tag("div", tag("table", tag("caption", tag("span", caption)), tag("thead", head), tag("tbody", *body)),
                class_="wide", tabindex="0", role="region", aria_label=caption)
 
 
@@ -901,7 +953,7 @@ def scale(low, high, a, b, log=False):
 
 
 def ticks(low, high, log=False):
-    """Round numbers in [low, high], about five: 1, 2 or 5 times a power of ten; on a log axis powers if there are many."""
+    """Round numbers in [low, high], about five: 1, 2 or 5 times a power of ten; on a long log axis powers alone."""
     if log:
         powers = [10.0 ** k for k in range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)]
         found = [power * m for power in powers for m in (1, 2, 5) if low <= power * m <= high]
@@ -916,12 +968,19 @@ def short(value):
     return f"{value / 1e6:g}M" if abs(value) >= 1e6 else f"{value / 1e3:g}k" if abs(value) >= 1e4 else f"{value:g}"
 
 
+def padded(values):
+    """(lowest, highest) of values with some room beside them."""
+    room = 0.04 * (max(values) - min(values)) or 1
+    return min(values) - room, max(values) + room
+
+
 def svg(title, text, width, height, *content):
     return tag("svg", tag("title", title), tag("desc", text), *content, role="img", viewBox=f"0 0 {width} {height}")
 
 
-def figure(title, note, picture):
-    return tag("figure", tag("figcaption", tag("b", title), ". ", note), picture)
+def figure(title, note, *picture):
+    """A plot under its title and what to look for; picture: text, height and content of `svg`."""
+    return tag("figure", tag("figcaption", tag("b", title), note), svg(title, picture[0], WIDTH, *picture[1:]))
 
 
 def thin(points, most=200):
@@ -932,15 +991,15 @@ def thin(points, most=200):
 
 def line_plot(title, note, series, unit="step", spread=()):
     """A figure of lines, named at their ends. series: [(name, colour, [(x, y)], hollow)]; hollow: circles only; spread:
-    [(colour, x, low, high)], intervals. An axis is logarithmic where all is above 0 and spans a factor of 10 (y) or,
-    from its second point on, 30 (x)."""
+    [(colour, x, low, high)], intervals. An axis is logarithmic where all is above 0 and spans a factor of 10, but for
+    steps of a run: most of a run is its end."""
     series = [(name, colour, thin(sorted(points)), hollow) for name, colour, points, hollow in series if points]
     xs = sorted({x for *_, points, _ in series for x, _ in points})
     ys = [y for *_, points, _ in series for _, y in points] + [y for *_, low, high in spread for y in (low, high)]
-    log_y, log_x = min(ys) > 0 and max(ys) / min(ys) >= 10, unit != "step" and xs[0] > 0 and xs[-1] / xs[0] >= 30
-    low, high = (min(ys), max(ys)) if log_y else (min(ys) - 0.04 * (max(ys) - min(ys) or 1), max(ys) + 0.04 *
-                                                  (max(ys) - min(ys) or 1))
-    left, right, bottom, height = 44, WIDTH - 102, 176, 208
+    log_y, log_x = [bool(min(some) > 0 and max(some) / min(some) >= 10) for some in (ys, xs)]
+    log_x = log_x and unit != "step"
+    low, high = (min(ys) / 1.1, max(ys) * 1.1) if log_y else padded(ys)
+    left, right, bottom, height = 44, WIDTH - 112, 176, 214
     x_of, y_of = scale(xs[0], xs[-1], left + 4, right, log_x), scale(low, high, bottom, 10, log_y)
     out = []
     for value in ticks(low, high, log_y):
@@ -948,7 +1007,7 @@ def line_plot(title, note, series, unit="step", spread=()):
                 tag("text", short(value), class_="t", x=left - 6, y=y_of(value) + 4, text_anchor="end")]
     for value in ticks(xs[0], xs[-1], log_x) if xs[-1] > xs[0] else xs:
         out.append(tag("text", short(value), class_="t", x=x_of(value), y=bottom + 16, text_anchor="middle"))
-    out.append(tag("text", unit + (", y is logarithmic" if log_y else ""), class_="t", x=(left + right) / 2, y=height - 2,
+    out.append(tag("text", unit + ", y is logarithmic" * log_y, class_="t", x=(left + right) / 2, y=height - 5,
                    text_anchor="middle"))
     out += [tag("line", class_=f"c{colour % 6}", x1=x_of(x), x2=x_of(x), y1=y_of(low), y2=y_of(high), stroke_width=1.5)
             for colour, x, low, high in spread]
@@ -959,33 +1018,31 @@ def line_plot(title, note, series, unit="step", spread=()):
             out += [tag("circle", class_=f"o c{colour % 6}", cx=x, cy=y, r=3) for x, y in placed]
         if not hollow:
             out.append(tag("polyline", class_=f"p c{colour % 6}", points=" ".join(f"{x},{y}" for x, y in placed),
-                           stroke_dasharray=("none", "7 3", "2 3", "9 3 2 3")[colour % 4]))
+                           stroke_dasharray=DASHES[colour % 4]))
             ends.setdefault((name, colour), placed[-1][1])
         told.append(f"{name}{', held out' * hollow}: {points[0][1]:.4g} at {points[0][0]:g}, {points[-1][1]:.4g} at "
                     f"{points[-1][0]:g}")
     above = -math.inf
     for (name, colour), y in sorted(ends.items(), key=lambda end: end[1])[:12]:
         above = max(y + 4, above + 14)
-        out.append(tag("text", shorten(name, 15), class_=f"f{colour % 6}", style=f"fill:var(--c{colour % 6})",
-                       x=right + 6, y=round(above, 1)))
-    return figure(title, note, svg(title, "; ".join(told), WIDTH, max(height, round(above + 6)), *out))
+        out.append(tag("text", shorten(name, 13), class_=f"f{colour % 6}", x=right + 6, y=round(above, 1)))
+    return figure(title, note, "; ".join(told), max(height, round(above + 6)), *out)
 
 
 def interval_plot(title, note, groups, unit="accuracy in %"):
     """A figure of values on one axis, named at the left. groups: [(heading, chance or None, [(name, colour, values)])],
-    values one a seed: dots; their mean with its number, and its t interval where there are two or more; dashed: chance."""
-    rows = [(heading, chance, [(name, colour, values, t_interval(values)) for name, colour, values in members if values])
-            for heading, chance, members in groups]
+    values one a seed: dots; their mean with its number, its t interval where there are two or more; dashed: chance."""
+    rows = [(heading, chance, [(*member, t_interval(member[2])) for member in members if member[2]])
+            for heading, chance, members in groups if any(values for *_, values in members)]
     everything = [x for _, chance, members in rows for *_, values, ends in members for x in (*values, *ends, chance)
                   if x is not None and not math.isnan(x)]
-    low, high = min(everything), max(everything)
-    low, high = low - 0.05 * (high - low or 1), high + 0.05 * (high - low or 1)
+    low, high = padded(everything)
     left, right, y, out, told = 134, WIDTH - 44, 14, [], []
     x_of = scale(low, high, left, right)
     for heading, chance, members in rows:
         out.append(tag("text", heading, class_="t", x=0, y=y + 4))
         if chance is not None:
-            out.append(tag("line", class_="g", style="stroke:var(--soft)", x1=x_of(chance), x2=x_of(chance), y1=y - 4,
+            out.append(tag("line", class_="n", x1=x_of(chance), x2=x_of(chance), y1=y - 4,
                            y2=y + 6 + 18 * len(members), stroke_dasharray="3 3"))
         for name, colour, values, (mean, below, above) in members:
             y += 18
@@ -1002,23 +1059,23 @@ def interval_plot(title, note, groups, unit="accuracy in %"):
     for value in ticks(low, high):
         out.append(tag("text", short(value), class_="t", x=x_of(value), y=y, text_anchor="middle"))
     out.append(tag("text", unit, class_="t", x=(left + right) / 2, y=y + 16, text_anchor="middle"))
-    return figure(title, note, svg(title, "; ".join(told), WIDTH, y + 20, *out))
+    return figure(title, note, "; ".join(told), y + 22, *out)
 
 
 def report_runs(runs, names):
     """What was run: a table of the runs, the stages' seconds, and every flag."""
     about, rows = {}, []
     for index, (name, run) in enumerate(zip(names, runs)):
-        path = Path(run) / "args.json"
-        about[name] = found = data.read_json(path, "the stage") if path.exists() else {}
+        about[name] = found = run_facts(run)
         last = max([line.get("step", 0) for line in read_log(run)], default=0)
         swatch = svg(f"colour {index + 1}", "of this run in every plot", 24, 10, tag(
             "line", class_=f"c{index % 6}", x1=0, x2=24, y1=5, y2=5, stroke_width=3,
-            stroke_dasharray=("none", "7 3", "2 3", "9 3 2 3")[index % 4]))
+            stroke_dasharray=DASHES[index % 4]))
         commit = str(found.get("commit") or "unknown")[:10] + " with changes" * bool(found.get("uncommitted changes"))
-        rows.append([mark(name, swatch), last, *[f"{seconds_by_stage(run)[stage]:,.0f}" if stage in seconds_by_stage(run)
-                     else "-" for stage in ("pretraining", "fine-tuning")], found.get("hardware", "unknown"),
-                     found.get("processes", "?"), found.get("precision", "?"), found.get("torch", "?"), commit])
+        spent = seconds_by_stage(run)
+        rows.append([mark(name, swatch), last, *[f"{spent[stage]:,.0f}" if stage in spent else "-" for stage in
+                     ("pretraining", "fine-tuning")], *[found.get(key, "unknown") for key in
+                     ("hardware", "processes", "precision", "torch")], commit])
     flags = list(dict.fromkeys(flag for found in about.values() for flag in found.get("arguments", {})))
     cells = [[flag, *[json.dumps(found.get("arguments", {}).get(flag, "-")).strip('"') for found in about.values()]]
              for flag in flags]
@@ -1033,7 +1090,7 @@ def report_runs(runs, names):
                 spent[stage] += int(seconds)
             out.append(html_table(f"Seconds of each stage in {folder.name} (make runs two stages side by side)",
                                   ["stage", "seconds"], [[stage, f"{spent[stage]:,}"] for stage in spent]))
-    out.append(tag("p", "Two runs compare fairly where only the flags under test differ: those rows are shaded below."))
+    out.append(tag("p", SEE["runs"]))
     out.append(tag("details", tag("summary", f"All {len(flags)} flags; {len(differ)} differ"),
                    html_table("Flags of each run", ["flag", *names], cells, differ)))
     return mark(*out)
@@ -1049,28 +1106,25 @@ def report_results(runs, names):
     for task in dict.fromkeys(task for task, _ in keys):
         groups = []
         for key in [key for key in keys if key[0] == task]:
-            chances = [entry["chance"] for cells in rows for entry in cells.get(key, []) if entry["chance"] is not None]
-            groups.append((key[1], statistics.fmean(chances) if chances else None,
-                           [(name, index, [entry["value"] for entry in cells.get(key, []) if entry["value"] is not None])
-                            for index, (name, cells) in enumerate(zip(names, rows))]))
+            entries = [cells.get(key, []) for cells in rows]
+            chances = [entry["chance"] for some in entries for entry in some if entry["chance"] is not None]
+            groups.append((key[1], statistics.fmean(chances) if chances else None, [
+                (name, index, [entry["value"] for entry in some if entry["value"] is not None])
+                for index, (name, some) in enumerate(zip(names, entries))]))
         if any(values for *_, members in groups for *_, values in members):
-            plots.append(interval_plot(task, f"x 100; dashed: chance.", groups, "x 100"))
+            plots.append(interval_plot(task, "Dashed: chance.", groups, "x 100"))
     columns = [[key_chance(rows, key), *[show_cell(cells.get(key)) for cells in rows]] for key in keys]
     cells = [[name, *row] for name, row in zip(["chance", *names], zip(*columns))]
-    return mark(html_table("Scores x 100: mean ± standard deviation over seeds; ! marks a seed that gives every row one "
-                           "answer, * a smoke run on half a dev file", ["run", *[" ".join(key) for key in keys]], cells),
-                tag("div", *plots, class_="plots"),
-                tag("p", "Hollow dots are seeds, the full one is their mean, the bar its 95 % interval (from two seeds on). "
-                    "The paper's comparison (section 4) is a distilled student against one that read the same text alone. "
-                    "On a mini task the student should lead where only video holds the answer (grounded), lose nothing "
-                    "where language decides (ungrounded), and all should stand at chance on nouns that no clip shows "
-                    "(unfilmed): what one gains there is not knowledge."))
+    return mark(html_table("Scores x 100: mean ± standard deviation over seeds; ! marks a seed that gives every row "
+                           "one answer, * a smoke run on half a dev file", ["run", *map(" ".join, keys)], cells),
+                tag("div", *plots, class_="plots"), tag("p", SEE["results"]))
 
 
 def read_claims(runs, path=None):
-    """claims.json given, beside the runs or in one; {} where there is none."""
-    found = [path] if path else [folder / "claims.json" for run in runs for folder in (Path(run).resolve().parent, Path(run))
-                                 if (folder / "claims.json").exists()]
+    """The claims.json that is given, or the first beside the runs or in one; {} where there is none."""
+    places = [Path(path)] if path else [folder / "claims.json" for run in runs
+                                        for folder in (Path(run).resolve().parent, Path(run))]
+    found = [place for place in places if path or place.exists()]
     return data.read_json(found[0], "python evaluate.py claims") if found else {}
 
 
@@ -1083,28 +1137,25 @@ def report_claims(claims):
     x_of, rows, before = scale(min([0, *ends]), max([0, *ends]), 4, 156), [], None
     for claim, part in parts:
         mean, low, high = [part.get(key) for key in ("mean", "low", "high")]
-        said = "no value" if mean is None else f"{mean:+.1f}" + ("" if None in (low, high) else f" [{low:+.1f}, {high:+.1f}]")
-        drawn = [tag("line", class_="g", x1=x_of(0), x2=x_of(0), y1=0, y2=18)]
+        name, number, verdict = part.get("name", ""), claim.get("number", ""), part.get("verdict", "-")
+        said = "-" if mean is None else f"{mean:+.1f}"
+        drawn = [tag("line", class_="n", x1=x_of(0), x2=x_of(0), y1=0, y2=18)]
         if None not in (low, high):
+            said += f" [{low:+.1f}, {high:+.1f}]"
             drawn.append(tag("line", class_="c0", x1=x_of(low), x2=x_of(high), y1=9, y2=9, stroke_width=3))
         if mean is not None:
             drawn.append(tag("circle", class_="f0", cx=x_of(mean), cy=9, r=4.5))
         first = claim is not before
-        verdict = part.get("verdict", "-")
-        rows.append([f"{claim.get('number', '')}. {claim.get('text', '')} ({claim.get('kind', '')})" if first else
-                     f"{claim.get('number', '')}, continued", part.get("name", ""), part.get("n", ""), said,
-                     svg(f"{part.get('name', '')}: {said}", "interval beside zero", 160, 18, *drawn), part.get("kind", ""),
+        told = f"{number}. {claim.get('text', '')} ({claim.get('kind', '')})" if first else f"{number}, continued"
+        rows.append([told, name, part.get("n", ""), said,
+                     svg(f"{name}: {said}", "Interval beside zero", 160, 18, *drawn), part.get("kind", ""),
                      {"holds": "✓ ", "fails": "✗ "}.get(verdict, "? ") + verdict,
                      tag("b", claim.get("verdict", "-")) if first else ""])
         before = claim
-    return mark(html_table(f"Differences in points over seeds {', '.join(map(str, claims.get('seeds', [])))}; commit "
-                           f"{str(claims.get('commit', 'unknown'))[:10]}; {claims.get('hardware', 'hardware unknown')}",
-                           ["claim", "part", "n", "mean [95 % interval]", "against zero", "question", "verdict of the part",
-                            "verdict"], rows),
-                tag("p", "Each claim of the paper (section 4) is one difference between two arms, seed by seed. Better holds "
-                    "where the whole bar is right of zero, fails where it ends below 2 points; not worse holds where it "
-                    "starts above -2 and fails where it ends below 0; all else is not decided. A mechanism is what a mini "
-                    "world can show; a magnitude needs the paper's scale."))
+    caption = (f"Differences in points over seeds {', '.join(map(str, claims.get('seeds', [])))}; commit "
+               f"{str(claims.get('commit', 'unknown'))[:10]}; {claims.get('hardware', 'hardware unknown')}")
+    return mark(html_table(caption, ["claim", "part", "n", "mean [95 % interval]", "against zero", "question",
+                                     "part's verdict", "verdict"], rows), tag("p", SEE["claims"]))
 
 
 def report_forgetting(claims):
@@ -1116,7 +1167,7 @@ def report_forgetting(claims):
         values = curve.get(name) or []
         if len(values) != len(steps):   # one list a step is the rule; one list a seed is turned
             values = list(zip(*values))
-        kept = [(step, [value for value in some if value is not None]) for step, some in zip(steps, values)]
+        kept = [(step, [value for value in some or [] if value is not None]) for step, some in zip(steps, values)]
         ends = [(step, *t_interval(some)) for step, some in kept if some]
         series.append((name, colour, [(step, mean) for step, mean, _, _ in ends], False))
         spread += [(colour, step, low, high) for step, _, low, high in ends if not math.isnan(low)]
@@ -1124,19 +1175,16 @@ def report_forgetting(claims):
         return "Forgetting curve: make claims CLAIMS=3 runs two-stage pretraining at several lengths of the text stage."
     note = "Grounded questions, x 100: mean over seeds and its 95 % interval."
     return mark(tag("div", line_plot("Two-stage against distilled", note, series, "steps of the text stage", spread),
-                    class_="plots"),
-                tag("p", "Two-stage pretraining learns from video first and reads text afterwards; the longer it reads, the "
-                    "more of what it saw it should forget, so its line should fall towards chance. The student hears its "
-                    "teacher at every step (section 3.3), so its line should not. The verdict is taken at the right end."))
+                    class_="plots"), tag("p", SEE["forgetting"]))
 
 
 def curves_of(folder):
-    """log.jsonl of a run -> {key: [(step, value)]}: all but the rate and the clock; a number that is not finite is out."""
+    """log.jsonl of a run -> {key: [(step, value)]}: all finite numbers but the learning rate and the clock."""
     out = {}
     for line in read_log(folder):
         for key, value in line.items():
             if key not in ("step", "seconds", "lr") and isinstance(value, (int, float)) and math.isfinite(value):
-                out.setdefault(key, {})[line["step"]] = value
+                out.setdefault(key, {})[line.get("step", 0)] = value
     return {key: list(points.items()) for key, points in out.items()}
 
 
@@ -1148,9 +1196,9 @@ def report_curves(runs, names):
     order = list(CURVES)
     plots = []
     for key in sorted(keys, key=lambda key: (key.endswith("grad"), order.index(key) if key in order else 4.5, key)):
-        title, note = CURVES.get(key) or (
-            (f"Pull of {key[:-5].upper()}", "Gradient norm of this loss alone on the student's encoder (section 3.3): one "
-             "that is far below another's teaches little.") if key.endswith("_grad") else (key, "As logged (section 3.3)."))
+        pull = (f"Pull of {key[:-5].upper()}", "Gradient norm of this loss alone on the student's encoder (section "
+                "3.3): far below another's, it teaches little.")
+        title, note = CURVES.get(key) or (pull if key.endswith("_grad") else (key, "As logged (section 3.3)."))
         series = [(name, index, log.get(form, []), form != key) for index, (name, log) in enumerate(zip(names, logs))
                   for form in (key, f"valid_{key}")]
         plots.append(line_plot(title, note, series))
@@ -1166,14 +1214,9 @@ def report_curves(runs, names):
     if not plots and not fine:
         return f"Curves: no log.jsonl with numbers in {', '.join(map(str, runs))}."
     out = []
-    for heading, some, text in (
-            ("Pretraining", plots, "Circles are held-out values, lines training batches, of long runs their means. Every "
-             "loss should fall and flatten while its held-out circles stay close; circles that rise away from the line "
-             "mean that the run learns its data by heart. Teachers train as in section 3.2, students as in section 3.3."),
-            ("Fine-tuning", fine, "One line a seed, as in section 4. A loss that never leaves its first value belongs to a "
-             "stuck seed, which the table of results marks with !.")):
+    for heading, some in (("Pretraining", plots), ("Fine-tuning", fine)):
         if some:
-            out += [tag("h3", heading), tag("div", *some, class_="plots"), tag("p", text)]
+            out += [tag("h3", heading), tag("div", *some, class_="plots"), tag("p", SEE[heading])]
     return mark(*out)
 
 
@@ -1185,7 +1228,7 @@ def report_probes(runs, names):
         return f"Probes: python evaluate.py probe {' '.join(map(str, runs))} makes them (mini world only)."
     properties = list(dict.fromkeys(name for _, probed in found.values() for name in probed))
     worlds = [data.read_json(path, "python data.py mini").get("properties", {}) for run in runs
-              if (path := Path(run_arguments(run).get("data", "")) / "world.json").exists()]
+              if (path := Path(run_facts(run).get("arguments", {}).get("data", "")) / "world.json").exists()]
     chance = {name: 100 / len(values) for world in worlds for name, (_, values) in world.items()}
     rows, plots = [], []
     for group, called in (("test", "test nouns"), ("unfilmed", "unfilmed nouns")):
@@ -1194,27 +1237,17 @@ def report_probes(runs, names):
         rows += [[f"{run}, {called}", *[f"{100 * probed[name][group]:.1f}" if group in probed.get(name, {}) else "-"
                                         for name in properties]] for run, (_, probed) in found.items()]
         if any(members.values()):
-            plots.append(interval_plot(f"Probes on {called}", "Dashed: chance." if chance else "",
-                                       [(name, chance.get(name), members[name]) for name in properties if members[name]]))
+            plots.append(interval_plot(f"Probes on {called}", "Dashed: chance." * bool(chance),
+                                       [(name, chance.get(name), members[name]) for name in properties]))
     if chance:
         rows.insert(0, ["chance", *[f"{chance[name]:.1f}" if name in chance else "-" for name in properties]])
     return mark(html_table("Accuracy in % of a linear probe of the noun's hidden state, fitted on other nouns",
-                           ["run", *properties], rows), tag("div", *plots, class_="plots"),
-                tag("p", "What a word's vector tells of the thing, read off by a linear map that never saw these nouns. No "
-                    "text of the mini world says any of it: the teacher (section 3.2) should be far above chance on filmed "
-                    "nouns, a distilled student (section 3.3) close to it, the text-only student at chance. On nouns that "
-                    "no clip shows nobody can know, so every dot should lie near the dashed line."))
-
-
-def run_arguments(run):
-    """The flags in a run's args.json; {} where there is none."""
-    path = Path(run) / "args.json"
-    return data.read_json(path, "the stage").get("arguments", {}) if path.exists() else {}
+                           ["run", *properties], rows), tag("div", *plots, class_="plots"), tag("p", SEE["probes"]))
 
 
 def clip_bytes(path, start, end):
-    """Seconds start..end of a video, at most CLIP_SECONDS, as a small MP4: H.264, yuv420p, 10 frames a second, 112 pixels
-    high or wide, whichever is less. Raises data.VideoError where it cannot be decoded."""
+    """Seconds start..end of a video, at most CLIP_SECONDS, as a small MP4: H.264, yuv420p, 10 frames a second, the
+    short side 112 pixels. Raises data.VideoError where it cannot be decoded."""
     view, pictures = data.Filtered(10, 112, False), []
     end = min(end, start + CLIP_SECONDS)
     try:
@@ -1245,28 +1278,29 @@ def clip_bytes(path, start, end):
 
 
 def show_clip(row, badges, folder, cache):
-    """A <figure> of one clip. cache: {(video, start, end): (id or None, data: URI)}, filled here; the second time a clip
-    is shown, the page's script takes it from the first. Without a file there is a sentence in its place."""
+    """A <figure> of one clip. cache: {(video, start, end): data: URI, or why there is none}, filled here; where a clip
+    comes again, the page's script takes it from the first. Without a video, the reason stands in its place."""
     key, label = (row["video"], row["start"], row["end"]), f"{row['video']}, {row['start']:g} to {row['end']:g} s"
     shown = ", ".join(map(str, row["shown"].values())) if isinstance(row.get("shown"), dict) else ""
-    lines = [tag("b", ", ".join(badges)), tag("br"), f"{row.get('noun', '')}: {shown}" if shown else label]
-    if key not in cache:
-        paths = sorted(path for path in Path(folder).glob(f"{glob.escape(row['video'])}.*") if path.suffix not in
-                       (".json", ".csv", ".srt", ".vtt"))
+    words = f"{row.get('noun', '')}: {shown}" if shown else label
+    again = key in cache
+    if not again:
+        paths = sorted(path for path in Path(folder).glob(f"{glob.escape(row['video'])}.*")
+                       if path.suffix not in (".json", ".csv", ".srt", ".vtt"))
         try:
-            coded = clip_bytes(paths[0], row["start"], row["end"]) if paths else None
-            cache[key] = coded and f"data:video/mp4;base64,{base64.b64encode(coded).decode()}"
+            coded = clip_bytes(paths[0], row["start"], row["end"]) if paths else b""
+            cache[key] = ("data:video/mp4;base64," + base64.b64encode(coded).decode() if coded else
+                          f"no video {row['video']} in {folder}")
         except data.VideoError as reason:
-            cache[key] = None
-        source = {"src": cache[key]}
-    else:
-        source = {"data_same": f"clip-{list(cache).index(key)}"}
-    if cache[key] is None:
-        return tag("figure", tag("figcaption", *lines, tag("br"), f"({label}: no video that can be read in {folder})"))
+            cache[key] = f"{paths[0].name}: {reason}"
+    if not cache[key].startswith("data:"):
+        return tag("figure", tag("figcaption", *[tag("b", badge) for badge in badges], f"{words} ({cache[key]})"))
     name = f"clip-{list(cache).index(key)}"
-    return tag("figure", tag("video", id=name if "src" in source else None, **source, muted=True, loop=True,
-                             playsinline=True, controls=True, preload="metadata", aria_label=f"{', '.join(badges)}: {label}"),
-               tag("figcaption", *lines), class_="own" if "true clip" in badges else None)
+    source = {"data_same": name} if again else {"id": name, "src": cache[key]}
+    return tag("figure", tag("video", **source, muted=True, loop=True, playsinline=True, controls=True,
+                             preload="metadata", aria_label=f"{', '.join(badges)}: {label}"),
+               tag("figcaption", *[tag("b", badge) for badge in badges], words),
+               class_="own" if badges[0] == "true clip" else None)
 
 
 def report_retrieval(runs, names, count, videos=None):
@@ -1277,8 +1311,8 @@ def report_retrieval(runs, names, count, videos=None):
         return f"Retrieval: python evaluate.py retrieve {runs[0]} makes it, of a teacher's run."
     metrics = list(dict.fromkeys(key for got in found.values() for key, value in got.items()
                                  if isinstance(value, (int, float))))
-    rows = [[key, *["-" if got.get(key) is None else f"{got[key]:.1f}" if key == "median rank" else f"{100 * got[key]:.1f} %"
-                    for got in found.values()]] for key in metrics]
+    rows = [[key, *["-" if (value := got.get(key)) is None else f"{value:.1f}" if key == "median rank" else
+                    f"{100 * value:.1f} %" for got in found.values()]] for key in metrics]
     out = [html_table("Text to video on held-out clips", ["measure", *found], rows)]
     texts = {}   # (index, text) -> {name: example}: runs that searched the same pool share a text
     for name, got in found.items():
@@ -1291,35 +1325,33 @@ def report_retrieval(runs, names, count, videos=None):
             for place, row in (("true clip", example["own"]), *zip(("1st", "2nd", "3rd"), example["top"])):
                 key = row["video"], row["start"], row["end"]
                 rows[key] = row
-                label = place if place == "true clip" else f"{name} {place}"
-                badges.setdefault(key, []).append(label) if label not in badges.get(key, []) else None
+                label = place if place == "true clip" else f"{name}: {place}"
+                badges[key] = badges.get(key, []) + [label] * (label not in badges.get(key, []))
         folder = videos or Path(found[next(iter(answers))].get("data", "")) / "videos"
         ranks = "; ".join(f"{name} has the true clip at rank {example['rank']} of {len(found[name].get('ranks', []))}"
                           for name, example in answers.items())
-        before = dict(cache)
         article = [tag("h3", "“", text, "”"), tag("p", ranks + "."),
                    tag("div", *[show_clip(rows[key], badges[key], folder, cache) for key in rows], class_="clips")]
-        if sum(len(uri or "") for uri in cache.values()) > CLIP_BYTES:
-            cache = before
+        if sum(map(len, cache.values())) > CLIP_BYTES:
             break
         articles += article
     if articles:
-        out += [tag("p", f"{len(articles) // 3} of the {len(texts)} texts that retrieve drew by lot before looking at any "
-                    f"score, hits and misses alike. A clip is shown once in a row: its labels say who put it where."),
+        out += [tag("p", f"{len(articles) // 3} of the {len(texts)} texts that retrieve drew by lot before looking "
+                    f"at any score, hits and misses alike. A clip is shown once in a row: its labels say who put it "
+                    f"where, and the true one has a green frame."),
                 tag("button", "Pause all clips", id="play", type="button", hidden=True), *articles,
-                tag("p", "Each text should bring clips that show what it speaks of, the true one among the first; wrong ones "
-                    "should look like it. A teacher aligns text and video in section 3.2; a student never saw a frame, so "
-                    "what it finds came through section 3.3.")]
+                tag("p", SEE["retrieval"])]
     else:
-        out.append(tag("p", f"No clips to play: python evaluate.py retrieve {runs[0]} of this version draws the texts."))
+        out.append(tag("p", f"No clips: python evaluate.py retrieve {runs[0]} of this version draws texts to show."))
     return mark(*out)
 
 
 def report(args):
     """`report`: writes one HTML file from what the run folders hold; no model is loaded. What is missing is named."""
     start = time.time()
-    runs = args.runs or [str(path.parent) for path in sorted(Path("runs").glob("*/args.json"))]
-    missing = [run for run in runs if not Path(run).is_dir()]
+    given = args.runs or sorted(map(str, Path("runs").glob("*")))
+    missing = [run for run in given if not Path(run).exists()]
+    runs = [run for run in given if any((Path(run) / name).exists() for name in ("args.json", "finetune"))]
     if missing or not runs:
         raise FileNotFoundError(f"no run folder {', '.join(missing) or 'in runs/'}; `make` fills some")
     names = args.names or [run_name(run) for run in runs]
@@ -1335,11 +1367,7 @@ def report(args):
     left_out = [text for _, _, text in parts if not isinstance(text, Raw)]
     if left_out:
         shown.append(("missing", "Not in this report", tag("ul", *[tag("li", text) for text in left_out])))
-    about = ("Every number and picture here comes from the files of the runs named below. Nothing quotes the paper's figures; "
-             "section numbers are those of the VidLanKD paper (arXiv 2107.02681).")
-    if any(run_arguments(run).get("size") == "mini" for run in runs):
-        about += (" A mini world holds knowledge that only video carries: it shows whether the mechanism transfers it, not "
-                  "whether HowTo100M improves GLUE.")
+    about = SEE["report"] + SEE["mini"] * any(run_facts(run).get("arguments", {}).get("size") == "mini" for run in runs)
     body = mark(tag("a", "Skip to the runs", href="#main", class_="skip"),
                 tag("header", tag("h1", args.title), tag("p", about), tag("nav", tag("ul", *[
                     tag("li", tag("a", title, href=f"#{name}")) for name, title, _ in shown]), aria_label="Sections")),
@@ -1352,8 +1380,8 @@ def report(args):
                 Raw(f"<script>{SCRIPT}</script></body></html>\n"))
     size = len(page.encode())
     if size >= REPORT_BYTES:
-        raise ValueError(f"the report would have {size / 1e6:.1f} MB, more than {REPORT_BYTES / 1e6:g}: give it fewer runs or "
-                         f"--texts below {args.texts}")
+        raise ValueError(f"the report would have {size / 1e6:.1f} MB, more than {REPORT_BYTES / 1e6:g}: give it fewer "
+                         f"runs, or --texts below {args.texts}")
     out = Path(args.out or Path(runs[0]).resolve().parent / "report.html")
     data.write_text(out, page)
     print(f"{out}: {size / 1e6:.2f} MB, {page.count('<video')} clips, {time.time() - start:.1f} s"
