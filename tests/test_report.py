@@ -50,8 +50,8 @@ def make_runs(folder, names=("text-only", "student")):
     (folder / "data" / "world.json").write_text(json.dumps({"properties": {"lift": ["drop", ["rises", "sinks"]]}}))
     for index, (run, scores) in enumerate(zip(names, SEEDS.values())):
         run = folder / "runs" / run
-        write_lines(run / "log.jsonl", [{"step": step, "mlm": 9 / step, "grad_norm": 2.0 + index, "lr": 0.1, "mlm_grad": 1.0,
-                                         "seconds": step} for step in range(1, 1001, 10)] +
+        write_lines(run / "log.jsonl", [{"step": step, "mlm": 9 / step, "grad_norm": 2.0 + index, "lr": 0.1,
+                                         "mlm_grad": 1.0, "seconds": step} for step in range(1, 1001, 10)] +
                     [{"step": 1000, "valid_mlm": 0.5, "odd": math.nan, "seconds": 1001.0}])
         data.write_json(run / "args.json", {"arguments": {"data": str(folder / "data"), "objective": [], "size": "mini",
                                                           "index": index}, "commit": "0123456789abcdef",
@@ -63,8 +63,8 @@ def make_runs(folder, names=("text-only", "student")):
             data.write_json(fine / "metrics.json", {"task": "PIQA", "seed": seed, "majority": False, "seconds": 12.5,
                                                     "parts": {"test": {"grounded": part}}, "test": part})
         data.write_json(run / "probe.json", {"lift": {"test": 0.5125 + 0.4 * index, "unfilmed": 0.5}})
-        examples = [{"index": number, "rank": 1 + index, "own": row, "top": [pool[(number + index + k) % 4] for k in range(3)]}
-                    for number, row in enumerate(pool)]
+        examples = [{"index": number, "rank": 1 + index, "own": row,
+                     "top": [pool[(number + index + k) % 4] for k in range(3)]} for number, row in enumerate(pool)]
         data.write_json(run / "retrieval.json", {"R@1": 0.40625, "median rank": 2.0, "ranks": [1 + index] * 4,
                                                  "data": str(folder / "data"), "examples": examples})
     (folder / "runs" / "seconds.tsv").write_text("teacher\t300\nteacher\t45\nstudent\t194\n")
@@ -281,7 +281,7 @@ def test_paper_scale_is_quick_and_small(tmp_path):
 def test_ticks_and_thinning():
     assert evaluate.ticks(0, 1000) == [0, 200, 400, 600, 800, 1000]
     assert evaluate.ticks(48.2, 51.0) == [49, 50, 51] and evaluate.ticks(-3, 3) == [-2, 0, 2]
-    assert evaluate.ticks(0.3, 8, True) == [0.5, 1, 2, 5] and evaluate.ticks(1e-3, 1e3, True)[::3] == [1e-3, 1.0, 1e3]
+    assert evaluate.ticks(0.3, 8, True) == [0.5, 1, 2, 5] and evaluate.ticks(1e-3, 1e3, True) == [1e-3, 0.1, 10, 1e3]
     assert [evaluate.short(value) for value in (0.5, 200, 20_000, 1.5e6)] == ["0.5", "200", "20k", "1.5M"]
     points = [(x, 2 * x) for x in range(1000)]
     assert evaluate.thin(points, 1000) == points and evaluate.thin(points, 100)[0] == (4.5, 9.0)
@@ -331,9 +331,10 @@ Promise.all(clips.map(async clip => { await clip.play(); const start = clip.curr
 
 
 def requests(browser):
-    """Addresses the page asked for since the last call."""
+    """Addresses asked for since the last call, but for those of the browser's own start page."""
     messages = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
-    return [message["params"]["request"]["url"] for message in messages if message["method"] == "Network.requestWillBeSent"]
+    sent = [message["params"] for message in messages if message["method"] == "Network.requestWillBeSent"]
+    return [asked["request"]["url"] for asked in sent if not asked["documentURL"].startswith("chrome:")]
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -360,7 +361,8 @@ def test_page_in_a_browser(made, browser, width, scheme):
     assert isinstance(clips, list) and len(clips) > 4, clips
     for moved, ready, pixels in clips:
         assert moved and ready >= 2 and pixels == 148
-    assert {address.partition(":")[0] for address in requests(browser)} <= {"file", "data"}
+    asked = requests(browser)
+    assert path.as_uri() in asked and {address.partition(":")[0] for address in asked} <= {"file", "data"}
     assert browser.get_log("browser") == []
 
 
