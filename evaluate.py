@@ -890,7 +890,7 @@ table{border-collapse:collapse;font-size:.9rem}
 caption{text-align:left;color:var(--soft)}caption span{display:block;position:sticky;left:0;
 width:min(75ch,100vw - 48px);padding-bottom:4px}td,th{padding:4px 14px 4px 0;text-align:left;vertical-align:top;
 border-bottom:1px solid var(--line);overflow-wrap:normal;font-variant-numeric:tabular-nums}
-thead th{vertical-align:bottom}tbody th{position:sticky;left:0;background:var(--paper);min-width:7em;max-width:45vw;
+thead th{vertical-align:bottom}tbody th{position:sticky;left:0;background:var(--paper);min-width:9em;max-width:45vw;
 overflow-wrap:anywhere}
 td svg{width:160px;display:block}th svg{width:24px;height:10px;margin-left:8px}.differs>*{background:var(--box)}
 .plots{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,330px),1fr));gap:24px;margin-top:12px}
@@ -938,7 +938,7 @@ def html_table(caption, header, rows, marked=()):
     body = [tag("tr", tag("th", row[0], scope="row"), *[tag("td", cell) for cell in row[1:]],
                 class_="differs" if number in marked else None) for number, row in enumerate(rows)]
     return tag("div", tag("table", tag("caption", tag("span", caption)), tag("thead", head), tag("tbody", *body)),
-               class_="wide", tabindex="0", role="region", aria_label=caption)
+               class_="wide", tabindex="0", role="group", aria_label=caption)
 
 
 def shorten(name, letters):

@@ -224,6 +224,20 @@ def test_clips_end_and_fail_with_a_reason(tmp_path):
         evaluate.clip_bytes(tmp_path / "broken.mp4", 0.0, 1.0)
 
 
+def test_clips_of_real_videos_show_the_right_seconds(real_data):
+    """Cut after a seek, a clip shows what the whole video, decoded from its start, shows then (phone videos turned)."""
+    for path in sorted((real_data / "video").glob("*.mp4")):
+        whole = [picture for _, some, _ in data.decode(path, [data.Filtered(10, 112, False)]) for picture in some]
+        start = min(3.0, len(whole) / 10 - 2)
+        with av.open(io.BytesIO(evaluate.clip_bytes(path, start, start + 1.5))) as container:
+            frames = [frame.to_ndarray(format="rgb24").astype(int) for frame in container.decode(video=0)]
+        assert 14 <= len(frames) <= 16
+        height, width = frames[0].shape[:2]
+        for step in (0, 7, 13):   # the most alike is the one of that moment; the clip's tenths need not begin at a tenth
+            unlike = [np.abs(picture[:height, :width] - frames[step]).mean() for picture in whole]
+            assert abs(int(np.argmin(unlike)) - 10 * start - step) <= 1 and min(unlike) < 10, (path.name, step)
+
+
 def test_what_is_missing_is_named(tmp_path, capsys):
     runs = make_runs(tmp_path)
     for name in ("retrieval.json", "probe.json", "log.jsonl", "args.json"):
