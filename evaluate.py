@@ -331,7 +331,7 @@ def run_name(run):
 
 
 def read_log(run):
-    """The lines of a folder's log.jsonl as dicts; [] for none. A line that was cut while being written is passed over."""
+    """The lines of a folder's log.jsonl as dicts; [] for none. A line that was cut in writing is passed over."""
     log = Path(run) / "log.jsonl"
     lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
     return [json.loads(line) for line in lines if line.endswith("}")]
@@ -942,6 +942,7 @@ def html_table(caption, header, rows, marked=()):
 
 
 def shorten(name, letters):
+    """A name cut to so many letters."""
     return name if len(name) <= letters else name[:letters - 1] + "…"
 
 
@@ -1278,9 +1279,10 @@ def clip_bytes(path, start, end):
 
 
 def show_clip(row, badges, folder, cache):
-    """A <figure> of one clip. cache: {(video, start, end): data: URI, or why there is none}, filled here; where a clip
-    comes again, the page's script takes it from the first. Without a video, the reason stands in its place."""
-    key, label = (row["video"], row["start"], row["end"]), f"{row['video']}, {row['start']:g} to {row['end']:g} s"
+    """A <figure> of one clip. cache: {(folder, video, start, end): data: URI, or why there is none}, filled here; where
+    a clip comes again, the page's script takes it from the first. Without a video, the reason stands in its place."""
+    key = folder, row["video"], row["start"], row["end"]
+    label = f"{row['video']}, {row['start']:g} to {row['end']:g} s"
     shown = ", ".join(map(str, row["shown"].values())) if isinstance(row.get("shown"), dict) else ""
     words = f"{row.get('noun', '')}: {shown}" if shown else label
     again = key in cache
@@ -1314,12 +1316,12 @@ def report_retrieval(runs, names, count, videos=None):
     rows = [[key, *["-" if (value := got.get(key)) is None else f"{value:.1f}" if key == "median rank" else
                     f"{100 * value:.1f} %" for got in found.values()]] for key in metrics]
     out = [html_table("Text to video on held-out clips", ["measure", *found], rows)]
-    texts = {}   # (index, text) -> {name: example}: runs that searched the same pool share a text
+    texts = {}   # (data folder, index, text) -> {name: example}: runs that searched the same pool share a text
     for name, got in found.items():
         for example in got.get("examples", []):
-            texts.setdefault((example["index"], example["own"]["text"]), {})[name] = example
+            texts.setdefault((got.get("data", ""), example["index"], example["own"]["text"]), {})[name] = example
     cache, articles = {}, []
-    for (_, text), answers in list(texts.items())[:count]:
+    for (folder, _, text), answers in list(texts.items())[:count]:
         badges, rows = {}, {}
         for name, example in answers.items():
             for place, row in (("true clip", example["own"]), *zip(("1st", "2nd", "3rd"), example["top"])):
@@ -1327,11 +1329,11 @@ def report_retrieval(runs, names, count, videos=None):
                 rows[key] = row
                 label = place if place == "true clip" else f"{name}: {place}"
                 badges[key] = badges.get(key, []) + [label] * (label not in badges.get(key, []))
-        folder = videos or Path(found[next(iter(answers))].get("data", "")) / "videos"
         ranks = "; ".join(f"{name} has the true clip at rank {example['rank']} of {len(found[name].get('ranks', []))}"
                           for name, example in answers.items())
         article = [tag("h3", "“", text, "”"), tag("p", ranks + "."),
-                   tag("div", *[show_clip(rows[key], badges[key], folder, cache) for key in rows], class_="clips")]
+                   tag("div", *[show_clip(rows[key], badges[key], videos or Path(folder) / "videos", cache)
+                                for key in rows], class_="clips")]
         if sum(map(len, cache.values())) > CLIP_BYTES:
             break
         articles += article
