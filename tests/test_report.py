@@ -368,6 +368,8 @@ def test_page_in_a_browser(made, browser, width, scheme):
     requests(browser), browser.get_log("browser")   # forget what came before
     browser.get(path.as_uri())
     assert browser.execute_script("return document.documentElement.scrollWidth") <= width
+    browser.execute_script("document.getElementById('play').scrollIntoView()")
+    time.sleep(0.5)   # clips in view would have begun
     assert browser.execute_script("return [...document.querySelectorAll('video')].every(clip => clip.paused)")
     paper, ink = browser.execute_script("const style = getComputedStyle(document.body); "
                                         "return [style.backgroundColor, style.color]")
