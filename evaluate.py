@@ -826,10 +826,10 @@ CURVES = {    # key in log.jsonl -> (title, what it should do)
             "plain text: compare students."),
     "nst": ("NST", "How teacher's and student's neurons spread over the tokens (section 3.3): it falls."),
     "crd": ("CRD", "A token's two vectors against other tokens' (section 3.3): it falls."),
-    "loss": ("Loss", "Of the task (section 4): it falls; a flat line is a stuck run."),
+    "loss": ("Loss", "Of the task (section 4): it falls; a flat line learns nothing more."),
     "valid_r1": ("Held-out clips found at once", "Share of texts whose own clip comes first in a batch: it rises."),
     "valid_median_rank": ("Median rank of the own clip", "On held-out clips: it falls towards 1."),
-    "grad_norm": ("Gradient norm", "Of all parameters before clipping: high at first, then settled; never zero."),
+    "grad_norm": ("Gradient norm", "Of all parameters before clipping: it settles, never zero or ever growing."),
     "video_grad_norm": ("Gradient norm of the video encoder", "Above zero: it learns with the text's (section 3.2)."),
 }
 SEE = {   # under the pictures: what the reader should see, and where the paper speaks of it
@@ -871,8 +871,9 @@ SEE = {   # under the pictures: what the reader should see, and where the paper 
         "and flatten while its circles stay close; circles that rise away from the line mean that the run learns its "
         "data by heart. Teachers train as in section 3.2, students as in section 3.3.",
     "Fine-tuning":
-        "One line a seed, as in section 4. A loss that never leaves its first value belongs to a stuck seed, which "
-        "the table of results marks with !.",
+        "One line a seed, as in section 4. A loss that stays near its first value has not learnt the task, or only the "
+        "part that language decides; the table of results shows which, and marks with ! a seed that gives every row "
+        "one answer.",
 }
 STYLE = """
 :root{--paper:#fff;--ink:#1c1c1c;--soft:#595959;--line:#d5d5d5;--box:#f2f2ef;--link:#0b57a4;color-scheme:light dark;
