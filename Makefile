@@ -1,6 +1,6 @@
 # VidLanKD, stage by stage. `make` runs all of it on the mini world; `make -n` shows how.
 #
-#   make                               data -> teacher -> students -> fine-tuning -> table, in runs/
+#   make                               data -> teacher -> students -> fine-tuning -> table, report, in runs/
 #   make teacher distill finetune      stages by name; what they need is built first
 #   make seeds SEEDS="1 2 3 4 5"       the whole method in five newly drawn worlds, then paired differences
 #   make test                          all tests
@@ -101,13 +101,15 @@ finetune-text-only: $(TEXTONLY)
 finetune-student finetune-teacher finetune-text-only: finetune-%:
 	$(call timed,finetune $*,$(LAUNCH) finetune.py --model $(RUN)/$* --data $(TASKDIR) --task $(TASKS) --seed $(FTSEEDS))
 
+ROWS := $(RUN)/text-only $(RUN)/student $(RUN)/teacher --names "text-only student" "NST+CRD student" "teacher's text encoder"
 table: finetune-text-only finetune-student finetune-teacher
-	@$(PYTHON) evaluate.py table $(RUN)/text-only $(RUN)/student $(RUN)/teacher --names "text-only student" "NST+CRD student" "teacher's text encoder"
+	@$(PYTHON) evaluate.py table $(ROWS)
 	@if [ -f $(DATA)/world.json ]; then \
 	  $(PYTHON) evaluate.py probe $(RUN)/text-only $(RUN)/student $(RUN)/teacher --data $(DATA) && \
 	  $(PYTHON) evaluate.py retrieve $(RUN)/teacher --data $(DATA); fi
 	@echo "seconds by stage (two stages run side by side):"; \
 	 awk -F'\t' '{s[$$1] += $$2; if (!($$1 in n)) {n[$$1] = ++k; name[k] = $$1}} END {for (i = 1; i <= k; i++) printf "  %-22s %5d\n", name[i], s[name[i]]}' $(RUN)/seconds.tsv
+	@$(PYTHON) evaluate.py report $(ROWS)
 
 # --- several worlds, everything redrawn in each
 seeds: $(SEEDS:%=world-%)

@@ -1974,20 +1974,25 @@ class Clips:
         return tokens, token_mask, features, step_mask
 
 
+def bank_row(clips, index, caption, tokenizer):
+    """Row {"video", "start", "end" (seconds), "text"} of the clip that starts at a caption of video `index`. The text is
+    written so that it becomes the example's tokens again."""
+    decoder = tokenizers.decoders.WordPiece(prefix="##", cleanup=False)   # its clean-up makes "do not" to "don't"
+    tokens, start, end = clips.stretch(index, caption)
+    return {"video": clips.ids[index], "start": round(start, 3), "end": round(end, 3),
+            "text": decoder.decode([tokenizer.id_to_token(token) for token in tokens.tolist()])}
+
+
 def make_bank(folder, split, count, seed, block, path):
     """`data.py bank`: `count` clips drawn as the teacher's examples are, for retrieval and vokens, into a JSON file.
 
-    A list of {"video", "start", "end" (seconds), "text"}; no video twice before all were drawn once. The features stay
-    where they are. The text is written so that it becomes the example's tokens again.
+    A list of bank_row's rows; no video twice before all were drawn once. The features stay where they are.
     """
     tokenizer, rows = load_tokenizer(folder), []
-    decoder = tokenizers.decoders.WordPiece(prefix="##", cleanup=False)   # its clean-up makes "do not" to "don't"
     clips = Clips(folder, split, [], tokenizer, block, 1)
     for number, index in enumerate(tqdm(batch_indices(len(clips), count, seed, 0), unit="clip", desc="bank")):
         caption = int(numpy_generator(seed, "bank", number).integers(*clips.spans[index]))
-        tokens, start, end = clips.stretch(index, caption)
-        rows.append({"video": clips.ids[index], "start": round(start, 3), "end": round(end, 3),
-                     "text": decoder.decode([tokenizer.id_to_token(token) for token in tokens.tolist()])})
+        rows.append(bank_row(clips, index, caption, tokenizer))
     write_json(path, rows)
     print(f"{path}: {len(rows):,} clips of {len({row['video'] for row in rows}):,} {split} videos")
 

@@ -8,13 +8,18 @@
     python evaluate.py squad dev-v2.0.json predictions.json --na-prob null_odds.json    # as the official script, JSON
     python evaluate.py diagnostics runs/student                                   # MNLI's model, by category
     python evaluate.py tracie runs/student                                        # total, start, end, whole stories
+    python evaluate.py report runs/*                                              # all of it in one HTML page
 
 Tables read only what finetune.py left in RUN/finetune/TASK/seed-N/metrics.json, and the seconds in RUN/log.jsonl.
-Sections: metrics; SQuAD; files of a run; intervals and verdicts; table; diagnostics and TRACIE; compare; retrieval; probes.
+Sections: metrics; SQuAD; files of a run; intervals and verdicts; table; diagnostics and TRACIE; compare; retrieval;
+probes; report.
 Printed numbers are x 100.
 """
 import argparse
+import base64
 import csv
+import glob
+import html
 import json
 import math
 import re
@@ -22,10 +27,13 @@ import shutil
 import statistics
 import string
 import sys
+import tempfile
+import time
 import warnings
 from collections import Counter
 from pathlib import Path
 
+import av
 import numpy as np
 import scipy.stats
 import torch
@@ -311,11 +319,22 @@ def read_results(run):
     return {task: sorted(results[task], key=lambda metrics: metrics["seed"]) for task in METRICS if task in results}
 
 
+def run_facts(run):
+    """A run's args.json as a dict; {} where there is none."""
+    path = Path(run) / "args.json"
+    return data.read_json(path, "the stage") if path.exists() else {}
+
+
 def run_name(run):
     """A run's row name: "name" in its args.json if there is one, else the folder's name."""
-    path = Path(run) / "args.json"
-    named = data.read_json(path, "the stage").get("name") if path.exists() else None
-    return named or Path(run).resolve().name
+    return run_facts(run).get("name") or Path(run).resolve().name
+
+
+def read_log(run):
+    """The lines of a folder's log.jsonl as dicts; [] for none. A line that was cut in writing is passed over."""
+    log = Path(run) / "log.jsonl"
+    lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("}")]
 
 
 def seconds_by_stage(run):
@@ -323,12 +342,9 @@ def seconds_by_stage(run):
 
     log.jsonl counts from 0 again after each restart, so the last value before every such fall is added up.
     """
-    out, log = {}, Path(run) / "log.jsonl"
-    if log.exists():
-        lines = [json.loads(line) for line in log.read_text().splitlines() if line.endswith("}")]
-        clock = [line["seconds"] for line in lines if "seconds" in line]
-        if clock:
-            out["pretraining"] = sum(now for now, later in zip(clock, clock[1:] + [-1]) if later < now)
+    out, clock = {}, [line["seconds"] for line in read_log(run) if "seconds" in line]
+    if clock:
+        out["pretraining"] = sum(now for now, later in zip(clock, clock[1:] + [-1]) if later < now)
     spent = [metrics["seconds"] for seeds in read_results(run).values() for metrics in seeds]
     return out | ({"fine-tuning": sum(spent)} if spent else {})
 
@@ -432,6 +448,18 @@ def print_columns(names, columns, width):
         print()
 
 
+def table_keys(rows):
+    """The (task, column) of a table with these rows, each a run's cells, in the order they stand in."""
+    return [(task, column) for task in METRICS for column in PARTS + ("dev", "dev-mismatched", "test")
+            if any((task, column) in cells for cells in rows)]
+
+
+def key_chance(rows, key):
+    """Chance of one column as text; several values where runs were scored on different rows."""
+    chances = {entry["chance"] for cells in rows for entry in cells.get(key, [])}
+    return "/".join(sorted({f"{chance:.1f}" for chance in chances if chance is not None})) or "-"
+
+
 def table(args):
     """`evaluate.py table`: chance and one row a run, from the metrics.json files that exist."""
     names = args.names or [run_name(run) for run in args.runs]
@@ -441,17 +469,12 @@ def table(args):
     if missing:
         raise FileNotFoundError(f"no run folder {', '.join(missing)}; `python finetune.py --model RUN` fills one")
     rows = [cells_of(read_results(run)) for run in args.runs]
-    keys = [(task, column) for task in METRICS for column in PARTS + ("dev", "dev-mismatched", "test")
-            if any((task, column) in cells for cells in rows)]
+    keys = table_keys(rows)
     if not keys:
         raise FileNotFoundError(f"no finetune/TASK/seed-N/metrics.json under {', '.join(args.runs)}; "
                                 f"`python finetune.py --model {args.runs[0]}` makes them")
 
-    columns = []
-    for key in keys:
-        chances = {entry["chance"] for cells in rows for entry in cells.get(key, [])}
-        shown = sorted({f"{chance:.1f}" for chance in chances if chance is not None})
-        columns.append((" ".join(key), ["/".join(shown) or "-"] + [show_cell(cells.get(key)) for cells in rows]))
+    columns = [(" ".join(key), [key_chance(rows, key)] + [show_cell(cells.get(key)) for cells in rows]) for key in keys]
     print("x 100; mean ± standard deviation over seeds\n")
     print_columns(["chance", *names], columns, args.width or shutil.get_terminal_size((120, 24)).columns)
     entries = [(name, key, entry) for name, cells in zip(names, rows) for key in keys for entry in cells.get(key, [])]
@@ -656,9 +679,20 @@ def retrieval_metrics(scores, keys=None):
     return out
 
 
+def retrieval_examples(scores, pool, count=12):
+    """Texts with their best three clips, for the report: [{"index", "rank", "own": row, "top": [row, row, row]}, ...].
+
+    Which texts depends on the size of the pool alone: hits and misses alike, and the same ones for every run.
+    """
+    chosen = sorted(data.numpy_generator(0, "report").permutation(len(pool))[:count].tolist())
+    ranks, best = ranks_of(scores).tolist(), scores.argsort(1, descending=True)[:, :3].tolist()
+    return [{"index": index, "rank": ranks[index], "own": pool[index], "top": [pool[other] for other in best[index]]}
+            for index in chosen]
+
+
 @torch.no_grad()
 def retrieve(run, data_folder, device, bank=None):
-    """Text-to-video retrieval of a teacher run. Returns (metrics, ranks [N]).
+    """Text-to-video retrieval of a teacher run. Returns (metrics, ranks [N], examples; see retrieval_examples).
 
     The pool: a clip bank (`data.py bank`); None: the data folder's retrieval.json (the mini world's), and where it has
     none, the opening of each held-out video.
@@ -677,18 +711,16 @@ def retrieve(run, data_folder, device, bank=None):
             keys = {"behaviour": [row["shown"]["behaviour"] for row in pool],
                     "sight": ["/".join(row["shown"].values()) for row in pool]}
     else:
-        pool = range(len(clips))
+        pool = [data.bank_row(clips, index, int(clips.spans[index, 0]), tokenizer) for index in range(len(clips))]
     texts, videos = [], []
     for low in range(0, len(pool), 256):   # a bank's features need not fit in memory
-        some = pool[low:low + 256]
-        tokens, mask, features, step_mask = [tensor.to(device) for tensor in (
-            clips.collate([clips.example(index) for index in some]) if isinstance(pool, range)
-            else data.bank_batch(some, clips, tokenizer))]
+        tokens, mask, features, step_mask = [tensor.to(device) for tensor in
+                                             data.bank_batch(pool[low:low + 256], clips, tokenizer)]
         special = data.special_mask(tokens, data.special_ids(tokenizer))
         texts.append(sentence_vectors(bert(tokens, mask), ~special))                         # [256, H]
         videos.append(F.normalize(video_encoder(features, step_mask), dim=-1))
     scores = (torch.cat(texts) @ torch.cat(videos).T).cpu()
-    return retrieval_metrics(scores, keys), ranks_of(scores)
+    return retrieval_metrics(scores, keys), ranks_of(scores), retrieval_examples(scores, pool)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -760,8 +792,9 @@ def probe(run, world, device):
 def show_retrieval(args):
     """`retrieve`: prints the metrics of each teacher run, and writes them to RUN/retrieval.json."""
     for run in args.runs:
-        metrics, ranks = retrieve(run, args.data, torch.device("cpu"), args.bank)
-        data.write_json(Path(run) / "retrieval.json", {**metrics, "ranks": ranks.tolist()})
+        metrics, ranks, examples = retrieve(run, args.data, torch.device("cpu"), args.bank)
+        data.write_json(Path(run) / "retrieval.json", {**metrics, "ranks": ranks.tolist(), "data": str(args.data),
+                                                       "examples": examples})
         print(f"{run}: text -> video, {len(ranks)} clips")
         for name, value in metrics.items():
             print(f"  {name:<32} {value:6.1f}" if name == "median rank" else f"  {name:<32} {100 * value:6.1f} %")
@@ -780,6 +813,582 @@ def show_probes(args):
         data.write_json(Path(run) / "probe.json", result)
         for group, called in (("test", "test nouns"), ("unfilmed", "unfilmed nouns")):
             print(f"{Path(run).name + ', ' + called:<28}" + "".join(f"{100 * result[name][group]:>10.1f}" for name in names))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Report: one HTML file that needs nothing else. All text passes through `mark`, which escapes what is not Raw.
+
+REPORT_BYTES, CLIP_BYTES, CLIP_SECONDS = 8_000_000, 6_000_000, 4   # of the page, of its clips in base64, of one clip
+WIDTH = 360   # of a plot in units that are pixels on a phone, so that its letters are as large there as elsewhere
+CURVES = {    # key in log.jsonl -> (title, what it should do)
+    "contrastive": ("Contrastive loss", "Text and video of a clip find each other (section 3.2): it falls."),
+    "mlm": ("Masked language modelling", "In nats (sections 3.2, 3.3): it falls. A teacher reads captions, a student "
+            "plain text: compare students."),
+    "nst": ("NST", "How teacher's and student's neurons spread over the tokens (section 3.3): it falls."),
+    "crd": ("CRD", "A token's two vectors against other tokens' (section 3.3): it falls."),
+    "loss": ("Loss", "Of the task (section 4): it falls; a flat line learns nothing more."),
+    "valid_r1": ("Held-out clips found at once", "Share of texts whose own clip comes first in a batch: it rises."),
+    "valid_median_rank": ("Median rank of the own clip", "On held-out clips: it falls towards 1."),
+    "grad_norm": ("Gradient norm", "Of all parameters before clipping: it settles, never zero or ever growing."),
+    "video_grad_norm": ("Gradient norm of the video encoder", "Above zero: it learns with the text's (section 3.2)."),
+}
+SEE = {   # under the pictures: what the reader should see, and where the paper speaks of it
+    "report":
+        "Every number and picture here comes from the files of the runs named below. Nothing quotes the paper's "
+        "figures; section numbers are those of the VidLanKD paper (arXiv 2107.02681).",
+    "mini":
+        " A mini world holds knowledge that only video carries: it shows whether the mechanism transfers it, not "
+        "whether HowTo100M improves GLUE.",
+    "runs":
+        "Two runs compare fairly where only the flags under test differ: those rows are shaded below.",
+    "results":
+        "Hollow dots are seeds, the full one is their mean, the bar its 95 % interval (from two seeds on). The "
+        "paper's comparison (section 4) is a distilled student against one that read the same text alone. On a mini "
+        "task the student should lead where only video holds the answer (grounded), lose nothing where language "
+        "decides (ungrounded), and all should stand at chance on nouns that no clip shows (unfilmed): what one gains "
+        "there is not knowledge.",
+    "claims":
+        "Each claim of the paper (section 4) is one difference between two arms, seed by seed. Superior holds where "
+        "the whole bar is right of zero and fails where it ends below 2 points; not worse holds where it starts above "
+        "-2 and fails where it ends below 0; all else is not decided. A mechanism is what a mini world can show; a "
+        "magnitude needs the paper's scale.",
+    "forgetting":
+        "Two-stage pretraining, a comparison of section 4, learns from video first and reads text afterwards: the "
+        "longer it reads, the more of what it saw it should forget, and its line should fall towards chance. The "
+        "student has its teacher at every step (section 3.3), so its line should not. The verdict is taken at the "
+        "right end.",
+    "retrieval":
+        "Each text should bring clips that show what it speaks of, the true one among the first; wrong ones should "
+        "look like it. A teacher aligns text and video in section 3.2; a student never saw a frame, so what it finds "
+        "came through section 3.3.",
+    "probes":
+        "What a word's vector tells of the thing, read off by a linear map that never saw these nouns. No text of the "
+        "mini world says any of it: the teacher (section 3.2) should be far above chance on test nouns, a distilled "
+        "student (section 3.3) close to it, the text-only student at chance. What no clip shows nobody can know: on "
+        "unfilmed nouns every dot should lie near the dashed line.",
+    "Pretraining":
+        "Circles are held-out values; lines are training batches, of long runs their means. Every loss should fall "
+        "and flatten while its circles stay close; circles that rise away from the line mean that the run learns its "
+        "data by heart. Teachers train as in section 3.2, students as in section 3.3.",
+    "Fine-tuning":
+        "One line a seed, as in section 4. A loss that stays near its first value has not learnt the task, or only the "
+        "part that language decides; the table of results shows which, and marks with ! a seed that gives every row "
+        "one answer.",
+}
+STYLE = """
+:root{--paper:#fff;--ink:#1c1c1c;--soft:#595959;--line:#d5d5d5;--box:#f2f2ef;--link:#0b57a4;color-scheme:light dark;
+--c0:#0067a5;--c1:#c44e00;--c2:#007a58;--c3:#a8457f;--c4:#6355c0;--c5:#806500}
+@media (prefers-color-scheme:dark){:root{--paper:#161616;--ink:#ececec;--soft:#adadad;--line:#454545;--box:#262626;
+--link:#8ec5ff;--c0:#5ab4f0;--c1:#ff9248;--c2:#2fc59a;--c3:#e58cc0;--c4:#b3a7ff;--c5:#e3c34a}}
+*{box-sizing:border-box}body{margin:0;background:var(--paper);color:var(--ink);font:16px/1.5 system-ui,sans-serif;
+overflow-wrap:anywhere}header,main,footer{max-width:1180px;margin:0 auto;padding:0 16px}
+section{border-top:1px solid var(--line);margin-top:32px}h1{line-height:1.2}h2{margin:24px 0 8px}
+h3{margin:24px 0 4px;font-size:1.05rem}p,li{max-width:75ch}a{color:var(--link)}summary{padding:4px 0;cursor:pointer}
+:focus-visible{outline:3px solid var(--link);outline-offset:2px}.skip{position:absolute;left:-999px}
+.skip:focus{left:16px;top:8px}nav ul{display:flex;flex-wrap:wrap;gap:4px 20px;padding:0;list-style:none}
+nav a{display:inline-block;padding:4px 0}.wide{overflow-x:auto;margin:12px 0}
+table{border-collapse:collapse;font-size:.9rem}
+caption{text-align:left;color:var(--soft)}caption span{display:block;position:sticky;left:0;
+width:min(75ch,100vw - 48px);padding-bottom:4px}td,th{padding:4px 14px 4px 0;text-align:left;vertical-align:top;
+border-bottom:1px solid var(--line);overflow-wrap:normal;font-variant-numeric:tabular-nums}
+thead th{vertical-align:bottom}tbody th{position:sticky;left:0;background:var(--paper);min-width:9em;max-width:45vw;
+overflow-wrap:anywhere}
+td svg{width:160px;display:block}th svg{width:24px;height:10px;margin-left:8px}.differs>*{background:var(--box)}
+.plots{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,330px),1fr));gap:24px;margin-top:12px}
+figure{margin:0}.plots figure{display:flex;flex-direction:column}.plots svg{width:100%;max-width:420px;margin-top:auto}
+figcaption{font-size:.88rem;color:var(--soft);margin-bottom:4px}figcaption b{color:var(--ink);display:block}
+svg text{font:12px system-ui,sans-serif;fill:var(--ink)}svg .t{fill:var(--soft)}svg .g{stroke:var(--line)}
+svg .n{stroke:var(--soft)}svg .p{fill:none;stroke-width:2}svg .o{fill:var(--paper);stroke-width:2}
+.clips{display:grid;grid-template-columns:repeat(auto-fill,minmax(150px,1fr));gap:12px}
+button{font:inherit;padding:6px 14px}video{width:100%;aspect-ratio:1;object-fit:contain;background:var(--box);
+border-radius:4px;display:block}.own video{outline:3px solid var(--c2)}
+""" + "".join(f".c{i}{{stroke:var(--c{i})}}svg .f{i}{{fill:var(--c{i})}}" for i in range(6))
+DASHES = "none", "7 3", "2 3", "9 3 2 3"   # beside six colours: twelve lines that differ, for eyes without colours, too
+SCRIPT = """
+const clips = [...document.querySelectorAll("video")], button = document.getElementById("play");
+for (const clip of clips) if (clip.dataset.same) clip.src = document.getElementById(clip.dataset.same).src;
+let playing = !matchMedia("(prefers-reduced-motion: reduce)").matches;
+const seen = new IntersectionObserver(entries => { for (const entry of entries)
+  if (entry.isIntersecting && playing) entry.target.play().catch(() => {}); else entry.target.pause(); });
+const watch = () => { for (const clip of clips) { seen.unobserve(clip); seen.observe(clip); }
+  if (button) button.textContent = playing ? "Pause all clips" : "Play clips in view"; };
+if (button) { button.hidden = false; button.addEventListener("click", () => { playing = !playing; watch(); }); }
+watch();
+"""
+
+
+class Raw(str):
+    """A piece of HTML that is escaped already."""
+
+
+def mark(*pieces):
+    """Pieces one after the other as Raw; those that are not yet Raw are text, and escaped."""
+    return Raw("".join(piece if isinstance(piece, Raw) else html.escape(str(piece)) for piece in pieces))
+
+
+def tag(name, *content, **attributes):
+    """<name attribute="...">content</name>; in attribute names a trailing _ goes, others become -; True: no value."""
+    given = "".join(f" {key.rstrip('_').replace('_', '-')}" + ("" if value is True else f'="{html.escape(str(value))}"')
+                    for key, value in attributes.items() if value is not None)
+    return Raw(f"<{name}{given}>{mark(*content)}</{name}>")
+
+
+def html_table(caption, header, rows, marked=()):
+    """A table in a box that scrolls by itself. rows: lists of cells, the first names the row; marked: row numbers."""
+    head = tag("tr", *[tag("th", cell, scope="col") for cell in header])
+    body = [tag("tr", tag("th", row[0], scope="row"), *[tag("td", cell) for cell in row[1:]],
+                class_="differs" if number in marked else None) for number, row in enumerate(rows)]
+    return tag("div", tag("table", tag("caption", tag("span", caption)), tag("thead", head), tag("tbody", *body)),
+               class_="wide", tabindex="0", role="group", aria_label=caption)
+
+
+def shorten(name, letters):
+    """A name cut to so many letters."""
+    return name if len(name) <= letters else name[:letters - 1] + "…"
+
+
+def scale(low, high, a, b, log=False):
+    """The function that carries [low, high] to pixels [a, b], by logarithms if log."""
+    form = math.log10 if log else float
+    span = form(high) - form(low) or 1.0
+    return lambda value: round(a + (form(value) - form(low)) / span * (b - a), 1)
+
+
+def ticks(low, high, log=False):
+    """Round numbers in [low, high], about five: 1, 2 or 5 times a power of ten; on a long log axis powers alone."""
+    if log:
+        powers = [10.0 ** k for k in range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)]
+        found = [power * m for power in powers for m in (1, 2, 5) if low <= power * m <= high]
+        return found if len(found) <= 6 else [power for power in powers if low <= power <= high][::len(powers) // 6 + 1]
+    power = 10 ** math.floor(math.log10((high - low) / 4))
+    step = next(power * m for m in (1, 2, 5, 10) if (high - low) / (power * m) <= 5)
+    return [round(step * k, 12) for k in range(math.ceil(low / step), math.floor(high / step) + 1)]
+
+
+def short(value):
+    """A number on an axis: 0.5, 200, 20k, 1.5M."""
+    return f"{value / 1e6:g}M" if abs(value) >= 1e6 else f"{value / 1e3:g}k" if abs(value) >= 1e4 else f"{value:g}"
+
+
+def padded(values):
+    """(lowest, highest) of values with some room beside them."""
+    room = 0.04 * (max(values) - min(values)) or 1
+    return min(values) - room, max(values) + room
+
+
+def svg(title, text, width, height, *content):
+    return tag("svg", tag("title", title), tag("desc", text), *content, role="img", viewBox=f"0 0 {width} {height}")
+
+
+def figure(title, note, *picture):
+    """A plot under its title and what to look for; picture: text, height and content of `svg`."""
+    return tag("figure", tag("figcaption", tag("b", title), note), svg(title, picture[0], WIDTH, *picture[1:]))
+
+
+def thin(points, most=200):
+    """At most `most` points [(x, y)]: means of equally many neighbours each."""
+    size = -(-len(points) // most)
+    return [tuple(map(statistics.fmean, zip(*points[low:low + size]))) for low in range(0, len(points), size)]
+
+
+def line_plot(title, note, series, unit="step", spread=()):
+    """A figure of lines, named at their ends. series: [(name, colour, [(x, y)], hollow)]; hollow: circles only; spread:
+    [(colour, x, low, high)], intervals. An axis is logarithmic where all is above 0 and spans a factor of 10, but for
+    steps of a run: most of a run is its end."""
+    series = [(name, colour, thin(sorted(points)), hollow) for name, colour, points, hollow in series if points]
+    xs = sorted({x for *_, points, _ in series for x, _ in points})
+    ys = [y for *_, points, _ in series for _, y in points] + [y for *_, low, high in spread for y in (low, high)]
+    log_y, log_x = [bool(min(some) > 0 and max(some) / min(some) >= 10) for some in (ys, xs)]
+    log_x = log_x and unit != "step"
+    low, high = (min(ys) / 1.1, max(ys) * 1.1) if log_y else padded(ys)
+    left, right, bottom, height = 44, WIDTH - 112, 176, 214
+    x_of, y_of = scale(xs[0], xs[-1], left + 4, right, log_x), scale(low, high, bottom, 10, log_y)
+    out = []
+    for value in ticks(low, high, log_y):
+        out += [tag("line", class_="g", x1=left, x2=right, y1=y_of(value), y2=y_of(value)),
+                tag("text", short(value), class_="t", x=left - 6, y=y_of(value) + 4, text_anchor="end")]
+    for value in ticks(xs[0], xs[-1], log_x) if xs[-1] > xs[0] else xs:
+        out.append(tag("text", short(value), class_="t", x=x_of(value), y=bottom + 16, text_anchor="middle"))
+    out.append(tag("text", unit + ", y is logarithmic" * log_y, class_="t", x=(left + right) / 2, y=height - 5,
+                   text_anchor="middle"))
+    out += [tag("line", class_=f"c{colour % 6}", x1=x_of(x), x2=x_of(x), y1=y_of(low), y2=y_of(high), stroke_width=1.5)
+            for colour, x, low, high in spread]
+    ends, told = {}, []
+    for name, colour, points, hollow in series:
+        placed = [(x_of(x), y_of(y)) for x, y in points]
+        if hollow or len(placed) < 4:
+            out += [tag("circle", class_=f"o c{colour % 6}", cx=x, cy=y, r=3) for x, y in placed]
+        if not hollow:
+            out.append(tag("polyline", class_=f"p c{colour % 6}", points=" ".join(f"{x},{y}" for x, y in placed),
+                           stroke_dasharray=DASHES[colour % 4]))
+            ends.setdefault((name, colour), placed[-1][1])
+        told.append(f"{name}{', held out' * hollow}: {points[0][1]:.4g} at {points[0][0]:g}, {points[-1][1]:.4g} at "
+                    f"{points[-1][0]:g}")
+    above = -math.inf
+    for (name, colour), y in sorted(ends.items(), key=lambda end: end[1])[:12]:
+        above = max(y + 4, above + 14)
+        out.append(tag("text", shorten(name, 13), class_=f"f{colour % 6}", x=right + 6, y=round(above, 1)))
+    return figure(title, note, "; ".join(told), max(height, round(above + 6)), *out)
+
+
+def interval_plot(title, note, groups, unit="accuracy in %"):
+    """A figure of values on one axis, named at the left. groups: [(heading, chance or None, [(name, colour, values)])],
+    values one a seed: dots; their mean with its number, its t interval where there are two or more; dashed: chance."""
+    rows = [(heading, chance, [(*member, t_interval(member[2])) for member in members if member[2]])
+            for heading, chance, members in groups if any(values for *_, values in members)]
+    everything = [x for _, chance, members in rows for *_, values, ends in members for x in (*values, *ends, chance)
+                  if x is not None and not math.isnan(x)]
+    low, high = padded(everything)
+    left, right, y, out, told = 134, WIDTH - 44, 14, [], []
+    x_of = scale(low, high, left, right)
+    for heading, chance, members in rows:
+        out.append(tag("text", heading, class_="t", x=0, y=y + 4))
+        if chance is not None:
+            out.append(tag("line", class_="n", x1=x_of(chance), x2=x_of(chance), y1=y - 4,
+                           y2=y + 6 + 18 * len(members), stroke_dasharray="3 3"))
+        for name, colour, values, (mean, below, above) in members:
+            y += 18
+            stroke = f"c{colour % 6}"
+            if not math.isnan(below):
+                out.append(tag("line", class_=stroke, x1=x_of(below), x2=x_of(above), y1=y, y2=y, stroke_width=2))
+            out += [tag("circle", class_=f"o {stroke}", cx=x_of(value), cy=y, r=2.5) for value in values]
+            out += [tag("circle", class_=f"f{colour % 6}", cx=x_of(mean), cy=y, r=4.5),
+                    tag("text", shorten(name, 20), x=0, y=y + 4),
+                    tag("text", f"{mean:.1f}", x=WIDTH, y=y + 4, text_anchor="end")]
+            told.append(f"{heading}, {name}: {mean:.1f}" +
+                        (f", interval {below:.1f} to {above:.1f}" if not math.isnan(below) else ""))
+        y += 24
+    for value in ticks(low, high):
+        out.append(tag("text", short(value), class_="t", x=x_of(value), y=y, text_anchor="middle"))
+    out.append(tag("text", unit, class_="t", x=(left + right) / 2, y=y + 16, text_anchor="middle"))
+    return figure(title, note, "; ".join(told), y + 22, *out)
+
+
+def report_runs(runs, names):
+    """What was run: a table of the runs, the stages' seconds, and every flag."""
+    about, rows = {}, []
+    for index, (name, run) in enumerate(zip(names, runs)):
+        about[name] = found = run_facts(run)
+        last = max([line.get("step", 0) for line in read_log(run)], default=0)
+        swatch = svg(f"colour {index + 1}", "of this run in every plot", 24, 10, tag(
+            "line", class_=f"c{index % 6}", x1=0, x2=24, y1=5, y2=5, stroke_width=3,
+            stroke_dasharray=DASHES[index % 4]))
+        commit = str(found.get("commit") or "unknown")[:10] + " with changes" * bool(found.get("uncommitted changes"))
+        spent = seconds_by_stage(run)
+        rows.append([mark(name, swatch), last, *[f"{spent[stage]:,.0f}" if stage in spent else "-" for stage in
+                     ("pretraining", "fine-tuning")], *[found.get(key, "unknown") for key in
+                     ("hardware", "processes", "precision", "torch")], commit])
+    flags = list(dict.fromkeys(flag for found in about.values() for flag in found.get("arguments", {})))
+    cells = [[flag, *[json.dumps(found.get("arguments", {}).get(flag, "-")).strip('"') for found in about.values()]]
+             for flag in flags]
+    differ = [number for number, row in enumerate(cells) if len(set(row[1:])) > 1]
+    out = [html_table("Runs, with the line each has in the plots", ["run", "steps", "pretraining, s", "fine-tuning, s",
+                      "hardware", "processes", "precision", "torch", "commit"], rows)]
+    for folder in dict.fromkeys(Path(run).resolve().parent for run in runs):
+        if (folder / "seconds.tsv").exists():
+            lines = [line.split("\t") for line in (folder / "seconds.tsv").read_text().splitlines()]
+            spent = Counter()
+            for stage, seconds in [line for line in lines if len(line) == 2 and line[1].isdigit()]:
+                spent[stage] += int(seconds)
+            out.append(html_table(f"Seconds of each stage in {folder.name} (make runs two stages side by side)",
+                                  ["stage", "seconds"], [[stage, f"{spent[stage]:,}"] for stage in spent]))
+    out.append(tag("p", SEE["runs"]))
+    out.append(tag("details", tag("summary", f"All {len(flags)} flags; {len(differ)} differ"),
+                   html_table("Flags of each run", ["flag", *names], cells, differ)))
+    return mark(*out)
+
+
+def report_results(runs, names):
+    """The cells of `table`, and each task's values on one axis."""
+    rows = [cells_of(read_results(run)) for run in runs]
+    keys = table_keys(rows)
+    if not keys:
+        return f"Results: nothing was fine-tuned; python finetune.py --model {runs[0]} makes them."
+    plots = []
+    for task in dict.fromkeys(task for task, _ in keys):
+        groups = []
+        for key in [key for key in keys if key[0] == task]:
+            entries = [cells.get(key, []) for cells in rows]
+            chances = [entry["chance"] for some in entries for entry in some if entry["chance"] is not None]
+            groups.append((key[1], statistics.fmean(chances) if chances else None, [
+                (name, index, [entry["value"] for entry in some if entry["value"] is not None])
+                for index, (name, some) in enumerate(zip(names, entries))]))
+        if any(values for *_, members in groups for *_, values in members):
+            plots.append(interval_plot(task, "Dashed: chance.", groups, "x 100"))
+    columns = [[key_chance(rows, key), *[show_cell(cells.get(key)) for cells in rows]] for key in keys]
+    cells = [[name, *row] for name, row in zip(["chance", *names], zip(*columns))]
+    return mark(html_table("Scores x 100: mean ± standard deviation over seeds; ! marks a seed that gives every row "
+                           "one answer, * a smoke run on half a dev file", ["run", *map(" ".join, keys)], cells),
+                tag("div", *plots, class_="plots"), tag("p", SEE["results"]))
+
+
+def read_claims(runs, path=None):
+    """The claims.json that is given, or the first beside the runs or in one; {} where there is none."""
+    places = [Path(path)] if path else [folder / "claims.json" for run in runs
+                                        for folder in (Path(run).resolve().parent, Path(run))]
+    found = [place for place in places if path or place.exists()]
+    return data.read_json(found[0], "python evaluate.py claims") if found else {}
+
+
+def report_claims(claims):
+    """Every part of every claim with its interval drawn on one scale, and the verdicts."""
+    parts = [(claim, part) for claim in claims.get("claims", []) for part in claim.get("parts", [])]
+    if not parts:
+        return "Claims: make claims runs every comparison of the paper over several seeds, then make this report again."
+    ends = [part[key] for _, part in parts for key in ("mean", "low", "high") if part.get(key) is not None]
+    x_of, rows, before = scale(min([0, *ends]), max([0, *ends]), 4, 156), [], None
+    for claim, part in parts:
+        mean, low, high = [part.get(key) for key in ("mean", "low", "high")]
+        name, number, verdict = part.get("name", ""), claim.get("number", ""), part.get("verdict", "-")
+        said = "-" if mean is None else f"{mean:+.1f}"
+        drawn = [tag("line", class_="n", x1=x_of(0), x2=x_of(0), y1=0, y2=18)]
+        if None not in (low, high):
+            said += f" [{low:+.1f}, {high:+.1f}]"
+            drawn.append(tag("line", class_="c0", x1=x_of(low), x2=x_of(high), y1=9, y2=9, stroke_width=3))
+        if mean is not None:
+            drawn.append(tag("circle", class_="f0", cx=x_of(mean), cy=9, r=4.5))
+        first = claim is not before
+        told = f"{number}. {claim.get('text', '')} ({claim.get('kind', '')})" if first else f"{number}, continued"
+        rows.append([told, name, part.get("n", ""), said,
+                     svg(f"{name}: {said}", "Interval beside zero", 160, 18, *drawn), part.get("kind", ""),
+                     {"holds": "✓ ", "fails": "✗ "}.get(verdict, "? ") + verdict,
+                     tag("b", claim.get("verdict", "-")) if first else ""])
+        before = claim
+    caption = (f"Differences in points over seeds {', '.join(map(str, claims.get('seeds', [])))}; commit "
+               f"{str(claims.get('commit', 'unknown'))[:10]}; {claims.get('hardware', 'hardware unknown')}")
+    return mark(html_table(caption, ["claim", "part", "n", "mean [95 % interval]", "against zero", "question",
+                                     "part's verdict", "verdict"], rows), tag("p", SEE["claims"]))
+
+
+def report_forgetting(claims):
+    """Two-stage pretraining against distillation over the length of the text stage."""
+    curve, names = claims.get("curve") or {}, ("two-stage", "distilled")
+    steps = curve.get("steps", [])
+    series, spread = [], []
+    for colour, name in enumerate(names):
+        values = curve.get(name) or []
+        if len(values) != len(steps):   # one list a step is the rule; one list a seed is turned
+            values = list(zip(*values))
+        kept = [(step, [value for value in some or [] if value is not None]) for step, some in zip(steps, values)]
+        ends = [(step, *t_interval(some)) for step, some in kept if some]
+        series.append((name, colour, [(step, mean) for step, mean, _, _ in ends], False))
+        spread += [(colour, step, low, high) for step, _, low, high in ends if not math.isnan(low)]
+    if not any(points for *_, points, _ in series):
+        return "Forgetting curve: make claims CLAIMS=3 runs two-stage pretraining at several lengths of the text stage."
+    note = "Grounded questions, x 100: mean over seeds and its 95 % interval."
+    return mark(tag("div", line_plot("Two-stage against distilled", note, series, "steps of the text stage", spread),
+                    class_="plots"), tag("p", SEE["forgetting"]))
+
+
+def curves_of(folder):
+    """log.jsonl of a run -> {key: [(step, value)]}: all finite numbers but the learning rate and the clock."""
+    out = {}
+    for line in read_log(folder):
+        for key, value in line.items():
+            if key not in ("step", "seconds", "lr") and isinstance(value, (int, float)) and math.isfinite(value):
+                out.setdefault(key, {})[line.get("step", 0)] = value
+    return {key: list(points.items()) for key, points in out.items()}
+
+
+def report_curves(runs, names):
+    """A plot a quantity of pretraining, held-out values as circles; then loss and gradient norm of each task."""
+    logs = [curves_of(run) for run in runs]
+    keys = {key for log in logs for key in log} - {"valid_pool"}
+    keys -= {key for key in keys if key.startswith("valid_") and key[6:] in keys}
+    order = list(CURVES)
+    plots = []
+    for key in sorted(keys, key=lambda key: (key.endswith("grad"), order.index(key) if key in order else 4.5, key)):
+        pull = (f"Pull of {key[:-5].upper()}", "Gradient norm of this loss alone on the student's encoder (section "
+                "3.3): far below another's, it teaches little.")
+        title, note = CURVES.get(key) or (pull if key.endswith("_grad") else (key, "As logged (section 3.3)."))
+        series = [(name, index, log.get(form, []), form != key) for index, (name, log) in enumerate(zip(names, logs))
+                  for form in (key, f"valid_{key}")]
+        plots.append(line_plot(title, note, series))
+    tasks = dict.fromkeys(task for task in METRICS for run in runs if (Path(run) / "finetune" / task).is_dir())
+    fine = []
+    for task in tasks:
+        tuned = [(name, index, curves_of(seed)) for index, (name, run) in enumerate(zip(names, runs))
+                 for seed in sorted((Path(run) / "finetune" / task).glob("seed-*"))]
+        for key in ("loss", "grad_norm"):
+            series = [(name, index, log.get(key, []), False) for name, index, log in tuned]
+            if any(points for *_, points, _ in series):
+                fine.append(line_plot(f"{task}: {CURVES[key][0].lower()}", CURVES[key][1], series))
+    if not plots and not fine:
+        return f"Curves: no log.jsonl with numbers in {', '.join(map(str, runs))}."
+    out = []
+    for heading, some in (("Pretraining", plots), ("Fine-tuning", fine)):
+        if some:
+            out += [tag("h3", heading), tag("div", *some, class_="plots"), tag("p", SEE[heading])]
+    return mark(*out)
+
+
+def report_probes(runs, names):
+    """probe.json of the runs: a table, and a plot each for nouns seen in clips and never filmed."""
+    found = {name: (index, data.read_json(Path(run) / "probe.json", "python evaluate.py probe"))
+             for index, (name, run) in enumerate(zip(names, runs)) if (Path(run) / "probe.json").exists()}
+    if not found:
+        return f"Probes: python evaluate.py probe {' '.join(map(str, runs))} makes them (mini world only)."
+    properties = list(dict.fromkeys(name for _, probed in found.values() for name in probed))
+    worlds = [data.read_json(path, "python data.py mini").get("properties", {}) for run in runs
+              if (path := Path(run_facts(run).get("arguments", {}).get("data", "")) / "world.json").exists()]
+    chance = {name: 100 / len(values) for world in worlds for name, (_, values) in world.items()}
+    rows, plots = [], []
+    for group, called in (("test", "test nouns"), ("unfilmed", "unfilmed nouns")):
+        members = {name: [(run, index, [100 * probed[name][group]]) for run, (index, probed) in found.items()
+                          if group in probed.get(name, {})] for name in properties}
+        rows += [[f"{run}, {called}", *[f"{100 * probed[name][group]:.1f}" if group in probed.get(name, {}) else "-"
+                                        for name in properties]] for run, (_, probed) in found.items()]
+        if any(members.values()):
+            plots.append(interval_plot(f"Probes on {called}", "Dashed: chance." * bool(chance),
+                                       [(name, chance.get(name), members[name]) for name in properties]))
+    if chance:
+        rows.insert(0, ["chance", *[f"{chance[name]:.1f}" if name in chance else "-" for name in properties]])
+    return mark(html_table("Accuracy in % of a linear probe of the noun's hidden state, fitted on other nouns",
+                           ["run", *properties], rows), tag("div", *plots, class_="plots"), tag("p", SEE["probes"]))
+
+
+def clip_bytes(path, start, end):
+    """Seconds start..end of a video, at most CLIP_SECONDS, as a small MP4: H.264, yuv420p, 10 frames a second, the
+    short side 112 pixels. Raises data.VideoError where it cannot be decoded."""
+    view, pictures = data.Filtered(10, 112, False), []
+    end = min(end, start + CLIP_SECONDS)
+    try:
+        with av.open(str(path)) as container, tempfile.TemporaryDirectory() as folder:
+            stream = container.streams.best("video")
+            if stream is None:
+                raise data.VideoError("no video stream")
+            container.seek(int(start * av.time_base) + (container.start_time or 0))   # a keyframe before it
+            for frame in data.timed_frames(container, stream):
+                if frame.time >= end:
+                    break
+                frame.pts -= round(start / float(frame.time_base))   # the view's time begins at 0, frames before it go
+                pictures += view.push(frame, frame.time)
+            pictures += view.close(end - start)
+            if not pictures:
+                raise data.VideoError(f"no frame between {start} and {end} s")
+            height, width = [side // 2 * 2 for side in pictures[0].shape[:2]]   # yuv420p halves the colour planes
+            with av.open(f"{folder}/clip.mp4", "w", options={"movflags": "faststart"}) as out:
+                coded = out.add_stream("libx264", rate=10, options={"preset": "veryfast", "crf": "30"})
+                coded.width, coded.height, coded.pix_fmt, coded.thread_count = width, height, "yuv420p", 1
+                for picture in pictures[:10 * CLIP_SECONDS]:
+                    cut = np.ascontiguousarray(picture[:height, :width])
+                    out.mux(coded.encode(av.VideoFrame.from_ndarray(cut, format="rgb24")))
+                out.mux(coded.encode())
+            return Path(folder, "clip.mp4").read_bytes()
+    except (av.FFmpegError, OSError, ValueError) as error:
+        raise data.VideoError(f"cannot be decoded ({getattr(error, 'strerror', None) or error})") from None
+
+
+def show_clip(row, badges, folder, cache):
+    """A <figure> of one clip. cache: {(folder, video, start, end): data: URI, or why there is none}, filled here; where
+    a clip comes again, the page's script takes it from the first. Without a video, the reason stands in its place."""
+    key = folder, row["video"], row["start"], row["end"]
+    label = f"{row['video']}, {row['start']:g} to {row['end']:g} s"
+    shown = ", ".join(map(str, row["shown"].values())) if isinstance(row.get("shown"), dict) else ""
+    words = f"{row.get('noun', '')}: {shown}" if shown else label
+    again = key in cache
+    if not again:
+        paths = sorted(path for path in Path(folder).glob(f"{glob.escape(row['video'])}.*")
+                       if path.suffix not in (".json", ".csv", ".srt", ".vtt"))
+        try:
+            coded = clip_bytes(paths[0], row["start"], row["end"]) if paths else b""
+            cache[key] = ("data:video/mp4;base64," + base64.b64encode(coded).decode() if coded else
+                          f"no video {row['video']} in {folder}")
+        except data.VideoError as reason:
+            cache[key] = f"{paths[0].name}: {reason}"
+    if not cache[key].startswith("data:"):
+        return tag("figure", tag("figcaption", *[tag("b", badge) for badge in badges], f"{words} ({cache[key]})"))
+    name = f"clip-{list(cache).index(key)}"
+    source = {"data_same": name} if again else {"id": name, "src": cache[key]}
+    return tag("figure", tag("video", **source, muted=True, loop=True, playsinline=True, controls=True,
+                             preload="metadata", aria_label=f"{', '.join(badges)}: {label}"),
+               tag("figcaption", *[tag("b", badge) for badge in badges], words),
+               class_="own" if badges[0] == "true clip" else None)
+
+
+def report_retrieval(runs, names, count, videos=None):
+    """retrieval.json of the runs: the metrics, then `count` texts with their true clip and each run's best three."""
+    found = {name: data.read_json(path, "python evaluate.py retrieve") for name, run in zip(names, runs)
+             if (path := Path(run) / "retrieval.json").exists()}
+    if not found:
+        return f"Retrieval: python evaluate.py retrieve {runs[0]} makes it, of a teacher's run."
+    metrics = list(dict.fromkeys(key for got in found.values() for key, value in got.items()
+                                 if isinstance(value, (int, float))))
+    rows = [[key, *["-" if (value := got.get(key)) is None else f"{value:.1f}" if key == "median rank" else
+                    f"{100 * value:.1f} %" for got in found.values()]] for key in metrics]
+    out = [html_table("Text to video on held-out clips", ["measure", *found], rows)]
+    texts = {}   # (data folder, index, text) -> {name: example}: runs that searched the same pool share a text
+    for name, got in found.items():
+        for example in got.get("examples", []):
+            texts.setdefault((got.get("data", ""), example["index"], example["own"]["text"]), {})[name] = example
+    cache, articles = {}, []
+    for (folder, _, text), answers in list(texts.items())[:count]:
+        badges, rows = {}, {}
+        for name, example in answers.items():
+            for place, row in (("true clip", example["own"]), *zip(("1st", "2nd", "3rd"), example["top"])):
+                key = row["video"], row["start"], row["end"]
+                rows[key] = row
+                label = place if place == "true clip" else f"{name}: {place}"
+                badges[key] = badges.get(key, []) + [label] * (label not in badges.get(key, []))
+        ranks = "; ".join(f"{name} has the true clip at rank {example['rank']} of {len(found[name].get('ranks', []))}"
+                          for name, example in answers.items())
+        article = [tag("h3", "“", text, "”"), tag("p", ranks + "."),
+                   tag("div", *[show_clip(rows[key], badges[key], videos or Path(folder) / "videos", cache)
+                                for key in rows], class_="clips")]
+        if sum(map(len, cache.values())) > CLIP_BYTES:
+            break
+        articles += article
+    if articles:
+        out += [tag("p", f"{len(articles) // 3} of the {len(texts)} texts that retrieve drew by lot before looking "
+                    f"at any score, hits and misses alike. A clip is shown once in a row: its labels say who put it "
+                    f"where, and the true one has a green frame."),
+                tag("button", "Pause all clips", id="play", type="button", hidden=True), *articles,
+                tag("p", SEE["retrieval"])]
+    else:
+        out.append(tag("p", f"No clips: python evaluate.py retrieve {runs[0]} of this version draws texts to show."))
+    return mark(*out)
+
+
+def report(args):
+    """`report`: writes one HTML file from what the run folders hold; no model is loaded. What is missing is named."""
+    start = time.time()
+    given = args.runs or sorted(map(str, Path("runs").glob("*")))
+    missing = [run for run in given if not Path(run).exists()]
+    runs = [run for run in given if any((Path(run) / name).exists() for name in ("args.json", "finetune"))]
+    if missing or not runs:
+        raise FileNotFoundError(f"no run folder {', '.join(missing) or 'in runs/'}; `make` fills some")
+    names = args.names or [run_name(run) for run in runs]
+    if len(names) != len(runs):
+        raise ValueError(f"--names gives {len(names)} names for {len(runs)} runs")
+    names = [name if names.count(name) == 1 else run for name, run in zip(names, runs)]
+    claims = read_claims(runs, args.claims)
+    parts = [("runs", "What was run", report_runs(runs, names)), ("results", "Results", report_results(runs, names)),
+             ("claims", "Claims", report_claims(claims)), ("forgetting", "Forgetting", report_forgetting(claims)),
+             ("retrieval", "Retrieval", report_retrieval(runs, names, args.texts, args.videos)),
+             ("probes", "Probes", report_probes(runs, names)), ("curves", "Curves", report_curves(runs, names))]
+    shown = [part for part in parts if isinstance(part[2], Raw)]
+    left_out = [text for _, _, text in parts if not isinstance(text, Raw)]
+    if left_out:
+        shown.append(("missing", "Not in this report", tag("ul", *[tag("li", text) for text in left_out])))
+    about = SEE["report"] + SEE["mini"] * any(run_facts(run).get("arguments", {}).get("size") == "mini" for run in runs)
+    body = mark(tag("a", "Skip to the runs", href="#main", class_="skip"),
+                tag("header", tag("h1", args.title), tag("p", about), tag("nav", tag("ul", *[
+                    tag("li", tag("a", title, href=f"#{name}")) for name, title, _ in shown]), aria_label="Sections")),
+                tag("main", *[tag("section", tag("h2", title, id=f"{name}-title"), text, id=name,
+                                  aria_labelledby=f"{name}-title") for name, title, text in shown], id="main"),
+                tag("footer", tag("p", f"Written by evaluate.py report, {time.strftime('%Y-%m-%d %H:%M')}.")))
+    page = mark(Raw('<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" '
+                    'content="width=device-width, initial-scale=1">'), tag("title", args.title),
+                Raw(f'<link rel="icon" href="data:,"><style>{STYLE}</style></head><body>'), body,
+                Raw(f"<script>{SCRIPT}</script></body></html>\n"))
+    size = len(page.encode())
+    if size >= REPORT_BYTES:
+        raise ValueError(f"the report would have {size / 1e6:.1f} MB, more than {REPORT_BYTES / 1e6:g}: give it fewer "
+                         f"runs, or --texts below {args.texts}")
+    out = Path(args.out or Path(runs[0]).resolve().parent / "report.html")
+    data.write_text(out, page)
+    print(f"{out}: {size / 1e6:.2f} MB, {page.count('<video')} clips, {time.time() - start:.1f} s"
+          + "".join(f"\n  left out: {text}" for text in left_out))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -815,6 +1424,15 @@ def main(argv=None):
         if name == "retrieve":
             command.add_argument("--bank", help="a clip bank of `data.py bank` (default: the data folder's own pool)")
         command.set_defaults(function=function)
+    reports = commands.add_parser("report", help="one HTML file with everything the run folders hold, clips included")
+    reports.add_argument("runs", nargs="*", help="run folders (default: those in runs/)")
+    reports.add_argument("--names", nargs="+", help="their names (default: the run's own)")
+    reports.add_argument("--out", help="the file (default: report.html beside the first run)")
+    reports.add_argument("--title", default="VidLanKD: what these runs did")
+    reports.add_argument("--texts", type=int, default=12, help="texts whose clips are shown (at most 12)")
+    reports.add_argument("--videos", help="the folder of videos (default: videos in the data folder retrieve used)")
+    reports.add_argument("--claims", help="what `claims` wrote (default: claims.json beside the runs)")
+    reports.set_defaults(function=report)
     squads = commands.add_parser("squad", help="exact and F1 of answers, as SQuAD's official script counts")
     squads.add_argument("dataset", help="the data set's JSON")
     squads.add_argument("predictions", help="JSON, id -> text")

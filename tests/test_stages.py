@@ -347,6 +347,10 @@ def test_retrieval_and_probe_commands(mini, taught, capsys):
     evaluate.main(["retrieve", str(taught), "--data", str(mini)])
     written = json.loads((taught / "retrieval.json").read_text())
     assert len(written["ranks"]) == 288 and written["chance R@1"] == pytest.approx(1 / 288)
+    assert len(written["examples"]) == 12 and written["data"] == str(mini)
+    for row in written["examples"]:   # what the report shows agrees with the ranks
+        assert row["rank"] == written["ranks"][row["index"]] and (row["top"].index(row["own"]) + 1 == row["rank"]
+                                                                 if row["rank"] <= 3 else row["own"] not in row["top"])
     data.make_bank(mini, "train", 300, 0, 32, mini / "bank.json")   # more than a batch of the pool, fewer than two
     evaluate.main(["retrieve", str(taught), "--data", str(mini), "--bank", str(mini / "bank.json")])
     written = json.loads((taught / "retrieval.json").read_text())
