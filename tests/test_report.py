@@ -250,7 +250,7 @@ def test_what_is_missing_is_named(tmp_path, capsys):
     evaluate.main(["report", *runs, str(tmp_path / "runs" / "seconds.tsv"), "--out", str(tmp_path / "page.html")])
     text, printed = (tmp_path / "page.html").read_text(encoding="utf-8"), capsys.readouterr().out
     assert "no video v0 in" in text and "<video" not in text and "unknown" in text
-    assert "make claims CLAIMS=3" in text and "make claims CLAIMS=3" in printed and "0 clips" in printed
+    assert "Forgetting curve: it is drawn" in text and "Forgetting curve: it is drawn" in printed and "0 clips" in printed
     with pytest.raises(SystemExit, match="no run folder .*nowhere"):
         evaluate.main(["report", str(tmp_path / "nowhere")])
     bare = tmp_path / "bare"
