@@ -1232,7 +1232,7 @@ def report_probes(runs, names):
         return f"Probes: python evaluate.py probe {' '.join(map(str, runs))} makes them (mini world only)."
     properties = list(dict.fromkeys(name for _, probed in found.values() for name in probed))
     worlds = [data.read_json(path, "python data.py mini").get("properties", {}) for run in runs
-              if (path := Path(run_facts(run).get("arguments", {}).get("data", "")) / "world.json").exists()]
+              if (path := Path(run_facts(run).get("arguments", {}).get("data") or "") / "world.json").exists()]
     chance = {name: 100 / len(values) for world in worlds for name, (_, values) in world.items()}
     rows, plots = [], []
     for group, called in (("test", "test nouns"), ("unfilmed", "unfilmed nouns")):

@@ -53,7 +53,8 @@ def make_runs(folder, names=("text-only", "student")):
         write_lines(run / "log.jsonl", [{"step": step, "mlm": 9 / step, "grad_norm": 2.0 + index, "lr": 0.1,
                                          "mlm_grad": 1.0, "seconds": step} for step in range(1, 1001, 10)] +
                     [{"step": 1000, "valid_mlm": 0.5, "odd": math.nan, "seconds": 1001.0}])
-        data.write_json(run / "args.json", {"arguments": {"data": str(folder / "data"), "objective": [], "size": "mini",
+        seen = str(folder / "data") if index else None   # a text-only student's run names no folder of videos
+        data.write_json(run / "args.json", {"arguments": {"data": seen, "objective": [], "size": "mini",
                                                           "index": index}, "commit": "0123456789abcdef",
                                             "hardware": f"a computer <{index}>", "processes": 1, "precision": "bf16"})
         for seed, value in enumerate(scores):
