@@ -419,8 +419,8 @@ def test_changed_inputs_are_refused(mini, taught, tmp_path):
 
 def test_two_files_of_one_video_are_refused(mini, tmp_path):
     (tmp_path / "videos").mkdir()
-    for suffix in ("mp4", "webp"):
+    for suffix in ("mp4", "webm"):
         (tmp_path / "videos" / f"a.{suffix}").write_bytes(b"")
     (tmp_path / "captions.json").write_text(json.dumps({"a": {"text": ["x"], "start": [0], "end": [1]}}))
-    with pytest.raises(ValueError, match="a.mp4, a.webp; keep one each"):
+    with pytest.raises(ValueError, match="a.mp4, a.webm; keep one each"):
         data.make_features(tmp_path / "videos", tmp_path / "captions.json", mini / "vocab.txt", ["frame"], tmp_path, 1)
