@@ -1,18 +1,18 @@
-"""Metrics, tables over seeds, paired comparisons over worlds. Trains nothing by gradient, imports no stage.
+"""Metrics, tables over seeds, the paper's claims over worlds. Trains nothing by gradient, imports no stage.
 
     python evaluate.py table runs/text-only runs/student runs/teacher             # one row a run, one column a task
     python evaluate.py table runs/student --json student.json --csv student.csv   # the cells with every seed's value
-    python evaluate.py compare --worlds runs/world-* --a student --b text-only    # a - b, 95 % interval, verdicts
     python evaluate.py probe runs/text-only runs/student runs/teacher             # what a noun's hidden state tells
-    python evaluate.py retrieve runs/teacher                                      # text -> video on held-out clips
+    python evaluate.py retrieve runs/teacher runs/student                         # text -> video on held-out clips
     python evaluate.py squad dev-v2.0.json predictions.json --na-prob null_odds.json    # as the official script, JSON
     python evaluate.py diagnostics runs/student                                   # MNLI's model, by category
     python evaluate.py tracie runs/student                                        # total, start, end, whole stories
+    python evaluate.py claims --values tests/claims.jsonl                         # the paper's claims over seeds
     python evaluate.py report runs/*                                              # all of it in one HTML page
 
 Tables read only what finetune.py left in RUN/finetune/TASK/seed-N/metrics.json, and the seconds in RUN/log.jsonl.
-Sections: metrics; SQuAD; files of a run; intervals and verdicts; table; diagnostics and TRACIE; compare; retrieval;
-probes; report.
+Sections: metrics; SQuAD; files of a run; intervals and verdicts; table; diagnostics and TRACIE; retrieval; probes;
+claims; report.
 Printed numbers are x 100.
 """
 import argparse
@@ -141,8 +141,9 @@ def score_parts(labels, predictions, meta):
     """Accuracy by part of a mini task, and of the grounded part by property. Accuracy whatever the task's own metric:
     chance is then one number, 1 / classes, on balanced rows.
 
-    meta: one dict a row with part, group, property. Returns {part: {"accuracy", "n", "chance"}, ...,
-    "grounded_by_property": {property: {"accuracy", "n", "chance"}}}; parts without rows are absent.
+    meta: one dict a row with part, group, property, noun. Returns {part: {"accuracy", "n", "chance"}, ...,
+    "grounded_by_property": {property: {"accuracy", "n", "chance"}}, "grounded_by_noun": {noun: accuracy}}; parts
+    without rows are absent.
     """
     labels, predictions = np.asarray(labels), np.asarray(predictions)
     parts = np.array([part_of(row) for row in meta])
@@ -154,6 +155,9 @@ def score_parts(labels, predictions, meta):
     names = np.array([str(row["property"]) for row in meta])
     grounded = parts == "grounded"
     out["grounded_by_property"] = {str(name): of(grounded & (names == name)) for name in np.unique(names[grounded])}
+    nouns = np.array([str(row["noun"]) for row in meta])
+    out["grounded_by_noun"] = {str(noun): accuracy(labels[chosen], predictions[chosen]) for noun in
+                               np.unique(nouns[grounded]) if len(chosen := np.flatnonzero(grounded & (nouns == noun)))}
     return out
 
 
@@ -558,99 +562,6 @@ def show_tracie(args):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Compare
-
-
-def world_parts(run):
-    """One run of one world -> {(task, part): (accuracy, chance)} of the test split, x 100, mean over its seeds."""
-    out = {}
-    for (task, part), entries in cells_of(read_results(run)).items():
-        if part in PARTS:
-            out[task, part] = tuple(statistics.fmean(entry[key] for entry in entries) for key in ("value", "chance"))
-    return out
-
-
-def compare_values(a, b, chance):
-    """Values of two arms and chance, one a world, paired, x 100 -> intervals and verdicts as a dict (see compare)."""
-    difference = [x - y for x, y in zip(a, b)]
-    mean, low, high = t_interval(difference)
-    out = {"n": len(a), "difference": {"mean": mean, "low": low, "high": high, "values": difference,
-                                       "superior": superior(low, high), "not worse": not_worse(low, high)}}
-    for arm, values in (("a", a), ("b", b)):
-        over, low, high = t_interval([x - c for x, c in zip(values, chance)])
-        out[arm] = {"mean": statistics.fmean(values), "values": list(values), "above chance": {
-            "mean": over, "low": low, "high": high,
-            "verdict": "at chance" if at_chance(over, low, high) else "above chance" if low > 0 else
-                       "below chance" if high < 0 else "not decided"}}
-    return out
-
-
-def compare_worlds(worlds, a, b):
-    """Paired comparison of the runs WORLD/a and WORLD/b. Returns ({part: {"mean of tasks" or task: compare_values}},
-    [what is missing]). Only tasks that both arms have in every used world enter the mean, so that no world counts
-    another set of tasks; a world that lacks one arm altogether is left out and listed."""
-    found, missing = {}, []
-    for world in worlds:
-        arms = [world_parts(Path(world) / arm) for arm in (a, b)]
-        missing += [f"{world}/{arm}: no fine-tuned mini task" for arm, parts in zip((a, b), arms) if not parts]
-        if all(arms):
-            found[str(world)] = arms
-    out = {}
-    for part in PARTS:
-        seen = {task for arms in found.values() for parts in arms for task, name in parts if name == part}
-        tasks = [task for task in METRICS if task in seen]
-        full = []
-        for task in tasks:
-            without = [world for world, arms in found.items() if any((task, part) not in parts for parts in arms)]
-            missing += [f"{world}: {task} {part} in one arm only or in neither" for world in without]
-            full += [task] * (not without)
-        if not full:
-            continue
-
-        def by_world(arm, which, chosen):   # one mean over tasks a world; which: 0 = accuracy, 1 = chance
-            return [statistics.fmean(arms[arm][task, part][which] for task in chosen) for arms in found.values()]
-        columns = {"mean of tasks": full} | {task: [task] for task in full}
-        out[part] = {"tasks": full} | {
-            name: compare_values(by_world(0, 0, chosen), by_world(1, 0, chosen), by_world(0, 1, chosen))
-            for name, chosen in columns.items()}
-    return out, missing
-
-
-def compare(args):
-    """`evaluate.py compare`: prints, for each part and task, both arms, a - b with its interval, and verdicts."""
-    results, missing = compare_worlds(args.worlds, args.a, args.b)
-    for line in missing:
-        print(f"missing: {line}")
-    if not results:
-        raise FileNotFoundError(f"no world of {', '.join(map(str, args.worlds))} has fine-tuned {args.a} and {args.b}; "
-                                f"`python finetune.py --model WORLD/{args.a}` makes the files")
-
-    def span(interval):
-        return (f"{interval['mean']:+.1f} [{interval['low']:+.1f}, {interval['high']:+.1f}]"
-                if not math.isnan(interval["low"]) else f"{interval['mean']:+.1f} [one world: no interval]")
-
-    def each(values):
-        return " ".join(f"{value:.1f}" for value in values)
-    for part, rows in results.items():
-        print(f"\n{part} (test split; mean of {', '.join(rows['tasks'])})")
-        for name, row in rows.items():
-            if name == "tasks":
-                continue
-            print(f"  {name}, n = {row['n']} worlds")
-            for arm, called in (("a", args.a), ("b", args.b)):
-                over = row[arm]["above chance"]
-                print(f"    {called:<16} {row[arm]['mean']:5.1f}   minus chance {span(over)} {over['verdict']}; "
-                      f"by world {each(row[arm]['values'])}")
-            difference = row["difference"]
-            print(f"    {args.a} - {args.b}: {span(difference)}; better: {difference['superior']}; "
-                  f"not worse: {difference['not worse']}; by world {each(difference['values'])}")
-    if args.json:
-        # JSON has no nan: an interval of one world has no ends
-        written = json.dumps({"a": args.a, "b": args.b, "worlds": args.worlds, "parts": results, "missing": missing})
-        data.write_json(args.json, json.loads(written, parse_constant=lambda _: None))
-
-
-# ---------------------------------------------------------------------------------------------------------------------
 # Retrieval
 
 
@@ -690,20 +601,64 @@ def retrieval_examples(scores, pool, count=12):
             for index in chosen]
 
 
+def unit(vectors):
+    return F.normalize(vectors.float(), dim=-1)
+
+
+def text_to_video(run):
+    """How a run puts texts beside videos. Returns (its teacher's run folder, how, text map, video map).
+
+    A teacher:  mean of h_l          against v                      (section 3.2)
+    CRD:        mean of e_s(token l) against e_t(v)                 (section 3.3; both embeddings were trained on words
+                                                                    alone, and here e_t is given a video)
+    regression: mean of head(h_l)    against v
+    Text maps take hidden states [B, L, H], video maps unit vectors v [B, H]. Both are None, and `how` says "not defined",
+    for a student whose objectives share no coordinates with the video space.
+    """
+    kept = model.load_checkpoint(Path(run) / "model" / "distill_heads.pt")
+    if kept is None:
+        return run, "mean of h against v", lambda hidden: hidden, lambda video: video
+    teacher, config = run_facts(run)["arguments"]["teacher"], model.BertConfig.from_dict(kept["student"])
+
+    def part(name, module):
+        state = {key[len(name) + 1:]: value for key, value in kept["weights"].items() if key.startswith(name + ".")}
+        if state:   # a bare run (--head none) has no weights here: its head is the identity
+            module.load_state_dict(state)
+        return module.eval()
+
+    def head(name, width):
+        return part(name, torch.nn.Identity() if kept["head"] == "none" else model.DistillHead(config, width))
+    if "crd" in kept["objective"]:
+        before = head("crd_head", config.hidden_size)
+        width = len(kept["weights"]["crd.student_embed.bias"])
+        e_s = part("crd.student_embed", torch.nn.Linear(config.hidden_size, width))
+        e_t = part("crd.teacher_embed", torch.nn.Linear(kept["teacher_width"], width))
+        return teacher, "mean of e_s(token) against e_t(v)", lambda h: unit(e_s(before(h))), lambda v: unit(e_t(v))
+    if "regression" in kept["objective"]:
+        mapped = head("regression_head", kept["teacher_width"])
+        return teacher, "mean of head(h) against v", lambda h: unit(mapped(h)), lambda v: v
+    return teacher, "not defined", None, None
+
+
 @torch.no_grad()
 def retrieve(run, data_folder, device, bank=None):
-    """Text-to-video retrieval of a teacher run. Returns (metrics, ranks [N], examples; see retrieval_examples).
+    """Text-to-video retrieval of a run: its texts, its teacher's video encoder. Returns (metrics, ranks [N], examples
+    (see retrieval_examples), how texts and videos meet (see text_to_video)).
 
     The pool: a clip bank (`data.py bank`); None: the data folder's retrieval.json (the mini world's), and where it has
-    none, the opening of each held-out video.
+    none, the opening of each held-out video. In the mini world a ridge map from mean hidden state to video vector, fitted
+    on training clips of task-train nouns, stands beside: it asks what could be read off, not what was aligned; it and
+    the "new nouns" rows count only texts of other nouns. A run that is "not defined" has these rows alone, no ranks.
     """
-    folder = Path(run) / "model"
-    config, bert, _ = model.load_hf(folder)
-    video_encoder, settings = model.load_video_encoder(folder / "video_encoder.pt")
+    teacher, how, text_map, video_map = text_to_video(run)
+    config, bert, _ = model.load_hf(Path(run) / "model")
+    video_encoder, settings = model.load_video_encoder(Path(teacher) / "model" / "video_encoder.pt")
+    if not settings["trained"]:
+        raise ValueError(f"{teacher} is a text-only teacher: there is no video encoder to search with")
     bert.eval().to(device), video_encoder.eval().to(device)
-    tokenizer = data.load_tokenizer(folder)
-    clips = data.Clips(data_folder, "valid", settings["streams"], tokenizer, config.block, settings["max_steps_clip"],
-                       settings["frames"])
+    tokenizer = data.load_tokenizer(Path(run) / "model")
+    held_out, training = [data.Clips(data_folder, split, settings["streams"], tokenizer, config.block,
+                                     settings["max_steps_clip"], settings["frames"]) for split in ("valid", "train")]
     pool_file, keys = Path(bank or Path(data_folder) / "retrieval.json"), None
     if bank or pool_file.exists():
         pool = data.read_bank(pool_file)
@@ -711,16 +666,36 @@ def retrieve(run, data_folder, device, bank=None):
             keys = {"behaviour": [row["shown"]["behaviour"] for row in pool],
                     "sight": ["/".join(row["shown"].values()) for row in pool]}
     else:
-        pool = [data.bank_row(clips, index, int(clips.spans[index, 0]), tokenizer) for index in range(len(clips))]
-    texts, videos = [], []
-    for low in range(0, len(pool), 256):   # a bank's features need not fit in memory
-        tokens, mask, features, step_mask = [tensor.to(device) for tensor in
-                                             data.bank_batch(pool[low:low + 256], clips, tokenizer)]
-        special = data.special_mask(tokens, data.special_ids(tokenizer))
-        texts.append(sentence_vectors(bert(tokens, mask), ~special))                         # [256, H]
-        videos.append(F.normalize(video_encoder(features, step_mask), dim=-1))
-    scores = (torch.cat(texts) @ torch.cat(videos).T).cpu()
-    return retrieval_metrics(scores, keys), ranks_of(scores), retrieval_examples(scores, pool)
+        pool = [data.bank_row(held_out, index, int(held_out.spans[index, 0]), tokenizer) for index in range(len(held_out))]
+
+    def vectors(rows, clips):
+        """Mean hidden states [N, H], text vectors in the space of search [N, D], unit video vectors [N, H]."""
+        means, texts, videos = [], [], []   # texts stays empty where there is no text map
+        for low in range(0, len(rows), 256):   # a bank's features need not fit in memory
+            tokens, mask, features, step_mask = [tensor.to(device) for tensor in
+                                                 data.bank_batch(rows[low:low + 256], clips, tokenizer)]
+            hidden, counts = bert(tokens, mask), ~data.special_mask(tokens, data.special_ids(tokenizer))
+            means.append(sentence_vectors(hidden, counts))                                   # [256, H]
+            texts += [sentence_vectors(text_map(hidden), counts)] if text_map else []
+            videos.append(F.normalize(video_encoder(features, step_mask), dim=-1))
+        return torch.cat(means), torch.cat(texts) if texts else None, torch.cat(videos)
+    means, texts, videos = vectors(pool, held_out)
+    metrics, ranks, examples = {}, [], []
+    if text_map:
+        scores = (texts @ video_map(videos).T).cpu()
+        ranks = ranks_of(scores).tolist()
+        metrics, examples = retrieval_metrics(scores, keys), retrieval_examples(scores, pool)
+    if keys and {"train"} < {row.get("group", "train") for row in pool}:
+        known = {row["noun"] for row in pool if row["group"] == "train"}
+        rows = [data.bank_row(training, index, int(training.spans[index, 0]), tokenizer) for index in range(len(training))]
+        rows = [row for row in rows if known & set(row["text"].split())]
+        seen, _, shown = vectors(rows, training)
+        guessed = torch.from_numpy(ridge_probe(seen.double().numpy(), shown.double().numpy(), means.double().numpy()))
+        new = np.array([row["group"] != "train" for row in pool])
+        ridge = ranks_of(unit(guessed) @ videos.T).numpy()
+        found = ([("", np.array(ranks))] if text_map else []) + [("ridge map, ", ridge)]
+        metrics |= {f"{name}R@1, new nouns": float((some[new] == 1).mean()) for name, some in found}
+    return metrics, ranks, examples, how
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -789,13 +764,20 @@ def probe(run, world, device):
     return out
 
 
+def keep_retrieval(run, folder, bank=None):
+    """RUN/retrieval.json of a run; returns what retrieve returns."""
+    metrics, ranks, examples, how = retrieve(run, folder, torch.device("cpu"), bank)
+    data.write_json(Path(run) / "retrieval.json", {**metrics, "how": how, "ranks": ranks, "data": str(folder),
+                                                   "examples": examples})
+    return metrics, ranks, examples, how
+
+
 def show_retrieval(args):
-    """`retrieve`: prints the metrics of each teacher run, and writes them to RUN/retrieval.json."""
+    """`retrieve`: prints the metrics of each run, and writes them to RUN/retrieval.json."""
     for run in args.runs:
-        metrics, ranks, examples = retrieve(run, args.data, torch.device("cpu"), args.bank)
-        data.write_json(Path(run) / "retrieval.json", {**metrics, "ranks": ranks.tolist(), "data": str(args.data),
-                                                       "examples": examples})
-        print(f"{run}: text -> video, {len(ranks)} clips")
+        metrics, ranks, _, how = keep_retrieval(run, args.data, args.bank)
+        print(f"{run}: text -> video, {how}" + (f", {len(ranks)} clips" if ranks else ": its objectives share no "
+              "coordinates with the video space"))
         for name, value in metrics.items():
             print(f"  {name:<32} {value:6.1f}" if name == "median rank" else f"  {name:<32} {100 * value:6.1f} %")
 
@@ -813,6 +795,424 @@ def show_probes(args):
         data.write_json(Path(run) / "probe.json", result)
         for group, called in (("test", "test nouns"), ("unfilmed", "unfilmed nouns")):
             print(f"{Path(run).name + ', ' + called:<28}" + "".join(f"{100 * result[name][group]:>10.1f}" for name in names))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Claims: each comparison of the paper as an experiment on mini worlds. This file plans and judges; what it plans is a
+# makefile, whose rules run the stages. One world a seed, everything redrawn; a value file for each (arm, seed).
+
+STUDENT = "distill.py --teacher {run}/teacher --objective "
+CHOSEN = {"nst": 1, "crd": 1, "nst+crd": 1, "soft-label": 1, "regression": 1, "voken": 1}   # by `make claims CLAIMS=weights`
+NST_CRD = f"nst crd --gradient-ratio {CHOSEN['nst+crd']}"
+VOKEN = STUDENT + f"voken --gradient-ratio {CHOSEN['voken']} --data {{data}} --bank {{data}}/bank.json"
+ARMS = {   # arm -> stage and flags; size, seed, data, text and --out are the same for all
+    "teacher": "teacher.py",
+    "text-teacher": "teacher.py --contrastive none",
+    "image-teacher": "teacher.py --frames 1 --streams frame",
+    "2d-teacher": "teacher.py --streams frame",
+    "3d-teacher": "teacher.py --streams motion",
+    "hinge-teacher": "teacher.py --contrastive hinge",
+    "shuffled-teacher": "teacher.py --shuffle-pairs",
+
+    "text-only": "distill.py --objective none",
+    "nst+crd": STUDENT + NST_CRD,
+    "of-text-teacher": STUDENT.replace("/teacher", "/text-teacher") + NST_CRD,
+    "of-hinge-teacher": STUDENT.replace("/teacher", "/hinge-teacher") + NST_CRD,
+    "of-shuffled-teacher": STUDENT.replace("/teacher", "/shuffled-teacher") + NST_CRD,
+    "nst": STUDENT + f"nst --gradient-ratio {CHOSEN['nst']}",
+    "crd": STUDENT + f"crd --gradient-ratio {CHOSEN['crd']}",
+    "soft-label": STUDENT + f"soft-label --gradient-ratio {CHOSEN['soft-label']}",
+    "regression": STUDENT + f"regression --gradient-ratio {CHOSEN['regression']}",
+    "no-head": STUDENT + NST_CRD + " --head none",
+    "voken": VOKEN,
+    "voken-shuffled": VOKEN + " --voken-labels shuffled",
+    "voken-random": VOKEN + " --voken-labels random",
+}
+LENGTHS = 500, 1000, 2000, 4000   # steps of claim 3's text stage, fixed before any of them was run
+for length in LENGTHS:
+    ARMS[f"two-stage-{length}"] = f"distill.py --objective none --init {{run}}/teacher/model --steps {length}"
+    ARMS[f"distilled-{length}"] = STUDENT + NST_CRD + f" --steps {length}"
+GRID = 0.3, 1, 3                  # gradient ratios tried for every objective: the same budget for each
+TUNED = {f"{arm}@{ratio}": re.sub(r"ratio \S+", f"ratio {ratio}", ARMS[arm]) for arm in CHOSEN for ratio in GRID}
+SIDE = {   # arms beyond the paper's claims, planned by `make claims CLAIMS=more` alone
+    "ntxent": STUDENT + "ntxent --gradient-ratio 1",
+    "voken-reversed": VOKEN + " --voken-labels reversed",
+    "voken-token": VOKEN + " --voken-labels token",
+    "hinge-all-teacher": "teacher.py --contrastive hinge-all",
+}
+
+TWO = "QNLI PIQA"   # tasks on which every arm is fine-tuned
+CLAIMS = {          # number -> (claim, kind, controls, parts); a part: (value, arm, arm that is taken off or None, question)
+    "1": ("A student distilled from video beats a text-only student of the same size, tokens and steps", "mechanism",
+          ["pairs", "unfilmed"],
+          [(f"grounded {TWO}", "nst+crd", "text-only", "better"), ("grounded all", "nst+crd", "text-only", "better"),
+           (f"grounded {TWO}", "of-hinge-teacher", "text-only", "better")]),
+    "2": ("It beats a student distilled from a text-only teacher: same captions, no video", "mechanism",
+          ["pairs", "unfilmed"],
+          [(f"grounded {TWO}", "nst+crd", "of-text-teacher", "better"),
+           (f"grounded {TWO}", "of-hinge-teacher", "of-text-teacher", "better")]),
+    "3": (f"It beats two-stage pretraining, judged at the longest text stage ({LENGTHS[-1]:,} steps)", "mechanism", [],
+          [(f"grounded {TWO}", f"distilled-{LENGTHS[-1]}", f"two-stage-{LENGTHS[-1]}", "better")]),
+    "4": ("It beats a voken student: same teacher, a bank of clips", "mechanism", ["vokens"],
+          [(f"grounded {TWO}", "nst+crd", "voken", "better")]),
+    "5": ("A video teacher beats an image teacher on dynamic properties, not on static ones", "mechanism", [],
+          [(f"grounded {TWO}", "teacher", "image-teacher", "better"), ("probe dynamic", "teacher", "image-teacher", "better"),
+           ("probe static", "teacher", "image-teacher", "no better")]),
+    "6": ("NST and CRD each beat soft labels and regression; NST + CRD beats each", "magnitude", [],
+          [(f"grounded {TWO}", arm, other, "better") for arm in ("nst", "crd") for other in ("soft-label", "regression")] +
+          [(f"grounded {TWO}", "nst+crd", other, "better") for other in ("nst", "crd")]),
+    "7": ("2D and 3D features together beat either", "magnitude", [],
+          [(f"grounded {TWO}", "teacher", other, "better") for other in ("2d-teacher", "3d-teacher")] +
+          [("probe all", "teacher", other, "better") for other in ("2d-teacher", "3d-teacher")]),
+    "8": ("A distillation head beats none", "magnitude", [], [(f"grounded {TWO}", "nst+crd", "no-head", "better")]),
+    "9": ("The student, which never saw a frame, finds videos from text: above chance, below its teacher", "mechanism", [],
+          [("R@1", "crd", None, "better"), ("R@1", "regression", None, "better"), ("R@1", "teacher", "crd", "better"),
+           ("R@1", "teacher", "regression", "better"), ("ridge R@1", "nst", None, "shown")]),
+    "10": ("Gains are on what is grounded: diagnostics' knowledge, PIQA, TRACIE; nothing is lost on the rest", "mechanism",
+           ["unfilmed"],
+           [("Knowledge", "nst+crd", "text-only", "better"), ("grounded PIQA", "nst+crd", "text-only", "better"),
+            ("grounded TRACIE", "nst+crd", "text-only", "better"),
+            ("ungrounded all", "nst+crd", "text-only", "not worse")]),
+    "pairs": ("Control: a teacher of shuffled video-caption pairs teaches no more than text", "control", [],
+              [(f"grounded {TWO}", "of-shuffled-teacher", "text-only", "no effect")]),
+    "vokens": ("Control: shuffled and random vokens teach no more than text", "control", [],
+               [(f"grounded {TWO}", arm, "text-only", "no effect") for arm in ("voken-shuffled", "voken-random")]),
+    "unfilmed": ("Control: nobody knows the nouns that no clip shows", "control", [],
+                 [(f"unfilmed {TWO}", arm, None, "no effect") for arm in ("teacher", "nst+crd", "text-only")]),
+}
+
+
+def flags_of(arm):
+    """An arm's stage and flags. Raises ValueError on an unknown name."""
+    every = {**ARMS, **TUNED, **SIDE}
+    if arm not in every:
+        raise ValueError(f"unknown arm {arm!r}; known: {', '.join(every)}")
+    return every[arm]
+
+
+def taught_by(arm):
+    """The arms whose run an arm starts from: its teacher, or none."""
+    return re.findall(r"{run}/([^ /]+)", flags_of(arm))
+
+
+def cells_for(claims, seeds):
+    """What claims need: {(arm, seed): tasks, or None for all}, in the order in which they are run."""
+    tasks = {}
+    for name in claims:
+        if name in ("weights", "more"):
+            tasks |= {arm: TWO.split() for arm in (TUNED if name == "weights" else SIDE)}
+            continue
+        if name not in CLAIMS:
+            raise ValueError(f"unknown claim {name!r}; known: {', '.join(CLAIMS)}, weights (which gradient ratios "
+                             f"suit), more (arms beyond the paper's)")
+        lengths = [f"{kind}-{steps}" for steps in LENGTHS for kind in ("two-stage", "distilled")] if name == "3" else []
+        for part in [part for each in (name, *CLAIMS[name][2]) for part in CLAIMS[each][3]]:
+            for arm in [arm for arm in (*part[1:3], *lengths) if arm]:
+                wide = part[0] == "Knowledge" or part[0].endswith((" all", "TRACIE")) and "probe" not in part[0]
+                tasks[arm] = None if wide or tasks.get(arm, TWO.split()) is None else TWO.split()
+                for teacher in taught_by(arm):   # "teacher carries no signal" is said of a teacher that was measured
+                    tasks.setdefault(teacher, TWO.split())
+    return {(arm, seed): tasks[arm] for seed in seeds for arm in tasks}
+
+
+def value_file(runs, arm, seed):
+    return Path(runs) / "values" / f"seed-{seed}" / f"{arm}.json"
+
+
+def plan(path, runs, cells, python):
+    """Writes a makefile that makes the value files of `cells`; returns how many are still to make.
+
+    A finished one that lacks a task is made again; its finished stages say so and return. Prerequisites are order-only:
+    what decides whether a stage is up to date is the stage, not the clock. Raises ValueError where a value file was made
+    with other flags than the arm has now.
+    """
+    rules, todo, worlds, models = [], [], set(), set()
+
+    def rule(target, needs, log, *commands):
+        quiet = [f"\t@{command} >> {log} 2>&1 || {{ echo '{target}:'; tail -n 5 {log}; exit 1; }}" for command in commands]
+        rules.append("\n".join([f"{target}: | {' '.join(map(str, needs))}", f"\t@mkdir -p {Path(log).parent}", *quiet]))
+
+    def model_of(arm, seed):
+        run, folder = Path(runs) / f"world-{seed}", f"data/mini-{seed}"
+        stage, _, flags = flags_of(arm).format(run=run, data=folder).partition(" ")
+        target = run / arm / "model" / ("video_encoder.pt" if stage == "teacher.py" else "distill_heads.pt")
+        if seed not in worlds:
+            worlds.add(seed)
+            rule(f"{folder}/bank.json", [], run / "world.log", f"{python} data.py mini --seed {seed} --out {folder}",
+                 f"{python} data.py video --videos {folder}/videos --captions {folder}/caption.json --vocab "
+                 f"{folder}/vocab.txt --streams frame motion --out {folder}",
+                 f"{python} data.py text --train {folder}/text/train.txt --valid {folder}/text/valid.txt --vocab "
+                 f"{folder}/vocab.txt --out {folder}/text",
+                 f"{python} data.py bank --data {folder} --clips 1152 --block 32 --seed {seed}")   # four a filmed noun
+        if target not in models:
+            models.add(target)
+            needs = [f"{folder}/bank.json", *[model_of(teacher, seed) for teacher in taught_by(arm)]]
+            source = f"--data {folder}" if stage == "teacher.py" else f"--text {folder}/text"
+            rule(target, needs, run / f"{arm}.log", f"{python} {stage} {source} --size mini --seed {seed} --out {run / arm} {flags}")
+        return target
+    for (arm, seed), tasks in cells.items():
+        file = value_file(runs, arm, seed)
+        made = data.read_json(file, "make claims") if file.exists() else None
+        if made and made["flags"] != flags_of(arm):
+            raise ValueError(f"{file} was made with `{made['flags']}`, now {arm} is `{flags_of(arm)}`; move the file and "
+                             f"{Path(runs) / f'world-{seed}' / arm} away")
+        if made and set(tasks or MINI_TASKS) <= made["tasks"].keys():
+            continue
+        file.unlink(missing_ok=True)
+        todo.append(file)
+        run, asked = Path(runs) / f"world-{seed}", f" --task {' '.join(tasks)}" if tasks else ""
+        rule(file, [model_of(arm, seed), *[model_of(teacher, seed) for teacher in taught_by(arm)]], run / f"{arm}.log",
+             f"{python} finetune.py --model {run / arm} --data data/mini-{seed}/tasks --seed {seed}{asked}")
+        rules[-1] += f"\n\t@{python} evaluate.py cell {arm} --seed {seed} --runs {runs}"
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    data.write_text(path, "\n\n".join(["# Written by `evaluate.py claims --plan`; run by `make claims`.", ".PHONY: all",
+                                       f"all: {' '.join(map(str, todo))}", *rules]) + "\n")
+    return len(todo)
+
+
+MINI_TASKS = "SST-2", "QNLI", "QQP", "MNLI", "PIQA", "SWAG", "SQuAD1", "SQuAD2", "TRACIE"
+
+
+def rounded(value):
+    """The same JSON value with numbers of five digits: what lies in a value file, so that it stays small."""
+    if isinstance(value, dict):
+        return {key: rounded(entry) for key, entry in value.items()}
+    return round(value, 5) if isinstance(value, float) else value
+
+
+def make_cell(args):
+    """`cell`: gathers what is known of one arm in one world into its value file, and says how far `make claims` is."""
+    run, folder = Path(args.runs) / f"world-{args.seed}" / args.arm, f"data/mini-{args.seed}"
+    facts, tasks = run_facts(run), {}
+    for task, seeds in read_results(run).items():
+        tasks[task] = {"dev": seeds[0]["parts"]["dev"]["grounded"], **seeds[0]["parts"]["test"]}
+        if "categories" in seeds[0]:
+            tasks[task]["categories"] = {name: seeds[0]["categories"][name] for name in COARSE if name in seeds[0]["categories"]}
+    world, cpu = data.read_json(Path(folder) / "world.json", "python data.py mini"), torch.device("cpu")
+    source = run if "contrastive" in facts["arguments"] else facts["arguments"]["objective"] and facts["arguments"]["teacher"]
+    video = source and run_facts(source)["arguments"]["contrastive"] != "none"   # True: somebody trained a video encoder
+    searched, _, _, how = keep_retrieval(run, folder) if video else ({}, [], [], "not defined")
+    probed = probe(run, world, cpu)
+    data.write_json(run / "probe.json", probed)
+    file = value_file(args.runs, args.arm, args.seed)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    data.write_json(file, rounded({
+        "arm": args.arm, "seed": args.seed, "flags": flags_of(args.arm), "commit": facts.get("commit"),
+        "hardware": facts.get("hardware"), "threads": facts.get("threads"), "seconds": seconds_by_stage(run),
+        "tasks": tasks, "probe": probed, "retrieval": {"how": how, **searched}}))
+    listed = Path(args.runs) / "plan.mk"
+    files = re.findall(r"\S+", listed.read_text().split("all: ")[1].split("\n")[0]) if listed.exists() else [str(file)]
+    done = sum(Path(name).exists() for name in files)
+    left = (time.time() - listed.stat().st_mtime) / done * (len(files) - done) / 3600 if listed.exists() else 0.0
+    shown = ", ".join(f"{task} {100 * tasks[task]['grounded']['accuracy']:.1f}" for task in tasks)
+    print(f"seed {args.seed}, {args.arm}: grounded {shown}; {done} of {len(files)} done, about {left:.1f} h left", flush=True)
+
+
+SEARCHED = {"R@1": "R@1", "R@1 new nouns": "R@1, new nouns", "ridge R@1": "ridge map, R@1, new nouns"}
+SHOWN = [f"{part} {TWO}" for part in PARTS] + [f"probe {name}" for name in data.PROPERTIES] + list(SEARCHED)
+
+
+def arm_rows(cells, seeds):
+    """What each arm reached, over seeds -> {arm: {value of SHOWN: [one number a seed]}}; what is not defined is absent."""
+    out = {}
+    for arm in ARMS:
+        for value in SHOWN:
+            for seed in seeds:
+                try:
+                    out.setdefault(arm, {}).setdefault(value, []).append(measure(cells[arm, seed], value)[0])
+                except KeyError:
+                    continue
+    return {arm: {value: some for value, some in found.items() if some} for arm, found in out.items() if any(found.values())}
+
+
+def measure(cell, value):
+    """One number of a cell -> (value, its chance, {noun: value} or {}), x 100. Raises KeyError where it was not made."""
+    kind, _, names = value.partition(" ")
+    if kind == "probe":
+        chosen = [name for name in cell["probe"] if names in ("all", name, "dynamic" if name in data.DYNAMIC else "static")]
+        chance = [1 / len(data.PROPERTIES[name][1]) for name in chosen]
+        return 100 * statistics.fmean(cell["probe"][name]["test"] for name in chosen), 100 * statistics.fmean(chance), {}
+    if value in SEARCHED:
+        return 100 * cell["retrieval"][SEARCHED[value]], 100 * cell["retrieval"].get("chance R@1", 0.0), {}
+    if kind == "Knowledge":
+        parts = [cell["tasks"]["MNLI"]["categories"]["Knowledge"]]
+    else:
+        tasks = [task for task in cell["tasks"]] if names == "all" else names.split()
+        parts = [cell["tasks"][task][kind] for task in tasks]
+    by_noun = {}
+    if kind == "grounded":
+        for task in tasks:
+            for noun, right in cell["tasks"][task]["grounded_by_noun"].items():
+                by_noun.setdefault(noun, []).append(100 * right)
+    return (100 * statistics.fmean(part["accuracy"] for part in parts),
+            100 * statistics.fmean(part["chance"] for part in parts), {noun: statistics.fmean(v) for noun, v in by_noun.items()})
+
+
+def noun_interval(differences, draws=2000):
+    """95 % bootstrap interval of the mean over seeds of the mean over nouns: nouns are drawn anew within each seed, the
+    seeds stay. differences: one array of nouns a seed. It asks whether other nouns would say the same of these worlds."""
+    generator = data.numpy_generator(0, "nouns")
+    means = [values[generator.integers(len(values), size=(draws, len(values)))].mean(1) for values in differences]
+    return [float(end) for end in np.percentile(np.mean(means, 0), (2.5, 97.5))]
+
+
+def holm(values):
+    """Holm's correction of p-values (None: no test): the k-th smallest of m times m - k + 1, never falling, at most 1."""
+    order = sorted((p, index) for index, p in enumerate(values) if p is not None)
+    out, highest = [None] * len(values), 0.0
+    for rank, (p, index) in enumerate(order):
+        highest = max(highest, min(1.0, (len(order) - rank) * p))
+        out[index] = highest
+    return out
+
+
+QUESTIONS = {   # question -> (what the mean is tested against, verdict of the interval)
+    "better": (0, superior), "not worse": (-2, not_worse),
+    "no better": (2, lambda low, high: "holds" if high < 2 else "fails" if low > 0 else "not decided"),
+}
+
+
+def judge(part, cells, seeds):
+    """One part of a claim, paired over the seeds that have both arms -> dict for claims.json; see CLAIMS, QUESTIONS."""
+    value, a, b, question = part
+    rows, nouns = [], []
+    for seed in seeds:
+        try:
+            (x, chance, x_nouns) = measure(cells[a, seed], value)
+            (y, _, y_nouns) = measure(cells[b, seed], value) if b else (chance, None, {})
+        except KeyError:
+            continue
+        rows.append((seed, x, y))
+        if x_nouns and y_nouns:
+            nouns.append(np.array([x_nouns[noun] - y_nouns[noun] for noun in sorted(x_nouns)]))
+    differences = [x - y for _, x, y in rows]
+    mean, low, high = t_interval(differences) if rows else (None,) * 3
+    out = {"name": f"{value}: {a} - {b or 'chance'}", "kind": question, "n": len(rows), "mean": mean, "low": low, "high": high,
+           "values": differences, "seeds": [seed for seed, _, _ in rows], "a": [x for _, x, _ in rows], "b": [y for _, _, y in rows],
+           "nouns": noun_interval(nouns) if nouns and len(nouns) == len(rows) else None, "aside": "hinge" in a, "p": None}
+    if not rows:
+        out["verdict"] = "not run"
+    elif question == "shown":
+        out["verdict"] = "-"
+    elif len(rows) < 2:
+        out["verdict"] = "one seed"
+    elif question == "no effect":
+        out["verdict"] = "holds" if at_chance(mean, low, high) else "not decided" if low <= 0 <= high else "fails"
+    else:
+        against, verdict = QUESTIONS[question]
+        error = statistics.stdev(differences) / math.sqrt(len(rows))
+        out["p"] = float(2 * scipy.stats.t.sf(abs(mean - against) / error, len(rows) - 1)) if error else float(mean == against)
+        out["verdict"] = verdict(low, high)
+    if "hinge" in a:
+        signal = [measure(cells["hinge-teacher", seed], f"grounded {TWO}")[:2] for seed in seeds if ("hinge-teacher", seed) in cells]
+        if signal and statistics.fmean(x - chance for x, chance in signal) < 10:
+            out["verdict"] = "teacher carries no signal"
+    return out
+
+
+def judge_claims(cells, names, seeds):
+    """Everything that claims.json holds but for where it comes from: [claims], curve of claim 3."""
+    out = [{"number": name, "text": CLAIMS[name][0], "kind": CLAIMS[name][1],
+            "parts": [judge(part, cells, seeds) for part in CLAIMS[name][3]]} for name in names]
+    parts = [part for claim in out for part in claim["parts"]]
+    for part, p in zip(parts, holm([part["p"] for part in parts])):
+        part["holm"] = p
+        part["corrected"] = "not decided" if part["verdict"] == "holds" and p is not None and p >= 0.05 else part["verdict"]
+    for claim in out:
+        said = [part["corrected"] for part in claim["parts"] if not part["aside"] and part["kind"] != "shown"]
+        claim["verdict"] = next((word for word in ("not run", "one seed", "fails", "not decided") if word in said), "holds")
+    curve = {"steps": list(LENGTHS)}
+    for kind in ("two-stage", "distilled"):
+        curve[kind] = [[measure(cells[key], f"grounded {TWO}")[0] for seed in seeds if (key := (f"{kind}-{steps}", seed)) in cells]
+                       for steps in LENGTHS]
+    return {"claims": out, "curve": curve if any(curve["distilled"]) else {}}
+
+
+def read_values(source):
+    """The cells of a folder of value files, or of a JSON-lines file of them -> {(arm, seed): cell}."""
+    source = Path(source)
+    if source.is_dir():
+        found = [data.read_json(path, "make claims") for path in sorted(source.glob("seed-*/*.json"))]
+    elif source.exists():
+        found = [json.loads(line) for line in source.read_text(encoding="utf-8").splitlines()]
+    else:
+        raise FileNotFoundError(f"no value files in {source}; `make claims` makes them")
+    return {(cell["arm"], cell["seed"]): cell for cell in found}
+
+
+def show_grid(cells):
+    """Validation accuracy of every objective at every gradient ratio, and the best: what CHOSEN was read from."""
+    seeds = sorted({seed for arm, seed in cells if arm in TUNED})
+    if not seeds:
+        return
+    print(f"\ngrounded {TWO} on validation nouns, x 100, by gradient ratio; worlds {', '.join(map(str, seeds))}")
+    print(f"{'':<14}" + "".join(f"{ratio:>22}" for ratio in GRID) + "   best   in ARMS")
+    for arm in CHOSEN:
+        found = {ratio: [100 * statistics.fmean(cells[key]["tasks"][task]["dev"]["accuracy"] for task in TWO.split())
+                         for seed in seeds if (key := (f"{arm}@{ratio}", seed)) in cells] for ratio in GRID}
+        shown = {ratio: f"{statistics.fmean(some):.1f} ({', '.join(f'{x:.1f}' for x in some)})" if some else "-"
+                 for ratio, some in found.items()}
+        full = [ratio for ratio in GRID if len(found[ratio]) == len(seeds)]
+        best = max(full, key=lambda ratio: statistics.fmean(found[ratio])) if full else "-"
+        print(f"{arm:<14}" + "".join(f"{shown[ratio]:>22}" for ratio in GRID) + f"{best:>7}{CHOSEN[arm]:>10}")
+
+
+def claims(args):
+    """`claims`: with --plan writes the makefile of what is still to run; without, judges what there is."""
+    names = [name for name in CLAIMS if name not in ("pairs", "vokens", "unfilmed")] if not args.claims else args.claims
+    if args.plan:
+        cells = cells_for(names, args.seeds)
+        todo = plan(args.plan, args.runs, cells, args.python)
+        print(f"{len(cells)} cells of (arm, seed), {todo} to run: {args.plan}")
+        return
+    cells = read_values(args.values or Path(args.runs) / "values")
+    show_grid(cells)
+    names = [name for name in names if name in CLAIMS]
+    names += [control for control in ("pairs", "vokens", "unfilmed") if control not in names and
+              any(control in CLAIMS[name][2] for name in names)]
+    arms = {arm for arm, _ in cells} & ARMS.keys()
+    seeds = args.seeds or sorted({seed for arm, seed in cells if arm in arms})
+    if not names or not arms:
+        return
+
+    def span(mean, ends):
+        ends = "" if ends is None or ends[0] is None or math.isnan(ends[0]) else f" [{ends[0]:+.1f}, {ends[1]:+.1f}]"
+        return (f"{mean:+.1f}" if mean is not None else "") + ends
+    judged = judge_claims(cells, names, seeds)
+    for claim in judged["claims"]:
+        print(f"\n{claim['number']}. {claim['text']} ({claim['kind']}): {claim['verdict'].upper()}")
+        for part in claim["parts"]:
+            print(f"   {part['name']}" + f"; {part['kind']}?" * (part["kind"] not in ("shown", "no effect")))
+            if part["n"]:
+                print(f"      n={part['n']}  {span(part['mean'], (part['low'], part['high']))}"
+                      + (f"  over nouns{span(None, part['nouns'])}" if part["nouns"] else "")
+                      + (f"  p {part['p']:.2g}, Holm {part['holm']:.2g}" if part["p"] is not None else "")
+                      + f"  {part['verdict']}" + f", corrected: {part['corrected']}" * (part["corrected"] != part["verdict"]))
+                print("      by seed " + "  ".join(f"{a:.1f}-{b:.1f}" for a, b in zip(part["a"], part["b"])))
+            else:
+                print("      not run")
+    rows = arm_rows(cells, seeds)
+    print("\nEvery arm: mean ± standard deviation over seeds; probes are of test nouns, R@1 of text to video\n")
+    print_columns(list(rows), [(value, [show_values([x / 100 for x in rows[arm].get(value, [])]) for arm in rows])
+                               for value in SHOWN], args.width or shutil.get_terminal_size((120, 24)).columns)
+    curve = judged["curve"]
+    if curve:
+        print(f"\ngrounded {TWO} by steps of the text stage, mean over seeds")
+        for kind in ("two-stage", "distilled"):
+            print(f"   {kind:<12}" + "".join(f"{steps:>7}: {statistics.fmean(some):5.1f} (n={len(some)})" if some else f"{steps:>7}: -"
+                                            for steps, some in zip(curve["steps"], curve[kind])))
+    used = [cell for (arm, seed), cell in cells.items() if arm in ARMS and seed in seeds]
+    spent = sum(sum(cell["seconds"].values()) for cell in used)
+    print(f"\n{len(used)} cells, {spent / 3600:.1f} hours of training, a core each; commit "
+          f"{', '.join(sorted({str(cell['commit'])[:7] for cell in used}))}; {', '.join(sorted({str(cell['hardware']) for cell in used}))}")
+    if not args.values:
+        data.write_text(Path(args.runs) / "values.jsonl", "".join(json.dumps(cell) + "\n" for cell in used))
+    # JSON has no nan: an interval of one seed has no ends
+    written = json.dumps({"commit": "/".join(sorted({str(cell["commit"]) for cell in used})), "seeds": seeds,
+                          "hardware": "/".join(sorted({str(cell["hardware"]) for cell in used})), "arms": rows, **judged})
+    out = Path(args.out or Path(args.runs) / "claims.json")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    data.write_json(out, json.loads(written, parse_constant=lambda _: None))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -1412,13 +1812,7 @@ def main(argv=None):
         command.add_argument("runs", nargs="+", help="run folders")
         command.add_argument("--width", type=int, help="characters a line (default: the terminal's)")
         command.set_defaults(function=function)
-    compares = commands.add_parser("compare", help="two arms, paired over worlds")
-    compares.add_argument("--worlds", nargs="+", required=True, help="folders, one a world, that hold run folders")
-    compares.add_argument("--a", required=True, help="name of a run folder in each world")
-    compares.add_argument("--b", required=True)
-    compares.add_argument("--json", help="also write everything here")
-    compares.set_defaults(function=compare)
-    for name, function, text in (("retrieve", show_retrieval, "text-to-video retrieval of teachers on held-out clips"),
+    for name, function, text in (("retrieve", show_retrieval, "text-to-video retrieval on held-out clips, teachers and students"),
                                  ("probe", show_probes, "linear probes of the mini world's properties")):
         command = commands.add_parser(name, help=text)
         command.add_argument("runs", nargs="+", help="run folders")
@@ -1435,6 +1829,21 @@ def main(argv=None):
     reports.add_argument("--videos", help="the folder of videos (default: videos in the data folder retrieve used)")
     reports.add_argument("--claims", help="what `claims` wrote (default: claims.json beside the runs)")
     reports.set_defaults(function=report)
+    judges = commands.add_parser("claims", help="the paper's comparisons over seeds, from value files; or the plan of runs")
+    judges.add_argument("--runs", default="runs/claims", help="folder of world-SEED/ARM runs and values/")
+    judges.add_argument("--seeds", nargs="+", type=int, help="worlds (default: all that have value files)")
+    judges.add_argument("--claims", nargs="+", help=f"of: {', '.join(CLAIMS)}, weights, more (default: 1 to 10)")
+    judges.add_argument("--values", help="judge this folder or JSON-lines file of values instead of RUNS/values")
+    judges.add_argument("--out", help="the JSON file (default: RUNS/claims.json)")
+    judges.add_argument("--width", type=int, help="characters a line (default: the terminal's)")
+    judges.add_argument("--plan", help="write the makefile of what is still to run here, and stop")
+    judges.add_argument("--python", default=sys.executable, help="the interpreter of a plan's commands")
+    judges.set_defaults(function=claims)
+    gathers = commands.add_parser("cell", help="gather the value file of one arm in one world; part of `make claims`")
+    gathers.add_argument("arm")
+    gathers.add_argument("--seed", type=int, required=True)
+    gathers.add_argument("--runs", default="runs/claims")
+    gathers.set_defaults(function=make_cell)
     squads = commands.add_parser("squad", help="exact and F1 of answers, as SQuAD's official script counts")
     squads.add_argument("dataset", help="the data set's JSON")
     squads.add_argument("predictions", help="JSON, id -> text")

@@ -355,9 +355,50 @@ def test_retrieval_and_probe_commands(mini, taught, capsys):
     evaluate.main(["retrieve", str(taught), "--data", str(mini), "--bank", str(mini / "bank.json")])
     written = json.loads((taught / "retrieval.json").read_text())
     assert len(written["ranks"]) == 300 and "R@1 same sight" not in written
+    assert "R@1, new nouns" not in written   # a bank's rows name no group
     evaluate.main(["probe", str(taught), "--data", str(mini)])
     assert set(json.loads((taught / "probe.json").read_text())) == set(data.PROPERTIES)
     assert "lift" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("objective, head", [("crd", "mlp"), ("crd", "none"), ("regression", "mlp"), ("regression", "none"),
+                                             ("nst", "mlp")])
+def test_students_search_as_their_objective_says(mini, taught, tmp_path, objective, head):
+    """Scores of retrieve against sums over tokens, one text and one clip at a time, from the saved weights."""
+    run = tmp_path / "run"
+    distill.main(["--teacher", str(taught), "--text", str(mini / "text"), "--out", str(run), *STUDENT, "--objective",
+                  objective, "--head", head, "--size", "mini"])
+    metrics, ranks, _, how = evaluate.retrieve(run, mini, torch.device("cpu"))
+    assert 0 <= metrics["ridge map, R@1, new nouns"] <= 1
+    if objective == "nst":
+        assert how == "not defined" and ranks == [] and "R@1" not in metrics
+        return
+    kept = torch.load(run / "model" / "distill_heads.pt", weights_only=True)["weights"]
+    config, bert, _ = model.load_hf(run / "model")
+    encoder, settings = model.load_video_encoder(taught / "model" / "video_encoder.pt")
+    tokenizer, pool = data.load_tokenizer(taught / "model"), data.read_bank(mini / "retrieval.json")
+    clips = data.Clips(mini, "valid", settings["streams"], tokenizer, config.block, settings["max_steps_clip"])
+    mapped = model.DistillHead(config, config.hidden_size) if head == "mlp" else torch.nn.Identity()
+    if head == "mlp":
+        mapped.load_state_dict({key.split(".", 1)[1]: value for key, value in kept.items() if key.startswith(f"{objective}_head.")})
+
+    def linear(name, x):
+        return kept[f"crd.{name}_embed.weight"] @ x + kept[f"crd.{name}_embed.bias"] if objective == "crd" else x
+    texts, videos = [], []
+    with torch.no_grad():
+        for row in pool[:40]:
+            ids = tokenizer.encode(row["text"]).ids
+            each = [linear("student", vector) for vector in mapped(bert.eval()(torch.tensor([ids])))[0, 1:-1]]
+            texts.append(sum(vector / vector.norm() for vector in each))
+            features = torch.from_numpy(clips.clip(row["video"], row["start"], row["end"]))[None]
+            video = encoder.eval()(features, torch.ones(1, features.shape[1], dtype=torch.bool))[0]
+            videos.append(linear("teacher", video / video.norm()))
+    scores = [[float(text @ video / text.norm() / video.norm()) for video in videos] for text in texts]
+    (tmp_path / "bank.json").write_text(json.dumps(pool[:40]))
+    _, ranks, _, _ = evaluate.retrieve(run, mini, torch.device("cpu"), tmp_path / "bank.json")
+    for index in range(40):
+        own = scores[index][index]
+        assert sum(s > own + 1e-5 for s in scores[index]) + 1 <= ranks[index] <= sum(s >= own - 1e-5 for s in scores[index])
 
 
 def test_real_files_end_to_end(real_data, tmp_path, capsys):

@@ -1,0 +1,272 @@
+"""The plan of `make claims` and its judgement: cells made by hand, and a whole run of tiny stages by make.
+
+    python -m pytest tests/test_claims.py
+"""
+import itertools
+import json
+import os
+import re
+import shutil
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.stats
+
+import data
+import evaluate
+
+ROOT = Path(__file__).resolve().parent.parent
+NOUNS = "pear", "kite", "drum", "sofa"
+
+
+def cell(arm, seed, grounded, ungrounded=1.0, unfilmed=0.5, tasks=("QNLI", "PIQA"), probe=0.9, r1=None, spread=0.0):
+    """A value file's content; nouns differ by `spread` from their mean."""
+    def part(accuracy):
+        return {"accuracy": accuracy, "n": 100, "chance": 0.5}
+    nouns = {noun: grounded + sign * spread for noun, sign in zip(NOUNS, (1, -1, 1, -1))}
+    made = {task: {"dev": part(grounded), "grounded": part(grounded), "ungrounded": part(ungrounded),
+                   "unfilmed": part(unfilmed), "grounded_by_noun": nouns} for task in tasks}
+    if "MNLI" in tasks:
+        made["MNLI"]["categories"] = {"Knowledge": part(grounded)}
+    groups = {group: probe for group in ("validation", "test", "unfilmed")}
+    return {"arm": arm, "seed": seed, "flags": evaluate.flags_of(arm), "commit": "abc", "hardware": "2 x CPU", "threads": 1,
+            "seconds": {"pretraining": 60}, "tasks": made, "probe": {name: groups for name in data.PROPERTIES},
+            "retrieval": {"R@1": r1, "chance R@1": 1 / 288} if r1 else {"how": "not defined"}}
+
+
+def kept(runs, arm, seed, one):
+    """A value file as `make claims` leaves it."""
+    file = evaluate.value_file(runs, arm, seed)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    data.write_json(file, one)
+
+
+def keyed(*cells):
+    return {(one["arm"], one["seed"]): one for one in cells}
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Judging
+
+
+def test_a_part_is_the_paired_interval_of_its_differences():
+    ours, theirs = (0.80, 0.90, 0.85), (0.50, 0.52, 0.45)
+    cells = keyed(*[cell("nst+crd", seed, x) for seed, x in enumerate(ours)],
+                  *[cell("text-only", seed, x) for seed, x in enumerate(theirs)])
+    part = evaluate.judge(("grounded QNLI PIQA", "nst+crd", "text-only", "better"), cells, [0, 1, 2])
+    differences = [30, 38, 40]
+    assert part["values"] == pytest.approx(differences) and part["n"] == 3 and part["verdict"] == "holds"
+    half = 4.302653 * statistics.stdev(differences) / 3 ** 0.5
+    assert (part["low"], part["high"]) == (pytest.approx(36 - half, abs=1e-4), pytest.approx(36 + half, abs=1e-4))
+    t = 36 / (statistics.stdev(differences) / 3 ** 0.5)
+    assert part["p"] == pytest.approx(2 * scipy.stats.t.sf(t, 2))
+    # a seed that lacks one arm is left out, not counted as zero
+    del cells["text-only", 1]
+    assert evaluate.judge(("grounded QNLI PIQA", "nst+crd", "text-only", "better"), cells, [0, 1, 2])["seeds"] == [0, 2]
+    assert evaluate.judge(("grounded QNLI PIQA", "nst", "text-only", "better"), cells, [0])["verdict"] == "not run"
+
+
+@pytest.mark.parametrize("question, differences, verdict", [
+    ("better", (10, 11, 12), "holds"), ("better", (-10, 10, 1), "not decided"), ("better", (-3, -3.1, -2.9), "fails"),
+    ("not worse", (-0.5, 0.5, 0), "holds"), ("not worse", (-9, -9.2, -9.1), "fails"), ("not worse", (-9, 9, 0), "not decided"),
+    ("no better", (0.1, -0.1, 0), "holds"), ("no better", (9, 9.1, 9.2), "fails"), ("no better", (-9, 9, 0), "not decided"),
+    ("no effect", (1, -1, 0), "holds"), ("no effect", (9, 9.1, 9.2), "fails"), ("no effect", (-30, 35, 20), "not decided")])
+def test_verdicts_of_questions(question, differences, verdict):
+    cells = keyed(*[cell("nst", seed, 0.5 + d / 100) for seed, d in enumerate(differences)],
+                  *[cell("text-only", seed, 0.5) for seed in range(3)])
+    assert evaluate.judge(("grounded PIQA", "nst", "text-only", question), cells, [0, 1, 2])["verdict"] == verdict
+
+
+def test_one_seed_has_no_verdict_but_a_noun_interval():
+    cells = keyed(cell("nst+crd", 0, 0.8, spread=0.1), cell("text-only", 0, 0.5))
+    part = evaluate.judge(("grounded PIQA", "nst+crd", "text-only", "better"), cells, [0])
+    assert part["verdict"] == "one seed" and part["nouns"][0] < 30 < part["nouns"][1]
+
+
+def test_noun_interval_against_every_draw():
+    # two seeds of three nouns: all 27 x 27 draws can be listed, and the bootstrap's quantiles must be theirs
+    values = [np.array([0.0, 30.0, 60.0]), np.array([10.0, 10.0, 40.0])]
+    every = [statistics.fmean([statistics.fmean(a), statistics.fmean(b)]) for a in itertools.product(values[0], repeat=3)
+             for b in itertools.product(values[1], repeat=3)]
+    low, high = evaluate.noun_interval(values, draws=40000)
+    assert low == pytest.approx(np.percentile(every, 2.5), abs=1.0) and high == pytest.approx(np.percentile(every, 97.5), abs=1.0)
+
+
+def test_holm_by_hand():
+    assert evaluate.holm([0.01, None, 0.04, 0.03]) == pytest.approx([0.03, None, 0.06, 0.06])
+    assert evaluate.holm([0.6, 0.7]) == pytest.approx([1.0, 1.0]) and evaluate.holm([]) == []
+
+
+def test_a_claim_holds_if_each_part_does_after_correction():
+    seeds = [0, 1, 2]
+    wide = [cell("nst", s, 0.5 + d, spread=0) for s, d in zip(seeds, (0.10, 0.20, 0.30))]   # p 0.074 / 0.2: alone not
+    cells = keyed(*wide, *[cell("crd", s, 0.9 + 0.001 * s) for s in seeds], *[cell("nst+crd", s, 0.95) for s in seeds],
+                  *[cell("soft-label", s, 0.5) for s in seeds], *[cell("regression", s, 0.5) for s in seeds])
+    judged = evaluate.judge_claims(cells, ["6"], seeds)["claims"][0]
+    assert [part["verdict"] for part in judged["parts"]] == ["not decided", "not decided", "holds", "holds", "holds", "holds"]
+    assert judged["verdict"] == "not decided"
+    # an interval that excludes 0 can lose its verdict to Holm's correction: p 0.03 among others that are larger
+    values = 20 + 0.62 * np.array([-10, 0, 10.0])   # t = 20 / (6.2 / 3 ** .5) = 5.59, p = 0.031
+    cells = keyed(*[cell("nst+crd", s, 0.5 + v / 100) for s, v in enumerate(values)], *[cell("no-head", s, 0.5) for s in seeds],
+                  *[cell("voken", s, 0.5 + d) for s, d in zip(seeds, (0.0, 0.5, 0.2))])
+    first, second = evaluate.judge_claims(cells, ["8", "4"], seeds)["claims"]
+    assert first["parts"][0]["verdict"] == "holds" and first["parts"][0]["p"] == pytest.approx(0.0306, abs=5e-4)
+    assert first["parts"][0]["holm"] == pytest.approx(2 * first["parts"][0]["p"]) and first["verdict"] == "not decided"
+    assert evaluate.judge_claims(cells, ["8"], seeds)["claims"][0]["verdict"] == "holds"
+
+
+def test_a_hinge_teacher_without_signal_is_said_and_stays_aside():
+    seeds = [0, 1, 2]
+    cells = keyed(*[cell(arm, s, x + 0.001 * s, tasks=evaluate.MINI_TASKS) for s in seeds for arm, x in
+                    (("nst+crd", 0.8), ("text-only", 0.5), ("of-hinge-teacher", 0.5), ("hinge-teacher", 0.55))])
+    claim = evaluate.judge_claims(cells, ["1"], seeds)["claims"][0]
+    assert [part["verdict"] for part in claim["parts"] if part["aside"]] == ["teacher carries no signal"]
+    assert claim["verdict"] == "holds"
+    for s in seeds:
+        cells["hinge-teacher", s] = cell("hinge-teacher", s, 0.7)
+    assert "signal" not in evaluate.judge_claims(cells, ["1"], seeds)["claims"][0]["parts"][-1]["verdict"]
+
+
+def test_measures_are_of_the_right_things():
+    one = cell("crd", 0, 0.8, ungrounded=0.9, unfilmed=0.4, tasks=evaluate.MINI_TASKS, r1=0.3)
+    one["probe"] = {name: {"test": 1.0 if name in data.DYNAMIC else 0.25} for name in data.PROPERTIES}
+    one["tasks"]["PIQA"]["grounded"]["accuracy"] = 0.6
+    assert evaluate.measure(one, "grounded PIQA")[0] == pytest.approx(60)
+    assert evaluate.measure(one, "grounded QNLI PIQA")[0] == pytest.approx(70)
+    assert evaluate.measure(one, "grounded all")[0] == pytest.approx((8 * 80 + 60) / 9)
+    assert evaluate.measure(one, "ungrounded all")[0] == pytest.approx(90)
+    assert evaluate.measure(one, "unfilmed QNLI PIQA")[:2] == (pytest.approx(40), pytest.approx(50))
+    assert evaluate.measure(one, "Knowledge")[0] == pytest.approx(80)
+    assert evaluate.measure(one, "probe dynamic")[:2] == (pytest.approx(100), pytest.approx(50))
+    assert evaluate.measure(one, "probe static")[:2] == (pytest.approx(25), pytest.approx((25 + 50 + 50) / 3))
+    assert evaluate.measure(one, "probe colour")[:2] == (pytest.approx(25), pytest.approx(25))
+    assert evaluate.measure(one, "R@1")[:2] == (pytest.approx(30), pytest.approx(100 / 288))
+    with pytest.raises(KeyError):
+        evaluate.measure(cell("nst", 0, 0.5), "R@1")
+
+
+def test_table_and_files_are_rebuilt_from_values(tmp_path, capsys):
+    for seed in range(3):
+        for arm, x in (("nst+crd", 0.8), ("text-only", 0.5), ("of-text-teacher", 0.52), ("of-shuffled-teacher", 0.5)):
+            kept(tmp_path, arm, seed, cell(arm, seed, x + 0.003 * seed ** 2))
+    evaluate.main(["claims", "--runs", str(tmp_path), "--claims", "2", "--width", "200"])
+    first = capsys.readouterr().out
+    assert re.search(r"^2\. .*: HOLDS$", first, re.M) and re.search(r"^pairs\. .*: HOLDS$", first, re.M)
+    assert "by seed 80.0-52.0  80.3-52.3  81.2-53.2" in first and "n=3  +28.0 [+28.0, +28.0]" in first
+    made = json.loads((tmp_path / "claims.json").read_text())
+    assert [claim["number"] for claim in made["claims"]] == ["2", "pairs", "unfilmed"]
+    assert made["arms"]["nst+crd"]["grounded QNLI PIQA"] == pytest.approx([80.0, 80.3, 81.2])
+    evaluate.main(["claims", "--values", str(tmp_path / "values.jsonl"), "--claims", "2", "--width", "200", "--out",
+                   str(tmp_path / "again.json")])
+    assert capsys.readouterr().out == first
+    assert (tmp_path / "again.json").read_bytes() == (tmp_path / "claims.json").read_bytes()
+    with pytest.raises(SystemExit, match="make claims"):
+        evaluate.main(["claims", "--values", str(tmp_path / "none.jsonl")])
+
+
+def test_the_grid_names_the_best_ratio(tmp_path, capsys):
+    for seed, shift in ((100, 0.0), (101, 0.02)):
+        for ratio, x in ((0.3, 0.6), (1, 0.8), (3, 0.7)):
+            kept(tmp_path, f"nst@{ratio}", seed, cell(f"nst@{ratio}", seed, x + shift))
+    evaluate.main(["claims", "--runs", str(tmp_path), "--claims", "weights"])
+    row = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("nst "))
+    assert "81.0 (80.0, 82.0)" in row and row.split()[-2] == "1"
+    assert evaluate.flags_of("nst@0.3") == evaluate.ARMS["nst"].replace(f"ratio {evaluate.CHOSEN['nst']}", "ratio 0.3")
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Planning
+
+
+def test_arms_differ_by_flags_alone():
+    assert evaluate.flags_of("text-teacher") == "teacher.py --contrastive none"
+    assert evaluate.flags_of("image-teacher") == "teacher.py --frames 1 --streams frame"
+    named = {arm for claim in evaluate.CLAIMS.values() for part in claim[3] for arm in part[1:3] if arm}
+    named |= {teacher for arm in named for teacher in evaluate.taught_by(arm)}
+    lengths = {f"{kind}-{steps}" for kind in ("two-stage", "distilled") for steps in evaluate.LENGTHS}
+    assert named | lengths == set(evaluate.ARMS)   # no arm without a claim, no claim without an arm
+    with pytest.raises(ValueError, match="unknown arm"):
+        evaluate.flags_of("nts")
+
+
+def test_cells_ask_for_what_a_claim_needs():
+    cells = evaluate.cells_for(["1", "2", "9"], [0])
+    assert cells["nst+crd", 0] is None and cells["text-only", 0] is None   # all tasks
+    assert cells["of-text-teacher", 0] == cells["crd", 0] == ["QNLI", "PIQA"]
+    assert {"teacher", "text-teacher", "of-shuffled-teacher", "shuffled-teacher"} <= {arm for arm, _ in cells}
+    assert evaluate.cells_for(["2"], [0])["nst+crd", 0] == ["QNLI", "PIQA"]
+    assert {f"two-stage-{steps}" for steps in evaluate.LENGTHS} <= {arm for arm, _ in evaluate.cells_for(["3"], [0])}
+    assert len(evaluate.cells_for(["weights"], [100, 101])) == 2 * 3 * len(evaluate.CHOSEN)
+    with pytest.raises(ValueError, match="unknown claim '11'"):
+        evaluate.cells_for(["11"], [0])
+
+
+def test_plan_leaves_out_what_is_there_and_refuses_other_flags(tmp_path):
+    cells, runs = evaluate.cells_for(["2"], [0]), tmp_path / "runs"
+    count = evaluate.plan(tmp_path / "plan.mk", runs, cells, "python")
+    assert count == len(cells)
+    text = (tmp_path / "plan.mk").read_text()
+    assert "--contrastive none" in text and "--shuffle-pairs" in text
+    kept(runs, "teacher", 0, cell("teacher", 0, 0.8))
+    kept(runs, "text-only", 0, cell("text-only", 0, 0.5))
+    assert evaluate.plan(tmp_path / "plan.mk", runs, cells, "python") == count - 2
+    # the teacher's own rule stays: its students' rules need it
+    assert "world-0/teacher/model/video_encoder.pt: |" in (tmp_path / "plan.mk").read_text()
+    # more tasks are asked for: made again
+    assert evaluate.plan(tmp_path / "plan.mk", runs, {("text-only", 0): None}, "python") == 1
+    changed = {**cell("teacher", 0, 0.8), "flags": "teacher.py --lr 1"}
+    kept(runs, "teacher", 0, changed)
+    with pytest.raises(ValueError, match="teacher.py --lr 1"):
+        evaluate.plan(tmp_path / "plan.mk", runs, cells, "python")
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+def test_make_runs_the_plan_resumes_and_repeats(mini, tmp_path, monkeypatch):
+    """Stages of a few steps through make: all, then what was lost, then all again in another folder; then a failure."""
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "mini-0").symlink_to(mini)
+    data.make_bank(mini, "train", 40, 0, 32, mini / "bank.json")
+    short = {"teacher.py": " --steps 4 --batch 16", "distill.py": " --steps 4 --batch 8 --crd-queue 64"}
+    arms = {arm: re.sub(r" --steps \d+", "", flags) + short[flags.split()[0]] for arm, flags in evaluate.ARMS.items()}
+    monkeypatch.setattr(evaluate, "ARMS", arms)
+    monkeypatch.chdir(tmp_path)
+    # the plan's interpreter: runs a stage with these arms, and fine-tunes for a moment
+    (tmp_path / "short.py").write_text(
+        f"import importlib, sys\nsys.path.insert(0, {str(ROOT)!r})\nimport evaluate\nevaluate.ARMS = {arms!r}\n"
+        "stage, arguments = sys.argv[1], sys.argv[2:]\n"
+        "if stage == 'finetune.py':\n    arguments += ['--train-limit', '16', '--epochs', '1']\n"
+        "importlib.import_module(stage[:-3]).main(arguments)\n")
+
+    def make(runs, *words):
+        cells = {(arm, 0): ["QNLI", "PIQA"] for arm in ("teacher", "crd", "nst")}
+        todo = evaluate.plan(Path(runs) / "plan.mk", runs, cells, f"{sys.executable} short.py")
+        return todo, subprocess.run(["make", "-j2", "-f", f"{runs}/plan.mk", "all", *words], text=True, capture_output=True,
+                                    env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=400)
+
+    def values(runs):
+        found = {arm: json.loads(evaluate.value_file(runs, arm, 0).read_text()) for arm in ("teacher", "crd", "nst")}
+        return {arm: {key: one[key] for key in ("tasks", "probe", "retrieval", "flags")} for arm, one in found.items()}
+    todo, done = make("runs/a")
+    assert (todo, done.returncode) == (3, 0), done.stdout + done.stderr
+    first = values("runs/a")
+    assert "3 of 3 done" in done.stdout and set(first["crd"]["tasks"]) == {"QNLI", "PIQA"}
+    assert first["crd"]["retrieval"]["how"].startswith("mean of e_s") and first["nst"]["retrieval"]["how"] == "not defined"
+    assert make("runs/a")[0] == 0
+    # two value files, half a fine-tuning and the end of a student are lost: only they are made, to the digit
+    for arm in ("crd", "nst"):
+        evaluate.value_file("runs/a", arm, 0).unlink()
+    shutil.rmtree("runs/a/world-0/nst/finetune/PIQA")
+    Path("runs/a/world-0/nst/model/distill_heads.pt").unlink()
+    todo, done = make("runs/a")
+    assert (todo, done.returncode) == (2, 0), done.stdout + done.stderr
+    assert make("runs/b")[1].returncode == 0
+    assert values("runs/a") == values("runs/b") == first
+    # a stage that fails says why, and the others go on
+    arms["crd"] += " --crd-tokens 99"
+    todo, done = make("runs/c", "--keep-going")
+    assert done.returncode != 0 and "lower --crd-tokens" in done.stdout
+    assert evaluate.value_file("runs/c", "nst", 0).exists() and not evaluate.value_file("runs/c", "crd", 0).exists()
