@@ -107,7 +107,7 @@ def test_a_claim_holds_if_each_part_does_after_correction():
     cells = keyed(*wide, *[cell("crd", s, 0.9 + 0.001 * s) for s in seeds], *[cell("nst+crd", s, 0.95) for s in seeds],
                   *[cell("soft-label", s, 0.5) for s in seeds], *[cell("regression", s, 0.5) for s in seeds])
     judged = evaluate.judge_claims(cells, ["6"], seeds)["claims"][0]
-    assert [part["verdict"] for part in judged["parts"]] == ["not decided", "not decided", "holds", "holds", "holds", "holds"]
+    assert [part["verdict"] for part in judged["parts"][:6]] == ["not decided", "not decided", "holds", "holds", "holds", "holds"]
     assert judged["verdict"] == "not decided"
     # an interval that excludes 0 can lose its verdict to Holm's correction: p 0.03 among others that are larger
     values = 20 + 0.62 * np.array([-10, 0, 10.0])   # t = 20 / (6.2 / 3 ** .5) = 5.59, p = 0.031
@@ -122,13 +122,23 @@ def test_a_claim_holds_if_each_part_does_after_correction():
 def test_a_hinge_teacher_without_signal_is_said_and_stays_aside():
     seeds = [0, 1, 2]
     cells = keyed(*[cell(arm, s, x + 0.001 * s, tasks=evaluate.MINI_TASKS) for s in seeds for arm, x in
-                    (("nst+crd", 0.8), ("text-only", 0.5), ("of-hinge-teacher", 0.5), ("hinge-teacher", 0.55))])
+                    (("nst+crd", 0.8), ("text-only", 0.5), ("nst+crd-of-hinge", 0.5), ("hinge-teacher", 0.55))])
     claim = evaluate.judge_claims(cells, ["1"], seeds)["claims"][0]
     assert [part["verdict"] for part in claim["parts"] if part["aside"]] == ["teacher carries no signal"]
     assert claim["verdict"] == "holds"
     for s in seeds:
         cells["hinge-teacher", s] = cell("hinge-teacher", s, 0.7)
     assert "signal" not in evaluate.judge_claims(cells, ["1"], seeds)["claims"][0]["parts"][-1]["verdict"]
+
+
+def test_what_a_stream_cannot_show_is_said():
+    cells = keyed(*[cell(arm, s, 0.9 - 0.01 * s) for s in range(3) for arm in ("teacher", "3d-teacher")])
+    for s in range(3):   # chance is 0.25 for four colours, 0.5 else
+        cells["3d-teacher", s]["probe"] = {name: {"test": {"colour": 0.24 + 0.01 * s, "size": 0.25}.get(name, 0.9)}
+                                           for name in data.PROPERTIES}
+    part = evaluate.judge((evaluate.BOTH, "teacher", "3d-teacher", "better"), cells, [0, 1, 2])
+    assert part["note"] == "decided by construction: 3d-teacher cannot tell colour"
+    assert evaluate.judge((evaluate.BOTH, "3d-teacher", "teacher", "better"), cells, [0, 1, 2]).get("note") is None
 
 
 def test_measures_are_of_the_right_things():
@@ -173,9 +183,10 @@ def test_the_grid_names_the_best_ratio(tmp_path, capsys):
         for ratio, x in ((0.3, 0.6), (1, 0.8), (3, 0.7)):
             kept(tmp_path, f"nst@{ratio}", seed, cell(f"nst@{ratio}", seed, x + shift))
     evaluate.main(["claims", "--runs", str(tmp_path), "--claims", "weights"])
-    row = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("nst "))
-    assert "81.0 (80.0, 82.0)" in row and row.split()[-2] == "1"
-    assert evaluate.flags_of("nst@0.3") == evaluate.ARMS["nst"].replace(f"ratio {evaluate.CHOSEN['nst']}", "ratio 0.3")
+    row = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("   nst@"))
+    assert re.search(r"nst@0.3 +61.0 \(60.0, 62.0\) +nst@1 +81.0 \(80.0, 82.0\) +nst@3 +71.0 .* best nst@1", row)
+    assert ("but ARMS has" in row) == (evaluate.flags_of("nst@1") != evaluate.ARMS["nst"])
+    assert evaluate.flags_of("nst@0.3").endswith("--objective nst --gradient-ratio 0.3")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -200,7 +211,7 @@ def test_cells_ask_for_what_a_claim_needs():
     assert {"teacher", "text-teacher", "of-shuffled-teacher", "shuffled-teacher"} <= {arm for arm, _ in cells}
     assert evaluate.cells_for(["2"], [0])["nst+crd", 0] == ["QNLI", "PIQA"]
     assert {f"two-stage-{steps}" for steps in evaluate.LENGTHS} <= {arm for arm, _ in evaluate.cells_for(["3"], [0])}
-    assert len(evaluate.cells_for(["weights"], [100, 101])) == 2 * 3 * len(evaluate.CHOSEN)
+    assert len(evaluate.cells_for(["weights"], [100, 101])) == 2 * 3 * len(evaluate.TUNED)
     with pytest.raises(ValueError, match="unknown claim '11'"):
         evaluate.cells_for(["11"], [0])
 
