@@ -964,16 +964,22 @@ def plan(path, runs, cells, python):
                  f"{python} data.py bank --data {folder} --clips 1152 --block 32 --seed {seed}")   # four a filmed noun
         return target
 
-    def model_of(arm, seed):
-        """The last file of an arm's run, its rule planned."""
+    def training(arm, seed):
+        """(the last file of an arm's run, what it needs first, the command)."""
         run, folder = Path(runs) / f"world-{seed}", f"data/mini-{seed}"
         stage, _, flags = flags_of(arm).format(run=run, data=folder).partition(" ")
-        target = run / arm / "model" / ("video_encoder.pt" if stage == "teacher.py" else "distill_heads.pt")
+        source = f"--data {folder}" if stage == "teacher.py" else f"--text {folder}/text"
+        return (run / arm / "model" / ("video_encoder.pt" if stage == "teacher.py" else "distill_heads.pt"),
+                [world_of(seed), *[teacher_of(teacher, seed) for teacher in taught_by(arm)]],
+                f"{python} {stage} {source} --size mini --seed {seed} --out {run / arm} {flags}")
+
+    def teacher_of(arm, seed):
+        """The last file of a run that others wait for, its rule planned."""
+        target, needs, command = training(arm, seed)
         if target not in planned:
-            source = f"--data {folder}" if stage == "teacher.py" else f"--text {folder}/text"
-            rule(target, [world_of(seed), *[model_of(teacher, seed) for teacher in taught_by(arm)]], run / f"{arm}.log",
-                 f"{python} {stage} {source} --size mini --seed {seed} --out {run / arm} {flags}")
+            rule(target, needs, Path(runs) / f"world-{seed}" / f"{arm}.log", command)
         return target
+    teachers = {teacher for arm, _ in cells for teacher in taught_by(arm)}
     for (arm, seed), tasks in cells.items():
         file = value_file(runs, arm, seed)
         made = data.read_json(file, "make claims") if file.exists() else None
@@ -985,8 +991,12 @@ def plan(path, runs, cells, python):
         file.unlink(missing_ok=True)
         todo.append(file)
         run, asked = Path(runs) / f"world-{seed}", f" --task {' '.join(tasks)}" if tasks else ""
-        rule(file, [model_of(arm, seed), *[model_of(teacher, seed) for teacher in taught_by(arm)]], run / f"{arm}.log",
-             f"{python} finetune.py --model {run / arm} --data data/mini-{seed}/tasks --seed {seed}{asked}")
+        tuning = f"{python} finetune.py --model {run / arm} --data data/mini-{seed}/tasks --seed {seed}{asked}"
+        if arm in teachers:
+            rule(file, [teacher_of(arm, seed)], run / f"{arm}.log", tuning)
+        else:   # one rule for both: make would otherwise train every arm before it fine-tunes the first
+            _, needs, command = training(arm, seed)
+            rule(file, needs, run / f"{arm}.log", command, tuning)
         rules[-1] += f"\n\t@{python} evaluate.py cell {arm} --seed {seed} --runs {runs}"
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     data.write_text(path, "\n\n".join(["# Written by `evaluate.py claims --plan`; run by `make claims`.",
