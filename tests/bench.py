@@ -6,8 +6,8 @@
     python tests/bench.py --small                            # tiny sizes: shows that it runs, says nothing of speed
 
 A row builds a reference and ours, compares their numbers where they compute the same thing, warms both up, and times
-them in turn, so that whatever else the machine does hits both. ratio: median time of the reference / median of ours; in
-brackets the quartiles of the ratios of neighbouring runs. A missing oracle is said, and the other rows run.
+them in turn, so that whatever else the machine does hits both. Times are medians; ratio is the median, and in brackets
+the quartiles, of reference / ours over neighbouring runs. A missing oracle is said, and the other rows run.
 Axes: B sequences, L tokens, H width, D = H neurons. Masks: True = real.
 """
 import argparse
@@ -302,7 +302,7 @@ def corpus(folder, small):
         lines = "\n".join(data.make_text(data.make_world(0), 0, 1000)) + "\n"
         data.write_text(text, lines)
         data.train_tokenizer([text], 2048, vocab)
-    data.write_text(text, lines * (1 if small else -(-4_000_000 // len(lines))))
+    data.write_text(text, lines * (1 if small else -(-8_000_000 // len(lines))))
     return text, vocab, name
 
 
@@ -400,7 +400,7 @@ def tokens(args):
     def ours():
         out = args.folder / f"packed{next(runs)}"   # a new one: pack_text leaves alone what is up to date
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            data.pack_text([text], vocab, out, "train")
+            data.pack_text([text], vocab, out, "train", os.cpu_count())   # processes: the command's default
         return data.read_json(out / "train.json", "")["tokens"]
     same("tokens", theirs(), ours(), 0)
     return Row(f"tokenising {text.stat().st_size / 1e6:.1f} MB, {name}", "tokenizers alone, nothing written", theirs,
@@ -432,19 +432,21 @@ def cpu_seconds():
 
 
 def measure(row, repeats, device):
-    """Seconds [2, callables, repeats]: wall and CPU, the reference first; in turn, after one warm-up each."""
+    """Seconds a call [2, callables, repeats]: wall and CPU, the reference first; in turn, after one warm-up each, which
+    also says how many calls make 0.1 s: a run is as many, since shorter ones are mostly chance."""
     callables = [row.theirs, *row.ours.values()]
-    seconds = np.zeros((2, len(callables), repeats))
-    for repeat in tqdm(range(-1, repeats), desc=row.what, leave=False, disable=None):   # -1: the warm-up
+    seconds, calls = np.zeros((2, len(callables), 1 + repeats)), [1] * len(callables)   # run 0 is the warm-up
+    for run in tqdm(range(1 + repeats), desc=row.what, leave=False, disable=None):
         for k, timed in enumerate(callables):
             wall, cpu = time.perf_counter(), cpu_seconds()
-            timed()
+            for _ in range(calls[k]):
+                timed()
             if device.type == "cuda":
                 torch.cuda.synchronize()
-            if repeat >= 0:
-                seconds[:, k, repeat] = time.perf_counter() - wall, cpu_seconds() - cpu
+            seconds[:, k, run] = np.array([time.perf_counter() - wall, cpu_seconds() - cpu]) / calls[k]
+            calls[k] = 1 + int(0.1 / seconds[0, k, 0])
     seconds[:, 0] *= row.scale
-    return seconds
+    return seconds[:, :, 1:]
 
 
 def judge(row, seconds):
@@ -453,11 +455,12 @@ def judge(row, seconds):
     for measured, (theirs, *ours) in zip(("", ", CPU time"), seconds[:2 if row.cpu else 1]):
         for variant, our in zip(row.ours, ours):
             over, under = (our, theirs) if row.cost else (theirs, our)
-            ratio, target = np.median(over) / np.median(under), row.target if our is ours[-1] else None
+            low, ratio, high = np.percentile(over / under, (25, 50, 75))
+            target = row.target if our is ours[-1] else None
             met = None if target is None else bool(ratio <= target if row.cost else ratio >= target)
             lines.append({"what": f"{row.what} {variant}".strip() + measured, "reference": row.reference,
                           "reference_ms": 1000 * np.median(theirs), "ours_ms": 1000 * np.median(our), "ratio": ratio,
-                          "quartiles": list(np.percentile(over / under, (25, 75))), "target": target,
+                          "quartiles": [low, high], "target": target,
                           "at_most": row.cost, "met": met})
     return lines
 
