@@ -197,7 +197,7 @@ def pretraining(objectives, what, reference, target, args):
     same(f"MLM loss, {args.precision}", a["mlm"], c["mlm"], 1e-2)
     if objectives:
         goal = F.normalize(nets.teacher(masked(nets, 0)[1].to(theirs.device)), dim=-1)
-        same("NST loss", ours_of_nst(a["nst"], goal), b["nst"], 1e-3)   # a difference of numbers nearly equal
+        same("NST loss", ours_of_nst(a["nst"], goal), b["nst"], 1e-3)   # what is left of larger terms
     same("MLM gradient", pull(a["mlm"], [theirs]), pull(b["mlm"], nets.modules), 1e-3)
     optimizer = torch.optim.AdamW([*theirs.parameters(), *heads.parameters()], 1e-4, weight_decay=0.01)
     return Row(f"{what}, {args.size}, {BATCH} x {nets.config.block}", reference,
@@ -257,16 +257,18 @@ def ours_of_nst(value, teacher):
 
 
 def authors_ntxent(student, teacher):
-    """A loop over positions; the mean of cross-entropy divided by 2B once more. student, teacher: [B, L, D]."""
+    """Position by position: cosines by way of 2B x 2B x D numbers, a new mask of the rivals, and the mean of
+    cross-entropy (temperature 1) divided by 2B once more. student, teacher: [B, L, D]."""
     B, L, _ = student.shape
-    itself = torch.eye(2 * B, dtype=torch.bool, device=student.device)
-    rival = ~(itself | itself.roll(B, 1))                                           # neither the anchor nor its partner
-    right, total = torch.zeros(2 * B, dtype=torch.long, device=student.device), 0.0
+    total = 0.0
     for l in range(L):
-        z = F.normalize(torch.cat([student[:, l], teacher[:, l]]), dim=-1)          # [2B, D]
-        scores = z @ z.T                                                            # temperature 1
+        z = torch.cat([student[:, l], teacher[:, l]])                               # [2B, D]
+        scores = F.cosine_similarity(z[:, None], z[None], dim=-1)                   # [2B, 2B]
+        itself = torch.eye(2 * B, dtype=torch.bool, device=z.device)
+        rival = ~(itself | itself.roll(B, 1))                                       # neither the anchor nor its partner
         partner = torch.cat([scores.diagonal(B), scores.diagonal(-B)])[:, None]     # [2B, 1]
-        total = total + F.cross_entropy(torch.cat([partner, scores[rival].view(2 * B, -1)], 1), right) / (2 * B)
+        logits = torch.cat([partner, scores[rival].view(2 * B, -1)], 1)             # [2B, 2B - 1]
+        total = total + F.cross_entropy(logits, torch.zeros(2 * B, dtype=torch.long, device=z.device)) / (2 * B)
     return total / L
 
 
