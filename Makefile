@@ -4,6 +4,7 @@
 #   make teacher distill finetune      stages by name; what they need is built first
 #   make claims SEEDS="0 1 2 3 4"      every comparison of the paper in five newly drawn worlds, verdicts; CLAIMS="1 2 9": some
 #   make test                          all tests
+#   make bench                         speed against references; of an idle machine only. BENCH="--only mlm nst": some rows
 #   make DATA=data/howto100m TEXT=data/wiki SIZE=base NPROC=8 teacher distill finetune      (README, "Data": what to fetch)
 #   make PYTHON=python ...             your own environment instead of .venv
 
@@ -44,7 +45,7 @@ TEACHER := $(RUN)/teacher/model/video_encoder.pt
 STUDENT := $(RUN)/student/model/distill_heads.pt
 TEXTONLY := $(RUN)/text-only/model/distill_heads.pt
 
-.PHONY: all data teacher distill baseline finetune table claims test
+.PHONY: all data teacher distill baseline finetune table claims test bench
 .DEFAULT_GOAL := all
 
 all: table
@@ -119,6 +120,10 @@ claims: | $(ENV)
 	@$(PYTHON) evaluate.py claims --runs $(CLAIMED) --seeds $(SEEDS) $(if $(CLAIMS),--claims $(CLAIMS))
 	@$(PYTHON) evaluate.py report $$(ls -d $(addprefix $(CLAIMED)/world-$(firstword $(SEEDS))/,text-only nst+crd teacher) 2>/dev/null) --claims $(CLAIMED)/claims.json --out $(CLAIMED)/report.html
 
-# --- tests
+# --- tests, and speed
 test: $(TESTENV)
 	$(PYTHON) -m pytest -q tests
+
+# the one thread a stage that is set above is not for timing; a number given by the caller is kept
+bench: $(TESTENV)
+	$(if $(filter file,$(origin OMP_NUM_THREADS)),env -u OMP_NUM_THREADS )$(PYTHON) tests/bench.py $(BENCH)
