@@ -127,7 +127,7 @@ def test_a_hinge_teacher_without_signal_is_said_and_stays_aside():
     assert [part["verdict"] for part in claim["parts"] if part["aside"]] == ["teacher carries no signal"]
     assert claim["verdict"] == "holds"
     for s in seeds:
-        cells["hinge-teacher", s] = cell("hinge-teacher", s, 0.7)
+        cells["hinge-teacher", s] = cell("hinge-teacher", s, 0.7, tasks=evaluate.MINI_TASKS)
     assert "signal" not in evaluate.judge_claims(cells, ["1"], seeds)["claims"][0]["parts"][-1]["verdict"]
 
 
@@ -206,10 +206,13 @@ def test_arms_differ_by_flags_alone():
 
 def test_cells_ask_for_what_a_claim_needs():
     cells = evaluate.cells_for(["1", "2", "9"], [0])
-    assert cells["nst+crd", 0] is None and cells["text-only", 0] is None   # all tasks
-    assert cells["of-text-teacher", 0] == cells["crd", 0] == ["QNLI", "PIQA"]
+    assert cells["nst+crd", 0] == cells["text-only", 0] == cells["teacher", 0] == list(evaluate.MINI_TASKS)
+    assert cells["of-text-teacher", 0] == cells["hinge-teacher", 0] == ["QNLI", "MNLI", "PIQA"]
+    assert cells["crd", 0] == ["QNLI", "PIQA"]
     assert {"teacher", "text-teacher", "of-shuffled-teacher", "shuffled-teacher"} <= {arm for arm, _ in cells}
     assert evaluate.cells_for(["2"], [0])["nst+crd", 0] == ["QNLI", "PIQA"]
+    assert evaluate.cells_for(["10"], [0])["nst+crd", 0] == list(evaluate.MINI_TASKS)
+    assert evaluate.cells_for(["7"], [0])["2d-teacher", 0] == ["QNLI", "PIQA"]
     assert {f"two-stage-{steps}" for steps in evaluate.LENGTHS} <= {arm for arm, _ in evaluate.cells_for(["3"], [0])}
     assert len(evaluate.cells_for(["weights"], [100, 101])) == 2 * 3 * len(evaluate.TUNED)
     with pytest.raises(ValueError, match="unknown claim '11'"):
@@ -228,7 +231,7 @@ def test_plan_leaves_out_what_is_there_and_refuses_other_flags(tmp_path):
     # the teacher's own rule stays: its students' rules need it
     assert "world-0/teacher/model/video_encoder.pt: |" in (tmp_path / "plan.mk").read_text()
     # more tasks are asked for: made again
-    assert evaluate.plan(tmp_path / "plan.mk", runs, {("text-only", 0): None}, "python") == 1
+    assert evaluate.plan(tmp_path / "plan.mk", runs, {("text-only", 0): ["QNLI", "PIQA", "MNLI"]}, "python") == 1
     changed = {**cell("teacher", 0, 0.8), "flags": "teacher.py --lr 1"}
     kept(runs, "teacher", 0, changed)
     with pytest.raises(ValueError, match="teacher.py --lr 1"):
