@@ -308,8 +308,11 @@ def print_plan(processes, modules, seconds_a_step, steps):
 
 def provenance(device):
     """What a result needs beside it to be believed: versions, commit, hardware."""
-    def git(*words):
-        answer = subprocess.run(["git", *words], cwd=Path(__file__).parent, capture_output=True, text=True)
+    def git(*words):   # None: no git, or no repository
+        try:
+            answer = subprocess.run(["git", *words], cwd=Path(__file__).parent, capture_output=True, text=True)
+        except FileNotFoundError:
+            return None
         return answer.stdout.strip() if answer.returncode == 0 else None
     hardware = platform.processor() or platform.machine()
     if Path("/proc/cpuinfo").exists():

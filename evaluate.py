@@ -820,7 +820,7 @@ ARMS = {   # arm -> stage and flags; size, seed, data, text and --out are the sa
     "2d-teacher": "teacher.py --streams frame",
     "3d-teacher": "teacher.py --streams motion",
     "shuffled-teacher": "teacher.py --shuffle-pairs",
-    # At nce's rate and steps it learns nothing. It stops at what tells most rivals apart, colour, shape and size 
+    # At nce's rate and steps it learns nothing. It stops at what tells most rivals apart, colour, shape and size
     # (probes 90 to 100, also after 3,000 steps), so it is judged by MNLI, which asks for these.
     "hinge-teacher": "teacher.py --contrastive hinge --lr 5e-4 --steps 1500",
 

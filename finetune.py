@@ -400,19 +400,19 @@ def truncate(a, b, max_length):
     return (a[:room - short], b[:short]) if len(a) > len(b) else (a[:short], b[:room - short])
 
 
-def length_sorted_batches(lengths, batch, seed, epoch):
+def length_sorted_batches(lengths, batch, seed, epoch, step=8):
     """One epoch as a list of index arrays: every row exactly once, rows of a batch alike in length, batches shuffled.
 
-    Sorted within random pools of 50 batches, and by length in steps of 32 tokens; a pool is cut into equal parts of at
-    most `batch` rows. Both were measured on the mini tasks: sorted to the token, a batch holds one kind of question and
-    its gradient points one way; a short last batch is all noise. Either kept the balanced tasks from being learnt.
+    Sorted within random pools of 50 batches, by length in steps of `step` tokens; a pool is cut into equal parts of at
+    most `batch` rows. Both were measured on the mini tasks: sorted finely, a batch holds one kind of question and its
+    gradient points one way; a short last batch is all noise. Either kept the balanced tasks from being learnt.
     """
     generator = data.numpy_generator(seed, "order", epoch)
     order = generator.permutation(len(lengths))
     batches = []
     for start in range(0, len(order), 50 * batch):
         pool = order[start:start + 50 * batch]
-        pool = pool[np.argsort(-(-lengths[pool] // 32), kind="stable")]
+        pool = pool[np.argsort(-(-lengths[pool] // step), kind="stable")]
         batches += np.array_split(pool, -(-len(pool) // batch))
     return [batches[index] for index in generator.permutation(len(batches))]
 
@@ -667,7 +667,7 @@ DEFAULTS = {
         "lr": 1e-3, "epochs": 40.0, "batch": 256, "dropout": 0.0,
         # BERT's 0.02 is half of 1 / sqrt(width) at 768, a quarter of it at 128, where it leaves most runs at that saddle
         "head_std": 0.1,
-        "max_length": 64,                                # ours; no mini row is longer
+        "max_length": 64, "length_step": 32,             # ours; no mini row is longer, and most are below 32
         # At the full rate, rows that a model cannot yet answer are noise that draws all scores together, and to a halt,
         # before anything is learnt: SQuAD stayed at chance, text-only students lost even PIQA's copying. Chosen on
         # validation nouns of worlds 100 and 101, against 0.1, half the rate, and a quarter of the batch.
@@ -677,6 +677,7 @@ DEFAULTS = {
     "base": {
         "lr": 1e-4, "epochs": 3.0, "batch": 32,          # authors' script (run_glue_at_epoch.bash)
         "max_length": 126, "warmup": 0.1,                # authors' script
+        "length_step": 8,                                # ours; see length_sorted_batches
         "weight_decay": 0.0, "eps": 1e-6,                # authors' script
         "dropout": 0.1, "head_std": 0.02,                # BERT's own
         "precision": "auto"},                            # ours
@@ -711,6 +712,7 @@ def parse_args(argv=None):
     parser.add_argument("--stride", type=int, help="SQuAD: word pieces from one window of a context to the next")
     parser.add_argument("--null-threshold", type=float, help="SQuAD2: no answer where [CLS] scores this much above the "
                                                              "best text (best_f1_thresh of scores-dev.json)")
+    parser.add_argument("--length-step", type=int, help="rows whose lengths differ by less, in tokens, may share a batch")
     parser.add_argument("--warmup", type=float, help="share of the steps")
     parser.add_argument("--weight-decay", type=float)
     parser.add_argument("--eps", type=float, help="AdamW's epsilon")
@@ -741,9 +743,10 @@ def settings_for(args, name, config):
     chosen = {**DEFAULTS[size], **(MINI_BY_TASK if size == "mini" else BY_TASK).get(name, {})}
     chosen = {key: value if getattr(args, key) is None else getattr(args, key) for key, value in chosen.items()}
     chosen["max_length"] = min(chosen["max_length"], config.max_position_embeddings)
-    if chosen["max_length"] < 5 or chosen["batch"] < 1 or chosen["epochs"] <= 0:
-        raise ValueError(f"max length {chosen['max_length']} (at least 5), batch {chosen['batch']} (at least 1) or "
-                         f"epochs {chosen['epochs']} (above 0) leave nothing to train on")
+    if chosen["max_length"] < 5 or min(chosen["batch"], chosen["length_step"]) < 1 or chosen["epochs"] <= 0:
+        raise ValueError(f"max length {chosen['max_length']} (at least 5), batch {chosen['batch']}, length step "
+                         f"{chosen['length_step']} (at least 1) or epochs {chosen['epochs']} (above 0) leave nothing to "
+                         f"train on")
     if "stride" in chosen and not 1 <= chosen["stride"] <= chosen["max_length"] - 4:
         raise ValueError(f"stride {chosen['stride']} has to be at least 1 and leave room for a question in windows of "
                          f"{chosen['max_length']} (--max-length)")
@@ -887,7 +890,7 @@ def finetune(settings, splits, rows, config, bert, encoder, processes, folder, l
                      disable=None if processes.master else True):   # None: shown on a terminal only
         epoch, place = divmod(step, a_epoch)
         if place == 0:
-            batches = length_sorted_batches(train.lengths, batch, seed, epoch)
+            batches = length_sorted_batches(train.lengths, batch, seed, epoch, settings["length_step"])
         bert.train(), head.train()
         for group in optimizer.param_groups:
             # authors' script, which has transformers' schedule: its warm-up begins at a rate of 0, one step late

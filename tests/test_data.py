@@ -463,3 +463,9 @@ def test_two_processes_equal_one(tmp_path):
         assert (state["everyone"] - everyone).abs().max() < 1e-6      # rank order
         assert (state["loss"] - loss).abs() < 1e-6 and state["count"] == 3 and state["unused"] is None
         assert (state["gradient"] - weight.grad).abs().max() < 1e-6 and weight.grad.abs().max() > 0.01
+
+
+def test_a_run_without_git_has_no_commit(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    found = data.provenance(torch.device("cpu"))
+    assert found["commit"] is None and not found["uncommitted changes"] and found["torch"] == torch.__version__
