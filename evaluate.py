@@ -919,20 +919,21 @@ def cells_for(claims, seeds):
     tasks = {}
     for name in claims:
         if name in ("weights", "more"):
-            tasks |= {arm: TWO.split() for arm in (GRID if name == "weights" else SIDE)}
+            tasks |= {arm: {*TWO.split()} for arm in (GRID if name == "weights" else SIDE)}
             continue
         if name not in CLAIMS:
             raise ValueError(f"unknown claim {name!r}; known: {', '.join(CLAIMS)}, weights (which gradient ratios "
                              f"suit), more (arms beyond the paper's)")
         for value, *arms, _ in [part for each in (name, *CLAIMS[name][2]) for part in CLAIMS[each][3]]:
             named = (MINI_TASKS if value in ("grounded all", "ungrounded all") else
-                     ["MNLI"] if value == "Knowledge" else value.split())
+                     ["MNLI"] if value == "Knowledge" else value.split())   # words that are no task name none
             if name == "3":
                 arms = [f"{kind}-{steps}" for steps in LENGTHS for kind in ("two-stage", "distilled")]
-            for arm in filter(None, arms):   # teachers, too: "no signal" is said of one that was measured
-                for each in (arm, *taught_by(arm)):
-                    tasks[each] = [task for task in MINI_TASKS if task in {*TWO.split(), *named, *tasks.get(each, [])}]
-    return {(arm, seed): tasks[arm] for seed in seeds for arm in tasks}
+            for arm in filter(None, arms):
+                tasks[arm] = {*TWO.split(), *named, *tasks.get(arm, ())}
+                for teacher in taught_by(arm):   # what it knows itself stands beside; "no signal" is said on one task
+                    tasks[teacher] = {*TWO.split(), *(named if value == SEEN else ()), *tasks.get(teacher, ())}
+    return {(arm, seed): [task for task in MINI_TASKS if task in tasks[arm]] for seed in seeds for arm in tasks}
 
 
 def value_file(runs, arm, seed):
