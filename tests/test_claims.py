@@ -180,13 +180,13 @@ def test_table_and_files_are_rebuilt_from_values(tmp_path, capsys):
 
 def test_the_grid_names_the_best_ratio(tmp_path, capsys):
     for seed, shift in ((100, 0.0), (101, 0.02)):
-        for ratio, x in ((0.3, 0.6), (1, 0.8), (3, 0.7)):
+        for ratio, x in ((1, 0.6), (3, 0.8), (10, 0.7), (30, 0.5)):
             kept(tmp_path, f"nst@{ratio}", seed, cell(f"nst@{ratio}", seed, x + shift))
     evaluate.main(["claims", "--runs", str(tmp_path), "--claims", "weights"])
     row = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("   nst@"))
-    assert re.search(r"nst@0.3 +61.0 \(60.0, 62.0\) +nst@1 +81.0 \(80.0, 82.0\) +nst@3 +71.0 .* best nst@1", row)
-    assert ("but ARMS has" in row) == (evaluate.flags_of("nst@1") != evaluate.ARMS["nst"])
-    assert evaluate.flags_of("nst@0.3").endswith("--objective nst --gradient-ratio 0.3")
+    assert re.search(r"nst@1 +61.0 \(60.0, 62.0\) +nst@3 +81.0 \(80.0, 82.0\) +nst@10 +71.0 .* best nst@3", row)
+    assert ("but ARMS has" in row) == (evaluate.flags_of("nst@3") != evaluate.ARMS["nst"])
+    assert evaluate.flags_of("nst@10").endswith("--objective nst --gradient-ratio 10")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -214,7 +214,7 @@ def test_cells_ask_for_what_a_claim_needs():
     assert evaluate.cells_for(["10"], [0])["nst+crd", 0] == list(evaluate.MINI_TASKS)
     assert evaluate.cells_for(["7"], [0])["2d-teacher", 0] == ["QNLI", "PIQA"]
     assert {f"two-stage-{steps}" for steps in evaluate.LENGTHS} <= {arm for arm, _ in evaluate.cells_for(["3"], [0])}
-    assert len(evaluate.cells_for(["weights"], [100, 101])) == 2 * 3 * len(evaluate.TUNED)
+    assert len(evaluate.cells_for(["weights"], [100, 101])) == 2 * 4 * len(evaluate.TUNED)
     with pytest.raises(ValueError, match="unknown claim '11'"):
         evaluate.cells_for(["11"], [0])
 
