@@ -597,9 +597,11 @@ def retrieval_examples(scores, pool, count=12):
     Which texts depends on the size of the pool alone: hits and misses alike, and the same ones for every run.
     """
     chosen = sorted(data.numpy_generator(0, "report").permutation(len(pool))[:count].tolist())
-    ranks, best = ranks_of(scores).tolist(), scores.argsort(1, descending=True)[:, :3].tolist()
-    return [{"index": index, "rank": ranks[index], "own": pool[index], "top": [pool[other] for other in best[index]]}
-            for index in chosen]
+    out = []
+    for index in chosen:   # row by row: a bank's scores sorted all at once would take several times their memory
+        best, rank = scores[index].topk(min(3, len(pool))).indices, int((scores[index] >= scores[index, index]).sum())
+        out.append({"index": index, "rank": rank, "own": pool[index], "top": [pool[other] for other in best.tolist()]})
+    return out
 
 
 def unit(vectors):
