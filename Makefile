@@ -114,11 +114,12 @@ table: finetune-text-only finetune-student finetune-teacher
 
 # --- the paper's claims: many arms in several worlds; evaluate.py plans what is not there yet, make runs the plan
 CLAIMED := $(RUN)/claims
+JUDGED := $(if $(CLAIMS),$(filter-out weights more,$(CLAIMS)),all)
 claims: | $(ENV)
 	@$(PYTHON) evaluate.py claims --runs $(CLAIMED) --seeds $(SEEDS) $(if $(CLAIMS),--claims $(CLAIMS)) --plan $(CLAIMED)/plan.mk --python $(PYTHON)
 	+@$(MAKE) --no-print-directory --keep-going -f $(CLAIMED)/plan.mk all || echo "some runs failed: what follows is of the others"
 	@$(PYTHON) evaluate.py claims --runs $(CLAIMED) --seeds $(SEEDS) $(if $(CLAIMS),--claims $(CLAIMS))
-	@$(PYTHON) evaluate.py report $$(ls -d $(addprefix $(CLAIMED)/world-$(firstword $(SEEDS))/,text-only nst+crd teacher) 2>/dev/null) --claims $(CLAIMED)/claims.json --out $(CLAIMED)/report.html
+	$(if $(JUDGED),@$(PYTHON) evaluate.py report $$(ls -d $(addprefix $(CLAIMED)/world-$(firstword $(SEEDS))/,text-only nst+crd teacher) 2>/dev/null) --claims $(CLAIMED)/claims.json --out $(CLAIMED)/report.html)
 
 # --- tests, and speed
 test: $(TESTENV)

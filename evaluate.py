@@ -608,6 +608,13 @@ def unit(vectors):
     return F.normalize(vectors.float(), dim=-1)
 
 
+def names_only(text, known, nouns):
+    """True where a text names some of `nouns` (a set of words), and only ones of `known`. A text of two captions may
+    name two: the narration of one clip in twelve belongs to another video."""
+    named = nouns.intersection(text.split())
+    return bool(named) and named <= known
+
+
 def text_to_video(run):
     """How a run puts texts beside videos. Returns (its teacher's run folder, how, text map, video map).
 
@@ -693,7 +700,8 @@ def retrieve(run, data_folder, device, bank=None):
         metrics, examples = retrieval_metrics(scores, keys), retrieval_examples(scores, pool)
     if keys and {"train"} < {row.get("group", "train") for row in pool}:
         known = {row["noun"] for row in pool if row["group"] == "train"}
-        rows = [row for row in openings(training) if known & set(row["text"].split())]
+        nouns = {row["noun"] for row in pool}
+        rows = [row for row in openings(training) if names_only(row["text"], known, nouns)]
         seen, _, shown = vectors(rows, training)
         guessed = torch.from_numpy(ridge_probe(seen.double().numpy(), shown.double().numpy(), means.double().numpy()))
         new = np.array([row["group"] != "train" for row in pool])
@@ -946,11 +954,12 @@ def value_file(runs, arm, seed):
 def plan(path, runs, cells, python):
     """Writes a makefile that makes the value files of `cells`; returns how many are still to make.
 
-    A finished one that lacks a task is made again; its finished stages say so and return. Prerequisites are order-only:
-    what decides whether a stage is up to date is the stage, not the clock. Raises ValueError where a value file was
-    made with other flags than the arm has now.
+    A finished one that lacks a task is made again; its finished stages say so and return. All but the world's rules are
+    phony and prerequisites order-only: what decides whether a stage is up to date, or was made with other flags, is the
+    stage, neither the clock nor a file that lies there. Raises ValueError where a value file was made with other flags
+    than the arm has now.
     """
-    rules, todo, planned = [], [], set()
+    rules, todo, planned, always = [], [], set(), ["all"]
 
     def rule(target, needs, log, *commands):
         """A rule whose commands write to a log file, of which a failure shows the end."""
@@ -986,6 +995,7 @@ def plan(path, runs, cells, python):
         target, needs, command = training(arm, seed)
         if target not in planned:
             rule(target, needs, Path(runs) / f"world-{seed}" / f"{arm}.log", command)
+            always.append(target)
         return target
     teachers = {teacher for arm, _ in cells for teacher in taught_by(arm)}
     for (arm, seed), tasks in cells.items():
@@ -996,7 +1006,6 @@ def plan(path, runs, cells, python):
                              f"and {Path(runs) / f'world-{seed}' / arm} away")
         if made and set(tasks) <= made["tasks"].keys():
             continue
-        file.unlink(missing_ok=True)
         todo.append(file)
         run = Path(runs) / f"world-{seed}"
         tuning = (f"{python} finetune.py --model {run / arm} --data data/mini-{seed}/tasks --seed {seed} --task "
@@ -1009,7 +1018,8 @@ def plan(path, runs, cells, python):
         rules[-1] += f"\n\t@{python} evaluate.py cell {arm} --seed {seed} --runs {runs}"
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     data.write_text(path, "\n\n".join(["# Written by `evaluate.py claims --plan`; run by `make claims`.",
-                                       ".PHONY: all", f"all: {' '.join(map(str, todo))}", *rules]) + "\n")
+                                       f".PHONY: {' '.join(map(str, always + todo))}",
+                                       f"all: {' '.join(map(str, todo))}", *rules]) + "\n")
     return len(todo)
 
 
@@ -1025,10 +1035,11 @@ def make_cell(args):
     run, folder = Path(args.runs) / f"world-{args.seed}" / args.arm, f"data/mini-{args.seed}"
     facts, tasks = run_facts(run), {}
     for task, seeds in read_results(run).items():
-        tasks[task] = {"dev": seeds[0]["parts"]["dev"]["grounded"], **seeds[0]["parts"]["test"]}
-        if "categories" in seeds[0]:
-            tasks[task]["categories"] = {name: seeds[0]["categories"][name] for name in COARSE
-                                         if name in seeds[0]["categories"]}
+        for metrics in [metrics for metrics in seeds if metrics["seed"] == args.seed]:   # others are someone's own
+            tasks[task] = {"dev": metrics["parts"]["dev"]["grounded"], **metrics["parts"]["test"]}
+            if "categories" in metrics:
+                tasks[task]["categories"] = {name: metrics["categories"][name] for name in COARSE
+                                             if name in metrics["categories"]}
     given = facts["arguments"]
     teacher = run if "contrastive" in given else given["objective"] and given["teacher"]   # false: a student of none
     video = teacher and run_facts(teacher)["arguments"]["contrastive"] != "none"   # True: there is a video encoder
@@ -1045,8 +1056,9 @@ def make_cell(args):
     listed, progress = Path(args.runs) / "plan.mk", ""
     if listed.exists():
         files = re.search(r"^all: (.*)", listed.read_text(), re.M)[1].split()
-        done = sum(Path(name).exists() for name in files)
-        left = (time.time() - listed.stat().st_mtime) / max(1, done) * (len(files) - done)
+        begun = listed.stat().st_mtime
+        done = sum(Path(name).exists() and Path(name).stat().st_mtime >= begun for name in files)
+        left = (time.time() - begun) / max(1, done) * (len(files) - done)
         progress = f"; {done} of {len(files)} done, about {left / 3600:.1f} h left"
     print(f"seed {args.seed}, {args.arm}: grounded {shown}{progress}", flush=True)
 
@@ -1087,7 +1099,7 @@ def measure(cell, value):
 def arm_rows(cells, seeds):
     """What each arm reached -> {arm: {value of SHOWN: [one number a seed]}}; what was not made is absent."""
     out = {}
-    for arm in ARMS:
+    for arm in ARMS | SIDE:
         for value in SHOWN:
             for seed in seeds:
                 try:
@@ -1169,6 +1181,7 @@ def judge(part, cells, seeds):
         unseen = blind(b, cells, seeds)
         out["note"] = f"decided by construction: {b} cannot tell {', '.join(unseen)}" if unseen else ""
     if "hinge" in a:
+        out["note"] = "beside the claim: not counted in its verdict"
         above = [measure(cells["hinge-teacher", seed], value) for seed in seeds if ("hinge-teacher", seed) in cells]
         if above and statistics.fmean(reached - chance for reached, chance, _ in above) < 10:
             out["verdict"] = "teacher carries no signal"
@@ -1186,7 +1199,7 @@ def judge_claims(cells, names, seeds):
         part["corrected"] = "not decided" if lost else part["verdict"]
     for claim in out:
         said = [part["corrected"] for part in claim["parts"] if not part["aside"] and part["kind"] != "shown"]
-        worst = [word for word in ("not run", "one seed", "fails", "not decided") if word in said]
+        worst = [word for word in ("fails", "not run", "one seed", "not decided") if word in said]   # one may fail all
         claim["verdict"] = worst[0] if worst else "holds"
     curve = {"steps": list(LENGTHS)}
     for kind in ("two-stage", "distilled"):
@@ -1263,9 +1276,9 @@ def claims(args):
     show_grid(cells)
     names = [name for name in names if name in CLAIMS]
     names += [name for name in CONTROLS if name not in names and any(name in CLAIMS[claim][2] for claim in names)]
-    seeds = args.seeds or sorted({seed for arm, seed in cells if arm in ARMS})
-    used = [cell for (arm, seed), cell in cells.items() if arm in ARMS and seed in seeds]
-    if not names or not used:
+    seeds = args.seeds or sorted({seed for arm, seed in cells if arm in ARMS | SIDE})
+    used = [cell for (arm, seed), cell in cells.items() if arm in ARMS | SIDE and seed in seeds]
+    if not used or args.claims == ["weights"]:
         return
     judged, rows = judge_claims(cells, names, seeds), arm_rows(cells, seeds)
     print_claims(judged)
@@ -1275,6 +1288,8 @@ def claims(args):
     commit, hardware = ["/".join(sorted({str(cell[key]) for cell in used})) for key in ("commit", "hardware")]
     hours = sum(sum(cell["seconds"].values()) for cell in used) / 3600
     print(f"\n{len(used)} cells, {hours:.1f} hours of training, {used[0]['threads']} thread each; commit {commit}; {hardware}")
+    if not names:   # more arms, no claim: what was judged before stays
+        return
     if not args.values:
         data.write_text(Path(args.runs) / "values.jsonl", "".join(json.dumps(cell) + "\n" for cell in used))
     out = Path(args.out or Path(args.runs) / "claims.json")

@@ -2,6 +2,7 @@
 
     python -m pytest tests/test_claims.py
 """
+import argparse
 import itertools
 import json
 import os
@@ -109,6 +110,9 @@ def test_a_claim_holds_if_each_part_does_after_correction():
     judged = evaluate.judge_claims(cells, ["6"], seeds)["claims"][0]
     assert [part["verdict"] for part in judged["parts"][:6]] == ["not decided", "not decided", "holds", "holds", "holds", "holds"]
     assert judged["verdict"] == "not decided"
+    # one part that fails settles it, whatever was not run
+    failed = keyed(*[cell("nst", s, 0.5 + 0.001 * s) for s in seeds], *[cell("soft-label", s, 0.6) for s in seeds])
+    assert evaluate.judge_claims(failed, ["6"], seeds)["claims"][0]["verdict"] == "fails"
     # an interval that excludes 0 can lose its verdict to Holm's correction: p 0.03 among others that are larger
     values = 20 + 0.62 * np.array([-10, 0, 10.0])   # t = 20 / (6.2 / 3 ** .5) = 5.59, p = 0.031
     cells = keyed(*[cell("nst+crd", s, 0.5 + v / 100) for s, v in enumerate(values)], *[cell("no-head", s, 0.5) for s in seeds],
@@ -124,7 +128,8 @@ def test_a_hinge_teacher_without_signal_is_said_and_stays_aside():
     cells = keyed(*[cell(arm, s, x + 0.001 * s, tasks=evaluate.MINI_TASKS) for s in seeds for arm, x in
                     (("nst+crd", 0.8), ("text-only", 0.5), ("nst+crd-of-hinge", 0.5), ("hinge-teacher", 0.55))])
     claim = evaluate.judge_claims(cells, ["1"], seeds)["claims"][0]
-    assert [part["verdict"] for part in claim["parts"] if part["aside"]] == ["teacher carries no signal"]
+    assert [(part["verdict"], part["note"]) for part in claim["parts"] if part["aside"]] == [
+        ("teacher carries no signal", "beside the claim: not counted in its verdict")]
     assert claim["verdict"] == "holds"
     for s in seeds:
         cells["hinge-teacher", s] = cell("hinge-teacher", s, 0.7, tasks=evaluate.MINI_TASKS)
@@ -189,6 +194,38 @@ def test_the_grid_names_the_best_ratio(tmp_path, capsys):
     assert evaluate.flags_of("nst@10").endswith("--objective nst --gradient-ratio 10")
 
 
+def test_more_arms_are_shown_and_leave_the_judgement_alone(tmp_path, capsys):
+    kept(tmp_path, "ntxent", 0, cell("ntxent", 0, 0.7))
+    (tmp_path / "claims.json").write_text("judged before")
+    evaluate.main(["claims", "--runs", str(tmp_path), "--claims", "more", "--width", "200"])
+    assert re.search(r"^ntxent +70.0", capsys.readouterr().out, re.M)
+    assert (tmp_path / "claims.json").read_text() == "judged before"
+
+
+def test_a_cell_holds_its_own_seed_alone(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(evaluate, "probe", lambda *_: {})
+    run = Path("runs/world-3/text-only")
+    for seed, accuracy in ((0, 0.2), (3, 0.6)):   # someone fine-tuned by hand, too
+        place = run / "finetune" / "QNLI" / f"seed-{seed}"
+        place.mkdir(parents=True)
+        parts = {split: {"grounded": {"accuracy": accuracy}} for split in ("dev", "test")}
+        data.write_json(place / "metrics.json", {"task": "QNLI", "seed": seed, "seconds": 1, "parts": parts})
+    data.write_json(run / "args.json", {"arguments": {"objective": []}})
+    Path("data/mini-3").mkdir(parents=True)
+    data.write_json("data/mini-3/world.json", {})
+    evaluate.make_cell(argparse.Namespace(runs="runs", arm="text-only", seed=3))
+    made = json.loads(evaluate.value_file("runs", "text-only", 3).read_text())
+    assert made["tasks"]["QNLI"] == {"dev": {"accuracy": 0.6}, "grounded": {"accuracy": 0.6}}
+
+
+def test_a_ridge_map_is_fitted_on_texts_of_known_nouns_alone():
+    nouns, known = set(NOUNS), {"pear", "kite"}
+    assert evaluate.names_only("okay so now we heat the pear and see me push a kite again", known, nouns)
+    assert not evaluate.names_only("we heat the pear and now we push the drum", known, nouns)
+    assert not evaluate.names_only("see what happens to it then", known, nouns)
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Planning
 
@@ -230,12 +267,28 @@ def test_plan_leaves_out_what_is_there_and_refuses_other_flags(tmp_path):
     assert evaluate.plan(tmp_path / "plan.mk", runs, cells, "python") == count - 2
     # the teacher's own rule stays: its students' rules need it
     assert "world-0/teacher/model/video_encoder.pt: |" in (tmp_path / "plan.mk").read_text()
-    # more tasks are asked for: made again
+    # more tasks are asked for: made again, and the old value stays until then
     assert evaluate.plan(tmp_path / "plan.mk", runs, {("text-only", 0): ["QNLI", "PIQA", "MNLI"]}, "python") == 1
+    assert evaluate.value_file(runs, "text-only", 0).exists()
     changed = {**cell("teacher", 0, 0.8), "flags": "teacher.py --lr 1"}
     kept(runs, "teacher", 0, changed)
     with pytest.raises(ValueError, match="teacher.py --lr 1"):
         evaluate.plan(tmp_path / "plan.mk", runs, cells, "python")
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
+def test_a_stage_is_asked_whether_it_is_up_to_date(tmp_path, monkeypatch):
+    """A teacher of other flags may lie there: its stage must refuse it, so it must be started."""
+    monkeypatch.chdir(tmp_path)
+    for path in (Path("data/mini-0/bank.json"), Path("runs/world-0/teacher/model/video_encoder.pt")):
+        path.parent.mkdir(parents=True)
+        path.touch()
+    kept("runs", "crd", 0, cell("crd", 0, 0.5, tasks=("QNLI",)))   # a task is lacking
+    evaluate.plan("plan.mk", "runs", {("crd", 0): ["QNLI", "PIQA"]}, "echo")
+    subprocess.run(["make", "-f", "plan.mk", "all"], check=True, capture_output=True)
+    assert "teacher.py" in Path("runs/world-0/teacher.log").read_text()
+    assert "finetune.py" in Path("runs/world-0/crd.log").read_text()
+    assert not Path("runs/world-0/world.log").exists()
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="make is not installed")
