@@ -572,9 +572,10 @@ def sentence_vectors(hidden, mask):
 
 
 def ranks_of(scores):
-    """Rank, from 1, of each text's own clip: scores [N, N], text i belongs to clip i. Ties count against the text."""
+    """Rank, from 1, of each text's own clip: scores [N, N], text i belongs to clip i. Ties count against the text,
+    and so does what is not a number."""
     own = scores.diagonal()[:, None]
-    return (scores >= own).sum(1)
+    return (~(scores < own)).sum(1)
 
 
 def retrieval_metrics(scores, keys=None):
@@ -599,7 +600,7 @@ def retrieval_examples(scores, pool, count=12):
     chosen = sorted(data.numpy_generator(0, "report").permutation(len(pool))[:count].tolist())
     out = []
     for index in chosen:   # row by row: a bank's scores sorted all at once would take several times their memory
-        best, rank = scores[index].topk(min(3, len(pool))).indices, int((scores[index] >= scores[index, index]).sum())
+        best, rank = scores[index].topk(min(3, len(pool))).indices, int((~(scores[index] < scores[index, index])).sum())
         out.append({"index": index, "rank": rank, "own": pool[index], "top": [pool[other] for other in best.tolist()]})
     return out
 
@@ -1036,7 +1037,8 @@ def make_cell(args):
     facts, tasks = run_facts(run), {}
     for task, seeds in read_results(run).items():
         for metrics in [metrics for metrics in seeds if metrics["seed"] == args.seed]:   # others are someone's own
-            tasks[task] = {"dev": metrics["parts"]["dev"]["grounded"], **metrics["parts"]["test"]}
+            tasks[task] = {"dev": metrics["parts"]["dev"]["grounded"], **metrics["parts"]["test"],
+                           "stuck": metrics["majority"]}
             if "categories" in metrics:
                 tasks[task]["categories"] = {name: metrics["categories"][name] for name in COARSE
                                              if name in metrics["categories"]}
@@ -1285,6 +1287,10 @@ def claims(args):
     print("\nEvery arm: mean ± standard deviation over seeds; probes are of test nouns, R@1 of text to video\n")
     print_columns(list(rows), [(value, [show_values([x / 100 for x in rows[arm].get(value, [])]) for arm in rows])
                                for value in SHOWN], args.width or shutil.get_terminal_size((120, 24)).columns)
+    stuck = [f"{cell['arm']} {task} seed {cell['seed']}" for cell in used for task, got in cell["tasks"].items()
+             if got.get("stuck")]
+    if stuck:
+        print(f"! gives every row one answer, and counts as it is: {', '.join(stuck)}")
     commit, hardware = ["/".join(sorted({str(cell[key]) for cell in used})) for key in ("commit", "hardware")]
     hours = sum(sum(cell["seconds"].values()) for cell in used) / 3600
     print(f"\n{len(used)} cells, {hours:.1f} hours of training, {used[0]['threads']} thread each; commit {commit}; {hardware}")

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import scipy.stats
+import torch
 
 import data
 import evaluate
@@ -195,10 +196,13 @@ def test_the_grid_names_the_best_ratio(tmp_path, capsys):
 
 
 def test_more_arms_are_shown_and_leave_the_judgement_alone(tmp_path, capsys):
-    kept(tmp_path, "ntxent", 0, cell("ntxent", 0, 0.7))
+    one = cell("ntxent", 0, 0.7)
+    one["tasks"]["QNLI"]["stuck"] = True
+    kept(tmp_path, "ntxent", 0, one)
     (tmp_path / "claims.json").write_text("judged before")
     evaluate.main(["claims", "--runs", str(tmp_path), "--claims", "more", "--width", "200"])
-    assert re.search(r"^ntxent +70.0", capsys.readouterr().out, re.M)
+    printed = capsys.readouterr().out
+    assert re.search(r"^ntxent +70.0", printed, re.M) and "counts as it is: ntxent QNLI seed 0\n" in printed
     assert (tmp_path / "claims.json").read_text() == "judged before"
 
 
@@ -210,13 +214,21 @@ def test_a_cell_holds_its_own_seed_alone(tmp_path, monkeypatch):
         place = run / "finetune" / "QNLI" / f"seed-{seed}"
         place.mkdir(parents=True)
         parts = {split: {"grounded": {"accuracy": accuracy}} for split in ("dev", "test")}
-        data.write_json(place / "metrics.json", {"task": "QNLI", "seed": seed, "seconds": 1, "parts": parts})
+        data.write_json(place / "metrics.json", {"task": "QNLI", "seed": seed, "seconds": 1, "parts": parts,
+                                                 "majority": seed == 3})
     data.write_json(run / "args.json", {"arguments": {"objective": []}})
     Path("data/mini-3").mkdir(parents=True)
     data.write_json("data/mini-3/world.json", {})
     evaluate.make_cell(argparse.Namespace(runs="runs", arm="text-only", seed=3))
     made = json.loads(evaluate.value_file("runs", "text-only", 3).read_text())
-    assert made["tasks"]["QNLI"] == {"dev": {"accuracy": 0.6}, "grounded": {"accuracy": 0.6}}
+    assert made["tasks"]["QNLI"] == {"dev": {"accuracy": 0.6}, "grounded": {"accuracy": 0.6}, "stuck": True}
+
+
+def test_ties_and_what_is_no_number_count_against_a_text():
+    scores = torch.tensor([[0.5, 0.5, 0.1], [0.9, 0.2, 0.1], [0.1, 0.2, float("nan")]])
+    assert evaluate.ranks_of(scores).tolist() == [2, 2, 3]
+    pool = [{"video": name} for name in "abc"]
+    assert [row["rank"] for row in evaluate.retrieval_examples(scores, pool)] == [2, 2, 3]
 
 
 def test_a_ridge_map_is_fitted_on_texts_of_known_nouns_alone():
