@@ -116,7 +116,7 @@ table: finetune-text-only finetune-student finetune-teacher
 CLAIMED := $(RUN)/claims
 JUDGED := $(if $(CLAIMS),$(filter-out weights more,$(CLAIMS)),all)
 claims: | $(ENV)
-	@$(PYTHON) evaluate.py claims --runs $(CLAIMED) --seeds $(SEEDS) $(if $(CLAIMS),--claims $(CLAIMS)) --plan $(CLAIMED)/plan.mk --python $(PYTHON)
+	@$(PYTHON) evaluate.py claims --runs $(CLAIMED) --seeds $(SEEDS) $(if $(CLAIMS),--claims $(CLAIMS)) --plan $(CLAIMED)/plan.mk --python "$(PYTHON)"
 	+@$(MAKE) --no-print-directory --keep-going -f $(CLAIMED)/plan.mk all || echo "some runs failed: what follows is of the others"
 	@$(PYTHON) evaluate.py claims --runs $(CLAIMED) --seeds $(SEEDS) $(if $(CLAIMS),--claims $(CLAIMS))
 	$(if $(JUDGED),@$(PYTHON) evaluate.py report $$(ls -d $(addprefix $(CLAIMED)/world-$(firstword $(SEEDS))/,text-only nst+crd teacher) 2>/dev/null) --claims $(CLAIMED)/claims.json --out $(CLAIMED)/report.html)
