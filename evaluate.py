@@ -1194,15 +1194,15 @@ def judge_claims(cells, names, seeds):
     """The claims of these names with their parts and verdicts, and claim 3's curve: what claims.json holds of them."""
     out = [{"number": name, "text": CLAIMS[name][0], "kind": CLAIMS[name][1],
             "parts": [judge(part, cells, seeds) for part in CLAIMS[name][3]]} for name in names]
-    parts = [part for claim in out for part in claim["parts"]]
-    for part, p in zip(parts, holm([part["p"] for part in parts])):
-        part["holm"] = p
-        lost = part["verdict"] == "holds" and p is not None and p >= 0.05
-        part["corrected"] = "not decided" if lost else part["verdict"]
-    for claim in out:
-        said = [part["corrected"] for part in claim["parts"] if not part["aside"] and part["kind"] != "shown"]
+    # A joined claim holds if each part does, so all must be significant, and its p is the largest of theirs (Berger's
+    # intersection-union test). Holm corrects over the claims; over parts it would charge a claim for its own strictness.
+    counted = [[part for part in claim["parts"] if not part["aside"] and part["kind"] != "shown"] for claim in out]
+    joined = [max((part["p"] for part in parts if part["p"] is not None), default=None) for parts in counted]
+    for claim, parts, p in zip(out, counted, holm(joined)):
+        said = [part["verdict"] for part in parts]
         worst = [word for word in ("fails", "not run", "one seed", "not decided") if word in said]   # one may fail all
-        claim["verdict"] = worst[0] if worst else "holds"
+        lost = not worst and p is not None and p >= 0.05
+        claim |= {"holm": p, "verdict": worst[0] if worst else "not decided" if lost else "holds"}
     curve = {"steps": list(LENGTHS)}
     for kind in ("two-stage", "distilled"):
         curve[kind] = [[measure(cells[arm, seed], BOTH)[0] for seed in seeds if (arm, seed) in cells]
@@ -1245,17 +1245,17 @@ def print_claims(judged):
     def span(ends):
         return "" if ends is None or ends[0] is None or math.isnan(ends[0]) else f" [{ends[0]:+.1f}, {ends[1]:+.1f}]"
     for claim in judged["claims"]:
-        print(f"\n{claim['number']}. {claim['text']} ({claim['kind']}): {claim['verdict'].upper()}")
+        print(f"\n{claim['number']}. {claim['text']} ({claim['kind']}): {claim['verdict'].upper()}"
+              + (f", p after Holm's correction {claim['holm']:.2g}" if claim["holm"] is not None else ""))
         for part in claim["parts"]:
             print(f"   {part['name']}; {part['kind']}" + "?" * (part["kind"] != "shown"))
             if not part["n"]:
                 print("      not run")
                 continue
             nouns = f"  over nouns{span(part['nouns'])}" if part["nouns"] else ""
-            test = f"  p {part['p']:.2g}, Holm {part['holm']:.2g}" if part["p"] is not None else ""
-            corrected = f", corrected: {part['corrected']}" * (part["corrected"] != part["verdict"])
+            test = f"  p {part['p']:.2g}" if part["p"] is not None else ""
             print(f"      n={part['n']}  {part['mean']:+.1f}{span((part['low'], part['high']))}{nouns}{test}  "
-                  f"{part['verdict']}{corrected}")
+                  f"{part['verdict']}")
             if part.get("note"):
                 print(f"      {part['note']}")
             print("      by seed " + "  ".join(f"{a:.1f}-{b:.1f}" for a, b in zip(part["a"], part["b"])))
@@ -1638,17 +1638,17 @@ def report_claims(claims):
     for claim, part in parts:
         mean, low, high = [part.get(key) for key in ("mean", "low", "high")]
         name = part.get("name", "") + (f" ({part['note']})" if part.get("note") else "")
-        number, verdict = claim.get("number", ""), part.get("corrected", part.get("verdict", "-"))
+        number, verdict = claim.get("number", ""), part.get("verdict", "-")
         said = "-" if mean is None else f"{mean:+.1f}"
         drawn = [tag("line", class_="n", x1=x_of(0), x2=x_of(0), y1=0, y2=18)]
         if None not in (low, high):
             said += f" [{low:+.1f}, {high:+.1f}]"
             drawn.append(tag("line", class_="c0", x1=x_of(low), x2=x_of(high), y1=9, y2=9, stroke_width=3))
         nouns = "-" if part.get("nouns") is None else "[{:+.1f}, {:+.1f}]".format(*part["nouns"])
-        holm = "-" if part.get("holm") is None else f"{part['holm']:.2g}"
         if mean is not None:
             drawn.append(tag("circle", class_="f0", cx=x_of(mean), cy=9, r=4.5))
         first = claim is not before
+        holm = f"{claim['holm']:.2g}" if first and claim.get("holm") is not None else ""
         told = f"{number}. {claim.get('text', '')} ({claim.get('kind', '')})" if first else f"{number}, continued"
         rows.append([told, name, part.get("n", ""), said,
                      svg(f"{name}: {said}", "Interval beside zero", 160, 18, *drawn), nouns, holm, part.get("kind", ""),

@@ -120,7 +120,7 @@ def test_a_claim_holds_if_each_part_does_after_correction():
                   *[cell("voken", s, 0.5 + d) for s, d in zip(seeds, (0.0, 0.5, 0.2))])
     first, second = evaluate.judge_claims(cells, ["8", "4"], seeds)["claims"]
     assert first["parts"][0]["verdict"] == "holds" and first["parts"][0]["p"] == pytest.approx(0.0306, abs=5e-4)
-    assert first["parts"][0]["holm"] == pytest.approx(2 * first["parts"][0]["p"]) and first["verdict"] == "not decided"
+    assert first["holm"] == pytest.approx(2 * first["parts"][0]["p"]) and first["verdict"] == "not decided"
     assert evaluate.judge_claims(cells, ["8"], seeds)["claims"][0]["verdict"] == "holds"
 
 
@@ -171,7 +171,7 @@ def test_table_and_files_are_rebuilt_from_values(tmp_path, capsys):
             kept(tmp_path, arm, seed, cell(arm, seed, x + 0.003 * seed ** 2))
     evaluate.main(["claims", "--runs", str(tmp_path), "--claims", "2", "--width", "200"])
     first = capsys.readouterr().out
-    assert re.search(r"^2\. .*: HOLDS$", first, re.M) and re.search(r"^pairs\. .*: HOLDS$", first, re.M)
+    assert re.search(r"^2\. .*: HOLDS, p ", first, re.M) and re.search(r"^pairs\. .*: HOLDS$", first, re.M)
     assert "by seed 80.0-52.0  80.3-52.3  81.2-53.2" in first and "n=3  +28.0 [+28.0, +28.0]" in first
     made = json.loads((tmp_path / "claims.json").read_text())
     assert [claim["number"] for claim in made["claims"]] == ["2", "pairs", "unfilmed"]

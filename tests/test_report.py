@@ -70,13 +70,13 @@ def make_runs(folder, names=("text-only", "student")):
                                                  "data": str(folder / "data"), "examples": examples})
     (folder / "runs" / "seconds.tsv").write_text("teacher\t300\nteacher\t45\nstudent\t194\n")
     part = {"name": "grounded <i>", "n": 5, "mean": 23.8, "low": 13.8, "high": 33.7, "kind": "better",
-            "verdict": "holds", "nouns": [20.5, 26.25], "holm": 0.0123, "corrected": "holds"}
+            "verdict": "holds", "nouns": [20.5, 26.25]}
     alone = {"name": "one seed", "n": 1, "mean": -1.2, "low": None, "high": None, "verdict": "not decided"}
     data.write_json(folder / "runs" / "claims.json", {
         "commit": "fedcba9876", "hardware": "2 cores", "seeds": [0, 1, 2, 3, 4], "arms": {"text-only": {"grounded QNLI PIQA": [50.0, 51.0]}, "nst+crd": {"grounded QNLI PIQA": [80.0, 84.0],
                                                                                     "R@1": [33.3]}}, "claims": [
             {"number": 1, "text": "student > text-only", "kind": "mechanism", "parts": [part, alone],
-             "verdict": "holds"}],
+             "verdict": "holds", "holm": 0.0123}],
         "curve": {"steps": [10, 100, 1000], "two-stage": [[80, 82], [70, 71], [55, 52]],
                   "distilled": [[60, 61], [70, None], [84, 82]]}})
     return [str(folder / "runs" / run) for run in names]
