@@ -117,9 +117,11 @@ CLAIMED := $(RUN)/claims
 JUDGED := $(if $(CLAIMS),$(filter-out weights more,$(CLAIMS)),all)
 claims: | $(ENV)
 	@$(PYTHON) evaluate.py claims --runs $(CLAIMED) --seeds $(SEEDS) $(if $(CLAIMS),--claims $(CLAIMS)) --plan $(CLAIMED)/plan.mk --python "$(PYTHON)"
-	+@$(MAKE) --no-print-directory --keep-going -f $(CLAIMED)/plan.mk all || echo "some runs failed: what follows is of the others"
-	@$(PYTHON) evaluate.py claims --runs $(CLAIMED) --seeds $(SEEDS) $(if $(CLAIMS),--claims $(CLAIMS))
+	@rm -f $(CLAIMED)/failed
+	+@$(MAKE) --no-print-directory --keep-going -f $(CLAIMED)/plan.mk all || touch $(CLAIMED)/failed
+	@$(PYTHON) evaluate.py claims --runs $(CLAIMED) $(if $(JUDGED),--seeds $(SEEDS),--claims weights)
 	$(if $(JUDGED),@$(PYTHON) evaluate.py report $$(ls -d $(addprefix $(CLAIMED)/world-$(firstword $(SEEDS))/,text-only nst+crd teacher) 2>/dev/null) --claims $(CLAIMED)/claims.json --out $(CLAIMED)/report.html)
+	@if [ -e $(CLAIMED)/failed ]; then echo "some runs failed (see above, and the logs in $(CLAIMED)/world-*): the table is of the others"; exit 1; fi
 
 # --- tests, and speed
 test: $(TESTENV)

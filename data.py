@@ -2641,8 +2641,8 @@ def make_mini(seed, out, videos_a_noun, documents, workers):
             pool_rows.append({"video": name, "start": index * CLIP_FRAMES / FPS, "end": (index + 1) * CLIP_FRAMES / FPS,
                               "text": SPOKEN[0].format(a=action, n=noun), "noun": noun,
                               "group": world[noun]["group"], "shown": shown})
-    # One caption in twelve is spoken over another video's clip: texts of the same action change places among
-    # training videos, so that the counts of nouns and actions stay exactly equal.
+    # One caption in twelve is spoken over another video's clip: texts change places among training videos, so that the
+    # counts of nouns and actions stay exactly equal.
     slots = [(name, index) for (name, _, held_out), (_, actions) in zip(names, made) if not held_out
              for index in range(len(actions)) if generator.uniform() < 1 / 12]
     texts = [captions[name]["text"][index] for name, index in slots]

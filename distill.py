@@ -361,6 +361,9 @@ def main(argv=None):
         taught = Path(args.teacher) / "model" / "pytorch_model.bin"
         inputs = [data.file_hash(Path(args.text) / "train.json"),
                   data.file_hash(taught) if args.objective and taught.exists() else None]
+        if args.init:
+            inputs += [data.file_hash(path) for path in sorted(Path(args.init).glob("*.bin")) +
+                       sorted(Path(args.init).glob("*.safetensors"))]
         if "voken" in args.objective:
             inputs += [data.file_hash(path) for path in (args.bank, taught.with_name("video_encoder.pt"))
                        if Path(path).exists()]   # a missing one is said where it is read

@@ -633,8 +633,7 @@ def text_to_video(run):
 
     def part(name, module):
         state = {key[len(name) + 1:]: value for key, value in kept["weights"].items() if key.startswith(name + ".")}
-        if state:   # a bare run (--head none) has no weights here: its head is the identity
-            module.load_state_dict(state)
+        module.load_state_dict(state)   # a bare run (--head none) has none, nor has the identity
         return module.eval()
 
     def head(name, width):
@@ -834,6 +833,7 @@ ARMS = {   # arm -> stage and flags; size, seed, data, text and --out are the sa
     # At nce's rate and steps it learns nothing. It stops at what tells most rivals apart, colour, shape and size
     # (probes 90 to 100, also after 3,000 steps), so it is judged by MNLI, which asks for these.
     "hinge-teacher": "teacher.py --contrastive hinge --lr 5e-4 --steps 1500",
+    "hinge-text-teacher": "teacher.py --contrastive none --lr 5e-4 --steps 1500",
 
     "text-only": "distill.py --objective none",
     "nst+crd": of("teacher", "nst crd --gradient-ratio 1"),
@@ -848,17 +848,18 @@ ARMS = {   # arm -> stage and flags; size, seed, data, text and --out are the sa
     "voken-shuffled": of("teacher", f"voken --gradient-ratio 1 {BANK} --voken-labels shuffled"),
     "voken-random": of("teacher", f"voken --gradient-ratio 1 {BANK} --voken-labels random"),
 }
-TUNED = "nst", "crd", "nst+crd", "soft-label", "regression", "voken"
-for arm in TUNED[:-1]:
+for arm in ("nst+crd", "nst", "crd", "soft-label", "regression"):   # the ratios are those of an nce teacher's students
     ARMS[f"{arm}-of-hinge"] = ARMS[arm].replace("/teacher", "/hinge-teacher")
+ARMS["of-hinge-text-teacher"] = ARMS["nst+crd"].replace("/teacher", "/hinge-text-teacher")
 LENGTHS = 500, 1000, 2000, 4000   # steps of claim 3's text stage, fixed before any of them was run
 for length in LENGTHS:
     ARMS[f"two-stage-{length}"] = f"distill.py --objective none --init {{run}}/teacher/model --steps {length}"
     ARMS[f"distilled-{length}"] = ARMS["nst+crd"] + f" --steps {length}"
-# Ratios tried for each objective by `make claims CLAIMS=weights SEEDS="100 101"`, worlds that are never reported; the
-# best on validation nouns stands in ARMS. A first grid, 0.3 to 3, left NST and CRD at or near chance: at the end of
-# warm-up MLM pulls a third as hard as it soon will, and the authors' equal weights would be a ratio of 12 for CRD.
-GRID = {f"{arm}@{ratio}": re.sub(r"ratio \S+", f"ratio {ratio}", ARMS[arm]) for arm in TUNED for ratio in (1, 3, 10, 30)}
+# Ratios tried for each of TUNED by `make claims CLAIMS=weights SEEDS="100 101"`, worlds that are never reported; the
+# best on validation nouns stands in ARMS. Smaller ones, 0.3 and 1, had left NST and CRD at or near chance in world 100:
+# at the end of warm-up MLM pulls a third as hard as it soon will; the authors' equal weights are a ratio of 12 for CRD.
+TUNED = "nst", "crd", "nst+crd", "soft-label", "regression", "voken", "of-text-teacher", "no-head"
+GRID = {f"{arm}@{ratio}": re.sub(r"ratio \S+", f"ratio {ratio}", ARMS[arm]) for arm in TUNED for ratio in (3, 10, 30)}
 SIDE = {   # arms beyond the paper's claims: `make claims CLAIMS=more`
     "ntxent": of("teacher", "ntxent --gradient-ratio 1"),
     "voken-reversed": of("teacher", f"voken --gradient-ratio 1 {BANK} --voken-labels reversed"),
@@ -876,7 +877,8 @@ CLAIMS = {   # number -> (claim, kind, controls, parts)
            (SEEN, "nst+crd-of-hinge", "text-only", "better")]),
     "2": ("It beats a student distilled from a text-only teacher: same captions, no video", "mechanism",
           ["pairs", "unfilmed"],
-          [(BOTH, "nst+crd", "of-text-teacher", "better"), (SEEN, "nst+crd-of-hinge", "of-text-teacher", "better")]),
+          [(BOTH, "nst+crd", "of-text-teacher", "better"),
+           (SEEN, "nst+crd-of-hinge", "of-hinge-text-teacher", "better")]),
     "3": (f"It beats two-stage pretraining, judged at the longest text stage ({LENGTHS[-1]:,} steps)", "mechanism", [],
           [(BOTH, f"distilled-{LENGTHS[-1]}", f"two-stage-{LENGTHS[-1]}", "better")]),
     "4": ("It beats a voken student: same teacher, a bank of clips", "mechanism", ["vokens"],
@@ -926,10 +928,18 @@ def taught_by(arm):
     return re.findall(r"{run}/([^ /]+)", flags_of(arm))
 
 
+def recipe(arm):
+    """Stages and flags of an arm and of the teacher that it starts from: what its value file must agree with."""
+    return "; ".join(map(flags_of, (*taught_by(arm), arm)))
+
+
 def cells_for(claims, seeds):
     """What claims need: {(arm, seed): tasks}, in the order in which they are run."""
     tasks = {}
     for name in claims:
+        if name == "weights" and min(seeds) < 100:
+            raise ValueError('weights are chosen on worlds that are never reported: SEEDS="100 101", not '
+                             f'{" ".join(map(str, seeds))}')
         if name in ("weights", "more"):
             tasks |= {arm: {*TWO.split()} for arm in (GRID if name == "weights" else SIDE)}
             continue
@@ -941,9 +951,9 @@ def cells_for(claims, seeds):
                      ["MNLI"] if value == "Knowledge" else value.split())   # words that are no task name none
             if name == "3":
                 arms = [f"{kind}-{steps}" for steps in LENGTHS for kind in ("two-stage", "distilled")]
-            for arm in filter(None, arms):
-                tasks[arm] = {*TWO.split(), *named, *tasks.get(arm, ())}
-                for teacher in taught_by(arm):   # what it knows itself stands beside; "no signal" is said on one task
+            for arm in filter(None, arms):   # students of a hinge teacher have a task of their own, and need no other
+                tasks[arm] = {*(named if "-of-hinge" in arm else [*TWO.split(), *named]), *tasks.get(arm, ())}
+                for teacher in taught_by(arm):   # what it knows itself stands beside; "no signal" is said on that task
                     tasks[teacher] = {*TWO.split(), *(named if value == SEEN else ()), *tasks.get(teacher, ())}
     return {(arm, seed): [task for task in MINI_TASKS if task in tasks[arm]] for seed in seeds for arm in tasks}
 
@@ -1002,9 +1012,9 @@ def plan(path, runs, cells, python):
     for (arm, seed), tasks in cells.items():
         file = value_file(runs, arm, seed)
         made = data.read_json(file, "make claims") if file.exists() else None
-        if made and made["flags"] != flags_of(arm):
-            raise ValueError(f"{file} was made with `{made['flags']}`, now {arm} is `{flags_of(arm)}`; move the file "
-                             f"and {Path(runs) / f'world-{seed}' / arm} away")
+        if made and made["flags"] != recipe(arm):
+            raise ValueError(f"{file} was made with `{made['flags']}`, now {arm} is `{recipe(arm)}`; move the file "
+                             f"away, and from {Path(runs) / f'world-{seed}'} the run of what changed and its students'")
         if made and set(tasks) <= made["tasks"].keys():
             continue
         todo.append(file)
@@ -1040,7 +1050,7 @@ def make_cell(args):
             tasks[task] = {"dev": metrics["parts"]["dev"]["grounded"], **metrics["parts"]["test"],
                            "stuck": metrics["majority"]}
             if "categories" in metrics:
-                tasks[task]["categories"] = {name: metrics["categories"][name] for name in COARSE
+                tasks[task]["categories"] = {name: metrics["categories"][name] for name in (*COARSE, "grounded")
                                              if name in metrics["categories"]}
     given = facts["arguments"]
     teacher = run if "contrastive" in given else given["objective"] and given["teacher"]   # false: a student of none
@@ -1051,7 +1061,7 @@ def make_cell(args):
     file = value_file(args.runs, args.arm, args.seed)
     file.parent.mkdir(parents=True, exist_ok=True)
     data.write_json(file, rounded({
-        "arm": args.arm, "seed": args.seed, "flags": flags_of(args.arm), "commit": facts.get("commit"),
+        "arm": args.arm, "seed": args.seed, "flags": recipe(args.arm), "commit": facts.get("commit"),
         "hardware": facts.get("hardware"), "threads": facts.get("threads"), "seconds": seconds_by_stage(run),
         "tasks": tasks, "probe": probed, "retrieval": {"how": how, **searched}}))
     shown = ", ".join(f"{task} {100 * tasks[task]['grounded']['accuracy']:.1f}" for task in tasks)
@@ -1084,7 +1094,7 @@ def measure(cell, value):
     if value in SEARCHED:
         return 100 * cell["retrieval"][SEARCHED[value]], 100 * cell["retrieval"]["chance R@1"], {}
     if kind == "Knowledge":
-        parts = [cell["tasks"]["MNLI"]["categories"]["Knowledge"]]
+        parts = [cell["tasks"]["MNLI"]["categories"]["grounded"]]   # Knowledge, less the nouns that no clip shows
     else:
         tasks = MINI_TASKS if names == "all" else names.split()
         parts = [cell["tasks"][task][kind] for task in tasks]
@@ -1098,17 +1108,22 @@ def measure(cell, value):
             {noun: statistics.fmean(right) for noun, right in by_noun.items()})
 
 
+def measured(cells, arm, seed, value):
+    """measure's answer for one cell; None where cell or value was not made."""
+    try:
+        return measure(cells[arm, seed], value)
+    except KeyError:
+        return None
+
+
 def arm_rows(cells, seeds):
     """What each arm reached -> {arm: {value of SHOWN: [one number a seed]}}; what was not made is absent."""
     out = {}
     for arm in ARMS | SIDE:
         for value in SHOWN:
-            for seed in seeds:
-                try:
-                    number = measure(cells[arm, seed], value)[0]
-                except KeyError:
-                    continue
-                out.setdefault(arm, {}).setdefault(value, []).append(number)
+            found = [got[0] for seed in seeds if (got := measured(cells, arm, seed, value))]
+            if found:
+                out.setdefault(arm, {})[value] = found
     return out
 
 
@@ -1142,7 +1157,7 @@ def blind(teacher, cells, seeds):
     """The properties that stay at chance in a teacher's probes: its streams cannot carry them."""
     out = []
     for name in data.PROPERTIES:
-        probed = [measure(cells[teacher, seed], f"probe {name}") for seed in seeds if (teacher, seed) in cells]
+        probed = [got for seed in seeds if (got := measured(cells, teacher, seed, f"probe {name}"))]
         if probed and at_chance(*t_interval([value - chance for value, chance, _ in probed])):
             out.append(name)
     return out
@@ -1153,11 +1168,11 @@ def judge(part, cells, seeds):
     value, a, b, question = part
     pairs, nouns = {}, []   # seed -> the two arms' numbers; an array of noun differences a seed
     for seed in seeds:
-        try:
-            x, chance, x_nouns = measure(cells[a, seed], value)
-            y, _, y_nouns = measure(cells[b, seed], value) if b else (chance, None, {})
-        except KeyError:
+        ours, theirs = measured(cells, a, seed, value), measured(cells, b, seed, value) if b else None
+        if ours is None or (b and theirs is None):
             continue
+        x, chance, x_nouns = ours
+        y, _, y_nouns = theirs if b else (chance, None, {})
         pairs[seed] = x, y
         if x_nouns and y_nouns:
             nouns.append(np.array([x_nouns[noun] - y_nouns[noun] for noun in sorted(x_nouns)]))
@@ -1184,7 +1199,7 @@ def judge(part, cells, seeds):
         out["note"] = f"decided by construction: {b} cannot tell {', '.join(unseen)}" if unseen else ""
     if "hinge" in a:
         out["note"] = "beside the claim: not counted in its verdict"
-        above = [measure(cells["hinge-teacher", seed], value) for seed in seeds if ("hinge-teacher", seed) in cells]
+        above = [got for seed in seeds if (got := measured(cells, "hinge-teacher", seed, value))]
         if above and statistics.fmean(reached - chance for reached, chance, _ in above) < 10:
             out["verdict"] = "teacher carries no signal"
     return out
@@ -1195,7 +1210,7 @@ def judge_claims(cells, names, seeds):
     out = [{"number": name, "text": CLAIMS[name][0], "kind": CLAIMS[name][1],
             "parts": [judge(part, cells, seeds) for part in CLAIMS[name][3]]} for name in names]
     # A joined claim holds if each part does, so all must be significant, and its p is the largest of theirs (Berger's
-    # intersection-union test). Holm corrects over the claims; over parts it would charge a claim for its own strictness.
+    # intersection-union test). Holm corrects over claims; over parts it would charge a claim for its own strictness.
     counted = [[part for part in claim["parts"] if not part["aside"] and part["kind"] != "shown"] for claim in out]
     joined = [max((part["p"] for part in parts if part["p"] is not None), default=None) for parts in counted]
     for claim, parts, p in zip(out, counted, holm(joined)):
@@ -1205,8 +1220,8 @@ def judge_claims(cells, names, seeds):
         claim |= {"holm": p, "verdict": worst[0] if worst else "not decided" if lost else "holds"}
     curve = {"steps": list(LENGTHS)}
     for kind in ("two-stage", "distilled"):
-        curve[kind] = [[measure(cells[arm, seed], BOTH)[0] for seed in seeds if (arm, seed) in cells]
-                       for arm in (f"{kind}-{steps}" for steps in LENGTHS)]
+        curve[kind] = [[got[0] for seed in seeds if (got := measured(cells, f"{kind}-{steps}", seed, BOTH))]
+                       for steps in LENGTHS]
     return {"claims": out, "curve": curve if any(curve["distilled"]) else {}}
 
 
@@ -1233,11 +1248,12 @@ def show_grid(cells):
         for arm in [arm for arm in GRID if arm.startswith(f"{name}@")]:
             found[arm] = [100 * statistics.fmean(cells[arm, seed]["tasks"][task]["dev"]["accuracy"]
                                                  for task in TWO.split()) for seed in seeds if (arm, seed) in cells]
-        best = max(found, key=lambda arm: statistics.fmean(found[arm]) if len(found[arm]) == len(seeds) else -1)
+        full = [arm for arm, some in found.items() if len(some) == len(seeds)]
+        best = max(full, key=lambda arm: statistics.fmean(found[arm])) if full else None
         told = {arm: f"{statistics.fmean(some):5.1f} ({', '.join(f'{x:.1f}' for x in some)})" if some else "not run"
                 for arm, some in found.items()}
-        print("   " + "   ".join(f"{arm:<14}{said}" for arm, said in told.items()) + f"   best {best}"
-              + f", but ARMS has {ARMS[name]!r}" * (GRID[best] != ARMS[name]))
+        print("   " + "   ".join(f"{arm:<18}{said}" for arm, said in told.items())
+              + (f"   best {best}" + ", not what ARMS has" * (GRID[best] != ARMS[name]) if best else ""))
 
 
 def print_claims(judged):
@@ -1270,13 +1286,16 @@ def claims(args):
     """`claims`: with --plan writes the makefile of what is still to run; else judges the value files that are there."""
     names = args.claims or [name for name in CLAIMS if name not in CONTROLS]
     if args.plan:
+        if not args.seeds:
+            raise ValueError("--plan needs --seeds, one world each")
         cells = cells_for(names, args.seeds)
         todo = plan(args.plan, args.runs, cells, args.python)
         print(f"{len(cells)} cells of (arm, seed), {todo} to run: {args.plan}")
         return
     cells = read_values(args.values or Path(args.runs) / "values")
     show_grid(cells)
-    names = [name for name in names if name in CLAIMS]
+    made = {arm for arm, seed in cells if seed in (args.seeds or [seed])}
+    names = [name for name in names if name in CLAIMS and (args.claims or made & {part[1] for part in CLAIMS[name][3]})]
     names += [name for name in CONTROLS if name not in names and any(name in CLAIMS[claim][2] for claim in names)]
     seeds = args.seeds or sorted({seed for arm, seed in cells if arm in ARMS | SIDE})
     used = [cell for (arm, seed), cell in cells.items() if arm in ARMS | SIDE and seed in seeds]
@@ -1291,13 +1310,18 @@ def claims(args):
              if got.get("stuck")]
     if stuck:
         print(f"! gives every row one answer, and counts as it is: {', '.join(stuck)}")
+    if len({cell["commit"] for cell in used}) > 1:
+        print("! values of several commits: where a setting changed between them, delete the values folder, and `make "
+              "claims` looks at every finished stage again")
     commit, hardware = ["/".join(sorted({str(cell[key]) for cell in used})) for key in ("commit", "hardware")]
     hours = sum(sum(cell["seconds"].values()) for cell in used) / 3600
-    print(f"\n{len(used)} cells, {hours:.1f} hours of training, {used[0]['threads']} thread each; commit {commit}; {hardware}")
+    print(f"\n{len(used)} cells, {hours:.1f} hours of training, {used[0]['threads']} thread each; commit {commit}; "
+          f"{hardware}")
     if not names:   # more arms, no claim: what was judged before stays
         return
     if not args.values:
-        data.write_text(Path(args.runs) / "values.jsonl", "".join(json.dumps(cell) + "\n" for cell in used))
+        kept = [cell for (arm, seed), cell in cells.items() if seed in seeds or arm in GRID]
+        data.write_text(Path(args.runs) / "values.jsonl", "".join(json.dumps(cell) + "\n" for cell in kept))
     out = Path(args.out or Path(args.runs) / "claims.json")
     out.parent.mkdir(parents=True, exist_ok=True)
     # JSON has no nan: an interval of one seed has no ends
@@ -1342,7 +1366,7 @@ SEE = {   # under the pictures: what the reader should see, and where the paper 
         "the whole bar is right of zero and fails where it ends below 2 points; not worse holds where it starts above "
         "-2 and fails where it ends below 0; no better holds where it ends below 2; no effect where it contains zero and "
         "the mean is within 4 points; all else is not decided. What holds must also hold after Holm's correction over the "
-        "table. The interval over nouns asks whether other nouns of the same worlds would say the same. A mechanism is "
+        "claims. Controls have no correction: of six, one fails by chance one time in four. The interval over nouns asks whether other nouns of the same worlds would say the same. A mechanism is "
         "what a mini world can show; a magnitude needs the paper's scale.",
     "arms":
         "The same model, trained in other ways; what each claim subtracts stands here by itself. A student of a good "
@@ -1680,8 +1704,6 @@ def report_forgetting(claims):
     series, spread = [], []
     for colour, name in enumerate(names):
         values = curve.get(name) or []
-        if len(values) != len(steps):   # one list a step is the rule; one list a seed is turned
-            values = list(zip(*values))
         kept = [(step, [value for value in some or [] if value is not None]) for step, some in zip(steps, values)]
         ends = [(step, *t_interval(some)) for step, some in kept if some]
         series.append((name, colour, [(step, mean) for step, mean, _, _ in ends], False))

@@ -273,6 +273,19 @@ def test_two_stage_starts_from_the_teacher(mini, taught, tmp_path):
     assert any(not torch.equal(before[key], value) for key, value in weights(tmp_path / "moved").items())
 
 
+def test_two_stage_knows_what_it_started_from(mini, taught, tmp_path):
+    shutil.copytree(taught / "model", tmp_path / "start")
+    flags = ["--init", str(tmp_path / "start"), "--objective", "none", "--text", str(mini / "text"), "--size", "mini",
+             "--out", str(tmp_path / "run"), *STUDENT, "--steps", "1"]
+    distill.main(flags)
+    distill.main(flags)   # complete
+    weights = torch.load(tmp_path / "start" / "pytorch_model.bin", weights_only=True)
+    torch.save({key: value + 0.01 if value.is_floating_point() else value for key, value in weights.items()},
+               tmp_path / "start" / "pytorch_model.bin")
+    with pytest.raises(ValueError, match="other arguments or inputs"):
+        distill.main(flags)
+
+
 def test_vokens_are_of_unmasked_blocks_and_of_the_banks_clips(mini, taught, bank, tmp_path, monkeypatch):
     given, original = [], distill.voken_labels
     monkeypatch.setattr(distill, "voken_labels", lambda *args: given.append(args) or original(*args))
