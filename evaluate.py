@@ -1063,7 +1063,8 @@ def make_cell(args):
     data.write_json(file, rounded({
         "arm": args.arm, "seed": args.seed, "flags": recipe(args.arm), "commit": facts.get("commit"),
         "hardware": facts.get("hardware"), "threads": facts.get("threads"), "seconds": seconds_by_stage(run),
-        "tasks": tasks, "probe": probed, "retrieval": {"how": how, **searched}}))
+        "tasks": tasks, "probe": probed, "retrieval": {"how": how, **searched},
+        **{"mlm": line["valid_mlm"] for line in read_log(run) if "valid_mlm" in line}}))   # the last
     shown = ", ".join(f"{task} {100 * tasks[task]['grounded']['accuracy']:.1f}" for task in tasks)
     listed, progress = Path(args.runs) / "plan.mk", ""
     if listed.exists():
@@ -1076,15 +1077,17 @@ def make_cell(args):
 
 
 SEARCHED = {"R@1": "R@1", "R@1 new nouns": "R@1, new nouns", "ridge R@1": "ridge map, R@1, new nouns"}
-SHOWN = [f"{part} {TWO}" for part in PARTS] + [f"probe {name}" for name in data.PROPERTIES] + list(SEARCHED)
+SHOWN = [f"{part} {TWO}" for part in PARTS] + [f"probe {name}" for name in data.PROPERTIES] + [*SEARCHED, "MLM"]
 
 
 def measure(cell, value):
     """One number of a cell -> (value, its chance, {noun: value} or {}), x 100. Raises KeyError where it was not made.
 
     Values: "grounded", "ungrounded", "unfilmed" and the tasks whose mean it is, or all; "Knowledge", of diagnostics;
-    "probe" and a property, dynamic, static or all, on test nouns; those of SEARCHED.
+    "probe" and a property, dynamic, static or all, on test nouns; those of SEARCHED; "MLM", held-out nats, not x 100.
     """
+    if value == "MLM":
+        return cell["mlm"], math.nan, {}
     kind, _, names = value.partition(" ")
     if kind == "probe":
         chosen = [name for name in cell["probe"]
@@ -1303,7 +1306,8 @@ def claims(args):
         return
     judged, rows = judge_claims(cells, names, seeds), arm_rows(cells, seeds)
     print_claims(judged)
-    print("\nEvery arm: mean ± standard deviation over seeds; probes are of test nouns, R@1 of text to video\n")
+    print("\nEvery arm: mean ± standard deviation over seeds; probes are of test nouns, R@1 of text to video, MLM in nats on "
+          "held-out text (teachers: captions)\n")
     print_columns(list(rows), [(value, [show_values([x / 100 for x in rows[arm].get(value, [])]) for arm in rows])
                                for value in SHOWN], args.width or shutil.get_terminal_size((120, 24)).columns)
     stuck = [f"{cell['arm']} {task} seed {cell['seed']}" for cell in used for task, got in cell["tasks"].items()
@@ -1694,7 +1698,7 @@ def report_arms(claims):
     rows = [[arm, max(map(len, found.values())), *[show_values([x / 100 for x in found.get(value, [])]) for value in columns]]
             for arm, found in arms.items()]
     return mark(html_table("Accuracy in %: mean ± standard deviation over seeds; probes are of test nouns, R@1 of text to "
-                           "video", ["arm", "n", *columns], rows), tag("p", SEE["arms"]))
+                           "video; MLM in nats on held-out text (teachers: captions)", ["arm", "n", *columns], rows), tag("p", SEE["arms"]))
 
 
 def report_forgetting(claims):
