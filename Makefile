@@ -107,7 +107,7 @@ table: finetune-text-only finetune-student finetune-teacher
 	@$(PYTHON) evaluate.py table $(ROWS)
 	@if [ -f $(DATA)/world.json ]; then \
 	  $(PYTHON) evaluate.py probe $(RUN)/text-only $(RUN)/student $(RUN)/teacher --data $(DATA) && \
-	  $(PYTHON) evaluate.py retrieve $(RUN)/teacher --data $(DATA); fi
+	  $(PYTHON) evaluate.py retrieve $(RUN)/teacher $(RUN)/student --data $(DATA); fi
 	@echo "seconds by stage (two stages run side by side):"; \
 	 awk -F'\t' '{s[$$1] += $$2; if (!($$1 in n)) {n[$$1] = ++k; name[k] = $$1}} END {for (i = 1; i <= k; i++) printf "  %-22s %5d\n", name[i], s[name[i]]}' $(RUN)/seconds.tsv
 	@$(PYTHON) evaluate.py report $(ROWS)
