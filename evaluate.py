@@ -1850,7 +1850,7 @@ def report_retrieval(runs, names, count, videos=None):
     found = {name: data.read_json(path, "python evaluate.py retrieve") for name, run in zip(names, runs)
              if (path := Path(run) / "retrieval.json").exists()}
     if not found:
-        return f"Retrieval: python evaluate.py retrieve {runs[0]} makes it, of a teacher's run."
+        return f"Retrieval: python evaluate.py retrieve {runs[0]} makes it, of a teacher or a student of one."
     metrics = list(dict.fromkeys(key for got in found.values() for key, value in got.items()
                                  if isinstance(value, (int, float))))
     rows = [[key, *["-" if (value := got.get(key)) is None else f"{value:.1f}" if key == "median rank" else
