@@ -1851,8 +1851,8 @@ def report_retrieval(runs, names, count, videos=None):
              if (path := Path(run) / "retrieval.json").exists()}
     if not found:
         return f"Retrieval: python evaluate.py retrieve {runs[0]} makes it, of a teacher or a student of one."
-    metrics = list(dict.fromkeys(key for got in found.values() for key, value in got.items()
-                                 if isinstance(value, (int, float))))
+    metrics = list(dict.fromkeys(key for got in sorted(found.values(), key=len, reverse=True)   # who has all goes first
+                                 for key, value in got.items() if isinstance(value, (int, float))))
     rows = [[key, *["-" if (value := got.get(key)) is None else f"{value:.1f}" if key == "median rank" else
                     f"{100 * value:.1f} %" for got in found.values()]] for key in metrics]
     out = [html_table("Text to video on held-out clips", ["measure", *found], rows)]
