@@ -816,7 +816,6 @@ def show_probes(args):
 # makefile, whose rules run the stages. One world a seed, everything redrawn; a value file for each (arm, seed).
 
 
-
 def of(teacher, flags):
     """Flags of a student of a teacher's run."""
     return f"distill.py --teacher {{run}}/{teacher} --objective {flags}"
@@ -852,9 +851,11 @@ for arm in ("nst+crd", "nst", "crd", "soft-label", "regression"):   # the ratios
     ARMS[f"{arm}-of-hinge"] = ARMS[arm].replace("/teacher", "/hinge-teacher")
 ARMS["of-hinge-text-teacher"] = ARMS["nst+crd"].replace("/teacher", "/hinge-text-teacher")
 LENGTHS = 500, 1000, 2000, 4000   # steps of claim 3's text stage, fixed before any of them was run
-for length in LENGTHS:
-    ARMS[f"two-stage-{length}"] = f"distill.py --objective none --init {{run}}/teacher/model --steps {length}"
-    ARMS[f"distilled-{length}"] = ARMS["nst+crd"] + f" --steps {length}"
+CURVE = {"two-stage": [f"two-stage-{steps}" for steps in LENGTHS],
+         "distilled": ["nst+crd" if steps == 1000 else f"distilled-{steps}" for steps in LENGTHS]}   # 1000: the default
+for two_stage, distilled, steps in zip(*CURVE.values(), LENGTHS):
+    ARMS[two_stage] = f"distill.py --objective none --init {{run}}/teacher/model --steps {steps}"
+    ARMS.setdefault(distilled, ARMS["nst+crd"] + f" --steps {steps}")
 # Ratios tried for each of TUNED by `make claims CLAIMS=weights SEEDS="100 101"`, worlds that are never reported; the
 # best on validation nouns stands in ARMS. Smaller ones, 0.3 and 1, had left NST and CRD at or near chance in world 100:
 # at the end of warm-up MLM pulls a third as hard as it soon will; the authors' equal weights are a ratio of 12 for CRD.
@@ -880,7 +881,7 @@ CLAIMS = {   # number -> (claim, kind, controls, parts)
           [(BOTH, "nst+crd", "of-text-teacher", "better"),
            (SEEN, "nst+crd-of-hinge", "of-hinge-text-teacher", "better")]),
     "3": (f"It beats two-stage pretraining, judged at the longest text stage ({LENGTHS[-1]:,} steps)", "mechanism", [],
-          [(BOTH, f"distilled-{LENGTHS[-1]}", f"two-stage-{LENGTHS[-1]}", "better")]),
+          [(BOTH, CURVE["distilled"][-1], CURVE["two-stage"][-1], "better")]),
     "4": ("It beats a voken student: same teacher, a bank of clips", "mechanism", ["vokens"],
           [(BOTH, "nst+crd", "voken", "better")]),
     "5": ("A video teacher beats an image teacher on dynamic properties, not on static ones", "mechanism", [],
@@ -950,7 +951,7 @@ def cells_for(claims, seeds):
             named = (MINI_TASKS if value in ("grounded all", "ungrounded all") else
                      ["MNLI"] if value == "Knowledge" else value.split())   # words that are no task name none
             if name == "3":
-                arms = [f"{kind}-{steps}" for steps in LENGTHS for kind in ("two-stage", "distilled")]
+                arms = sum(CURVE.values(), [])
             for arm in filter(None, arms):   # students of a hinge teacher have a task of their own, and need no other
                 tasks[arm] = {*(named if "-of-hinge" in arm else [*TWO.split(), *named]), *tasks.get(arm, ())}
                 for teacher in taught_by(arm):   # what it knows itself stands beside; "no signal" is said on that task
@@ -1222,10 +1223,9 @@ def judge_claims(cells, names, seeds):
         lost = not worst and p is not None and p >= 0.05
         claim |= {"holm": p, "verdict": worst[0] if worst else "not decided" if lost else "holds"}
     curve = {"steps": list(LENGTHS)}
-    for kind in ("two-stage", "distilled"):
-        curve[kind] = [[got[0] for seed in seeds if (got := measured(cells, f"{kind}-{steps}", seed, BOTH))]
-                       for steps in LENGTHS]
-    return {"claims": out, "curve": curve if any(curve["distilled"]) else {}}
+    for kind, arms in CURVE.items():
+        curve[kind] = [[got[0] for seed in seeds if (got := measured(cells, arm, seed, BOTH))] for arm in arms]
+    return {"claims": out, "curve": curve if any(curve["two-stage"]) else {}}
 
 
 def read_values(source):
@@ -1278,7 +1278,7 @@ def print_claims(judged):
             if part.get("note"):
                 print(f"      {part['note']}")
             print("      by seed " + "  ".join(f"{a:.1f}-{b:.1f}" for a, b in zip(part["a"], part["b"])))
-    for kind in ("two-stage", "distilled") if judged["curve"] else ():
+    for kind in CURVE if judged["curve"] else ():
         means = [f"{statistics.fmean(some):.1f}" if some else "-" for some in judged["curve"][kind]]
         print(f"\n{BOTH} by steps of the text stage, {kind:<10}"
               + "".join(f"{steps:>8}: {mean:>5}" for steps, mean in zip(judged["curve"]["steps"], means)), end="")

@@ -19,6 +19,7 @@ import scipy.stats
 import torch
 
 import data
+import distill
 import evaluate
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -247,8 +248,7 @@ def test_arms_differ_by_flags_alone():
     assert evaluate.flags_of("image-teacher") == "teacher.py --frames 1 --streams frame"
     named = {arm for claim in evaluate.CLAIMS.values() for part in claim[3] for arm in part[1:3] if arm}
     named |= {teacher for arm in named for teacher in evaluate.taught_by(arm)}
-    lengths = {f"{kind}-{steps}" for kind in ("two-stage", "distilled") for steps in evaluate.LENGTHS}
-    assert named | lengths == set(evaluate.ARMS)   # no arm without a claim, no claim without an arm
+    assert named.union(*evaluate.CURVE.values()) == set(evaluate.ARMS)   # no arm without a claim, no claim without an arm
     with pytest.raises(ValueError, match="unknown arm"):
         evaluate.flags_of("nts")
 
@@ -276,7 +276,10 @@ def test_cells_ask_for_what_a_claim_needs():
     assert evaluate.cells_for(["2"], [0])["nst+crd", 0] == ["QNLI", "PIQA"]
     assert evaluate.cells_for(["10"], [0])["nst+crd", 0] == list(evaluate.MINI_TASKS)
     assert evaluate.cells_for(["7"], [0])["2d-teacher", 0] == ["QNLI", "PIQA"]
-    assert {f"two-stage-{steps}" for steps in evaluate.LENGTHS} <= {arm for arm, _ in evaluate.cells_for(["3"], [0])}
+    assert {*evaluate.CURVE["two-stage"], *evaluate.CURVE["distilled"], "teacher"} == {
+        arm for arm, _ in evaluate.cells_for(["3"], [0])}
+    assert "nst+crd" in evaluate.CURVE["distilled"]   # whose steps are the default
+    assert distill.DEFAULTS["mini"]["steps"] == evaluate.LENGTHS[evaluate.CURVE["distilled"].index("nst+crd")]
     assert len(evaluate.cells_for(["weights"], [100, 101])) == 2 * 3 * len(evaluate.TUNED)
     with pytest.raises(ValueError, match="never reported"):
         evaluate.cells_for(["weights"], [1, 100])
