@@ -156,8 +156,8 @@ def score_parts(labels, predictions, meta):
     grounded = parts == "grounded"
     out["grounded_by_property"] = {str(name): of(grounded & (names == name)) for name in np.unique(names[grounded])}
     nouns = np.array([str(row["noun"]) for row in meta])
-    out["grounded_by_noun"] = {str(noun): accuracy(labels[chosen], predictions[chosen]) for noun in
-                               np.unique(nouns[grounded]) if len(chosen := np.flatnonzero(grounded & (nouns == noun)))}
+    of_noun = {str(noun): grounded & (nouns == noun) for noun in np.unique(nouns[grounded])}
+    out["grounded_by_noun"] = {noun: accuracy(labels[rows], predictions[rows]) for noun, rows in of_noun.items()}
     return out
 
 

@@ -111,17 +111,18 @@ def test_score_gives_every_metric_and_chance():
 
 
 def test_parts_are_scored_apart():
-    meta = [{"part": "grounded", "group": "test", "property": "lift"},
-            {"part": "grounded", "group": "test", "property": "pace"},
-            {"part": "grounded", "group": "unfilmed", "property": "lift"},
-            {"part": "grounded", "group": "unfilmed", "property": "lift"},
-            {"part": "ungrounded", "group": None, "property": "order"}]
+    meta = [{"part": "grounded", "group": "test", "property": "lift", "noun": "pear"},
+            {"part": "grounded", "group": "test", "property": "pace", "noun": "kite"},
+            {"part": "grounded", "group": "unfilmed", "property": "lift", "noun": "drum"},
+            {"part": "grounded", "group": "unfilmed", "property": "lift", "noun": "drum"},
+            {"part": "ungrounded", "group": None, "property": "order", "noun": None}]
     out = evaluate.score_parts([1, 0, 1, 0, 1], [1, 1, 0, 0, 1], meta)
     assert out["grounded"] == {"accuracy": 0.5, "n": 2, "chance": 0.5}
     assert out["unfilmed"] == {"accuracy": 0.5, "n": 2, "chance": 0.5}
     assert out["ungrounded"] == {"accuracy": 1.0, "n": 1, "chance": 1.0}
     assert {name: cell["accuracy"] for name, cell in out["grounded_by_property"].items()} == {"lift": 1.0, "pace": 0.0}
     assert out["grounded_by_property"]["lift"]["n"] == 1   # unfilmed rows are not in it
+    assert out["grounded_by_noun"] == {"pear": 1.0, "kite": 0.0}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
