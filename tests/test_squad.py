@@ -635,7 +635,7 @@ def test_mini_world_runs(tmp_path, tiny_vocab):
         losses = [json.loads(line)["loss"] for line in (folder / "log.jsonl").read_text().splitlines()]
         assert losses[-1] < losses[0] and json.loads((folder / "args.json").read_text())["arguments"]["stride"] == 16
         parts = metrics["parts"]["test"]
-        assert set(parts) == {*evaluate.PARTS, "grounded_by_property"}
+        assert set(parts) == {*evaluate.PARTS, "grounded_by_property", "grounded_by_noun"}
         assert sum(parts[part]["n"] for part in evaluate.PARTS) == metrics["test"]["n"]
         assert parts["grounded"]["chance"] == parts["unfilmed"]["chance"] == 0.5   # either noun; v2.0: no answer
         total = sum(parts[part]["n"] * parts[part]["accuracy"] for part in evaluate.PARTS)
