@@ -115,8 +115,9 @@ class Processes:
             dist.barrier()
 
     def close(self):
-        """Leaves the process group."""
+        """Leaves the process group, all together: gloo can abort a process whose partner still talks as it goes."""
         if self.world > 1:
+            dist.barrier()
             dist.destroy_process_group()
 
 
