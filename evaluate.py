@@ -835,17 +835,17 @@ ARMS = {   # arm -> stage and flags; size, seed, data, text and --out are the sa
     "hinge-text-teacher": "teacher.py --contrastive none --lr 5e-4 --steps 1500",
 
     "text-only": "distill.py --objective none",
-    "nst+crd": of("teacher", "nst crd --gradient-ratio 30"),
+    "nst+crd": of("teacher", "nst crd --gradient-ratio 10"),
     "of-text-teacher": of("text-teacher", "nst crd --gradient-ratio 10"),
-    "of-shuffled-teacher": of("shuffled-teacher", "nst crd --gradient-ratio 30"),
+    "of-shuffled-teacher": of("shuffled-teacher", "nst crd --gradient-ratio 10"),
     "nst": of("teacher", "nst --gradient-ratio 30"),
     "crd": of("teacher", "crd --gradient-ratio 30"),
     "soft-label": of("teacher", "soft-label --gradient-ratio 10"),
-    "regression": of("teacher", "regression --gradient-ratio 10"),
+    "regression": of("teacher", "regression --gradient-ratio 3"),
     "no-head": of("teacher", "nst crd --gradient-ratio 10 --head none"),
-    "voken": of("teacher", f"voken --gradient-ratio 30 {BANK}"),
-    "voken-shuffled": of("teacher", f"voken --gradient-ratio 30 {BANK} --voken-labels shuffled"),
-    "voken-random": of("teacher", f"voken --gradient-ratio 30 {BANK} --voken-labels random"),
+    "voken": of("teacher", f"voken --gradient-ratio 10 {BANK}"),
+    "voken-shuffled": of("teacher", f"voken --gradient-ratio 10 {BANK} --voken-labels shuffled"),
+    "voken-random": of("teacher", f"voken --gradient-ratio 10 {BANK} --voken-labels random"),
 }
 for arm in ("nst+crd", "nst", "crd", "soft-label", "regression"):   # the ratios are those of an nce teacher's students
     ARMS[f"{arm}-of-hinge"] = ARMS[arm].replace("/teacher", "/hinge-teacher")
@@ -863,8 +863,8 @@ TUNED = "nst", "crd", "nst+crd", "soft-label", "regression", "voken", "of-text-t
 GRID = {f"{arm}@{ratio}": re.sub(r"ratio \S+", f"ratio {ratio}", ARMS[arm]) for arm in TUNED for ratio in (3, 10, 30)}
 SIDE = {   # arms beyond the paper's claims: `make claims CLAIMS=more`
     "ntxent": of("teacher", "ntxent --gradient-ratio 10"),
-    "voken-reversed": of("teacher", f"voken --gradient-ratio 30 {BANK} --voken-labels reversed"),
-    "voken-token": of("teacher", f"voken --gradient-ratio 30 {BANK} --voken-labels token"),
+    "voken-reversed": of("teacher", f"voken --gradient-ratio 10 {BANK} --voken-labels reversed"),
+    "voken-token": of("teacher", f"voken --gradient-ratio 10 {BANK} --voken-labels token"),
     "hinge-all-teacher": "teacher.py --contrastive hinge-all",
 }
 
