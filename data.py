@@ -1,6 +1,6 @@
 """Which examples does this process see? Text, captions, video features, masks, and the mini world.
 
-    python data.py mini  --seed 0 --out data/mini                       # a generated world: videos, captions, text, tasks
+    python data.py mini  --seed 0 --out data/mini                       # a generated world: videos, text, tasks
     python data.py video --videos data/mini/videos --captions data/mini/caption.json --vocab data/mini/vocab.txt \\
                          --streams frame motion --out data/mini          # video -> features, captions -> tokens
     python data.py video --videos DIR --captions FILE --streams resnet152 resnext101 --shard 3/64 --out DIR
@@ -85,7 +85,9 @@ class Processes:
         """Sum over processes of a number or a tensor (a tensor is summed in place)."""
         if self.world == 1:   # before any float64 tensor: MPS has none
             return value if torch.is_tensor(value) else float(value)
-        tensor = value if torch.is_tensor(value) else torch.tensor(float(value), dtype=torch.float64, device=self.device)
+        tensor = value
+        if not torch.is_tensor(value):
+            tensor = torch.tensor(float(value), dtype=torch.float64, device=self.device)
         dist.all_reduce(tensor)
         return tensor if torch.is_tensor(value) else tensor.item()
 
@@ -168,7 +170,7 @@ def torch_generator(*key):
 
 
 def seed_dropout(seed, step, rank):
-    """Dropout's masks for this step, different on every rank; called at the top of each step so that resuming is exact."""
+    """Dropout's masks for this step, others on every rank; called at the top of each step, so that resuming is exact."""
     torch.manual_seed(int(numpy_generator(seed, "dropout", step, rank).integers(2 ** 62)))
 
 
@@ -1013,7 +1015,7 @@ def list_downloads(command):
 
 CAPTION_ARRAYS = ("tokens", "bounds", "times", "spans")
 BLANKS = re.compile(r"[ \t\n\r]*")   # JSON's
-BESIDE = (".srt", ".vtt", ".en.srt", ".en.vtt", ".csv")   # endings of a caption file beside video ID, the first found is taken
+BESIDE = (".srt", ".vtt", ".en.srt", ".en.vtt", ".csv")   # endings of a caption file beside a video; the first is taken
 TIMING = re.compile(r"\s*{0}\s*-->\s*{0}(\s.*)?".format(r"(?:(\d+):)?([0-5]?\d):([0-5]?\d[.,]\d{1,3})"))
 MARKUP = re.compile(r"</?[a-zA-Z][^>]*>|<[\d:.]+>|\{\\[^}]*\}")   # <c>, </i>, <00:00:01.000>, {\an8}; not "a < b"
 
@@ -1519,7 +1521,7 @@ def motion_descriptor(frames):
     flow = np.linalg.solve(normal, right)[:, :, 0]                                           # [N-1, 6]
     flow[:, [0, 3]] = flow[:, [0, 3]].clip(-4, 4)        # beyond this, cuts: a first-order estimate sees nothing there
     flow[:, [1, 2, 4, 5]] = flow[:, [1, 2, 4, 5]].clip(-0.5, 0.5)
-    u, ux, uy, v, vx, vy = flow.T                                                            # flow = u + ux dx + uy dy, ...
+    u, ux, uy, v, vx, vy = flow.T                                                # flow = u + ux dx + uy dy, ...
     affine = np.stack([u, v, ux + vy, vx - uy, ux - vy, uy + vx, np.hypot(u, v)], 1)         # [N-1, 7]
     cells = [(-g * change).reshape(pairs, 4, S // 4, 4, S // 4).mean((2, 4)).reshape(pairs, -1) for g in (gx, gy)]
     each = np.concatenate([affine, 1000 * cells[0], 1000 * cells[1]], 1)                     # [N-1, 39]
@@ -1869,7 +1871,8 @@ class Clips:
     """
 
     def __init__(self, folder, split, streams, tokenizer, block, max_steps, frames=None):
-        self.folder, self.streams, self.block, self.max_steps, self.frames = Path(folder), streams, block, max_steps, frames
+        self.folder, self.streams, self.block = Path(folder), streams, block
+        self.max_steps, self.frames = max_steps, frames
         made_by = f"python data.py video --out {folder}"
         ids = read_json(self.folder / "splits.json", made_by)[split]
         packed = read_json(self.folder / "captions" / "index.json", made_by)
@@ -2358,13 +2361,12 @@ def qqp(world, nouns, plain, generator):
                int(index % 2 == 0), "ungrounded", None, "order")
 
 
-def mnli(world, nouns, plain, generator, names=("colour", "shape", "size")):
+def mnli(world, nouns, plain, generator):
     """Premise and hypothesis. Grounded: is it so or not; everything neutral, which a hypothesis shows by itself, is
     ungrounded, as is where people are (copying)."""
-    for noun, name, action, value, truth in facts(world, nouns, names, generator):
-        person = generator.choice(PEOPLE)
-        premise = f"{person} wants to {action} the {noun} ." if action else f"{person} knows the {noun} ."
-        yield ({"sentence1": premise, "sentence2": f"it {is_a(name, action, value)} ."},
+    for noun, name, action, value, truth in facts(world, nouns, ("colour", "shape", "size"), generator):
+        yield ({"sentence1": f"{generator.choice(PEOPLE)} knows the {noun} .",
+                "sentence2": f"it {is_a(name, action, value)} ."},
                "entailment" if truth else "contradiction", "grounded", noun, name)
     for index in range(plain):
         p, q = two_people(generator)
@@ -2456,7 +2458,8 @@ def tracie(world, nouns, plain, generator):
     reaches the top before what sinks). Ungrounded: the order told."""
     for noun, rival, name, action, value in pairs(world, nouns, generator):   # noun has the first value: rises, grows, ...
         for one, two in ((noun, rival), (rival, noun)):
-            story = f"{PEOPLE[0]} and {PEOPLE[1]} meet . they {action} the {one} . they {action} the {two} . they wait . they go ."
+            story = (f"{PEOPLE[0]} and {PEOPLE[1]} meet . they {action} the {one} . they {action} the {two} . "
+                     "they wait . they go .")
             for relation in ("starts before", "starts after", "ends before", "ends after"):
                 holds = (one == noun) == relation.endswith("before")
                 yield ({"query": f"the {one} {FIRST[name]} {relation} the {two}", "story": story},
@@ -2464,14 +2467,16 @@ def tracie(world, nouns, plain, generator):
     for index in range(plain):
         p, q = two_people(generator)
         story = f"{p} and {q} meet . {p} eats . then {q} sleeps . they wait . they go ."
-        relation, holds = (("starts before", True), ("starts after", False), ("ends before", True), ("ends after", False))[index % 4]
+        relation, holds = (("starts before", True), ("starts after", False),
+                           ("ends before", True), ("ends after", False))[index % 4]
         yield ({"query": f"{p} eats {relation} {q} sleeps", "story": story}, "positive" if holds else "negative",
                "ungrounded", None, "order")
 
 
 def diagnostics(world, nouns, plain, generator):
-    """MNLI's form with GLUE-diagnostics' category columns: Knowledge is what is grounded."""
-    for fields, label, part, noun, name in mnli(world, nouns, plain, generator, tuple(PROPERTIES)):
+    """MNLI's rows with GLUE-diagnostics' category columns: Knowledge is what is grounded. It asks of the properties that
+    MNLI trains on: to others a model says "neutral", more or less often, whatever it knows of the noun."""
+    for fields, label, part, noun, name in mnli(world, nouns, plain, generator):
         yield ({**fields, "category": "Knowledge" if part == "grounded" else "Lexical Semantics",
                 "tag": "World knowledge" if part == "grounded" else "Lexical entailment"}, label, part, noun, name)
     for index in range(plain):
@@ -2520,7 +2525,8 @@ def write_mnli(folder, split, rows):
     blank = ["n/a"] * 4
     header = ["index", "promptID", "pairID", "genre", "sentence1_binary_parse", "sentence2_binary_parse",
               "sentence1_parse", "sentence2_parse", "sentence1", "sentence2"]
-    header += {"train": ["label1", "gold_label"], "dev": [f"label{k}" for k in range(1, 6)] + ["gold_label"], "test": []}[split]
+    header += {"train": ["label1", "gold_label"], "test": [],
+               "dev": [f"label{k}" for k in range(1, 6)] + ["gold_label"]}[split]
     times = {"train": 2, "dev": 6, "test": 0}[split]
     tsv(folder / f"{split if split == 'train' else split + '_matched'}.tsv", header,
         [[i, i, f"{i}e", "mini", *blank, f["sentence1"], f["sentence2"], *[label] * times]
@@ -2590,7 +2596,8 @@ def make_tasks(world, seed, out):
     for task, (make_rows, write) in TASKS.items():
         folder = Path(out) / task
         folder.mkdir(parents=True, exist_ok=True)
-        for split, groups, plain in (("train", ["train"], 300), ("dev", ["validation"], 120), ("test", ["test", "unfilmed"], 360)):
+        for split, groups, plain in (("train", ["train"], 300), ("dev", ["validation"], 120),
+                                     ("test", ["test", "unfilmed"], 360)):
             rows = []
             for group in groups:
                 generator = numpy_generator(seed, "task", task, split, group)
