@@ -1220,7 +1220,8 @@ def judge_claims(cells, names, seeds):
                   "verdict": worst[0] if worst else "not decided" if lost else "holds"}
     verdicts = {claim["number"]: claim["verdict"] for claim in out}
     for claim in out:
-        claim["controls"] = [name for name in CLAIMS[claim["number"]][2] if verdicts.get(name, "holds") != "holds"]
+        claim["controls"] = {name: verdicts[name] for name in CLAIMS[claim["number"]][2]
+                             if verdicts.get(name, "holds") != "holds"}
     curve = {"steps": list(LENGTHS)} | {kind: [] for kind in CURVE}
     for pair in zip(*CURVE.values()):   # of the seeds that have both
         found = [got for seed in seeds if None not in (got := [measured(cells, arm, seed, BOTH) for arm in pair])]
@@ -1267,10 +1268,10 @@ def span(ends):
 
 
 def said_of(claim):
-    """A claim's verdict in words: what took it away, and which of its controls do not hold."""
+    """A claim's verdict in words: what took it away, and controls of it that do not hold."""
     lost = claim["verdict"] == "not decided" and {part["verdict"] for part in claim["parts"]} <= {"holds", "-"}
-    return (claim["verdict"] + f", its p after Holm's correction is {claim['holm']:.2g}" * lost
-            + "".join(f"; but its control {name} does not hold" for name in claim["controls"]))
+    return (claim["verdict"] + (f", its p after Holm's correction is {claim['holm']:.2g}" if lost else "")
+            + "".join(f"; its control {name}: {verdict}" for name, verdict in claim["controls"].items()))
 
 
 def markdown_claims(judged):

@@ -37,7 +37,7 @@ def cell(arm, seed, grounded, ungrounded=1.0, unfilmed=0.5, tasks=("SST-2", "PIQ
         made["MNLI"]["categories"] = {"Knowledge": part(0.99), "grounded": part(grounded)}
     groups = {group: probe for group in ("validation", "test", "unfilmed")}
     return {"arm": arm, "seed": seed, "flags": evaluate.recipe(arm), "commit": "abc", "hardware": "2 x CPU", "threads": 1,
-            "seconds": {"pretraining": 60}, "tasks": made, "probe": {name: groups for name in data.PROPERTIES},
+            "mlm": 2.5, "seconds": {"pretraining": 60}, "tasks": made, "probe": {name: groups for name in data.PROPERTIES},
             "retrieval": {"R@1": r1, "chance R@1": 1 / 288} if r1 else {"how": "not defined"}}
 
 
@@ -111,10 +111,11 @@ def test_a_claim_holds_if_each_part_does_after_correction():
                   *[cell("soft-label", s, 0.5) for s in seeds], *[cell("regression", s, 0.5) for s in seeds])
     judged = evaluate.judge_claims(cells, ["6"], seeds)["claims"][0]
     assert [part["verdict"] for part in judged["parts"]] == ["not decided", "not decided", "holds", "holds", "holds", "holds"]
-    assert judged["verdict"] == "not decided"
+    assert judged["verdict"] == "not decided" and judged["holm"] == pytest.approx(max(p["p"] for p in judged["parts"]))
     # one part that fails settles it, whatever was not run
     failed = keyed(*[cell("nst", s, 0.5 + 0.001 * s) for s in seeds], *[cell("soft-label", s, 0.6) for s in seeds])
-    assert evaluate.judge_claims(failed, ["6"], seeds)["claims"][0]["verdict"] == "fails"
+    failed = evaluate.judge_claims(failed, ["6"], seeds)["claims"][0]
+    assert failed["verdict"] == "fails" and failed["holm"] is None   # no p of a claim that was not run in whole
     # an interval that excludes 0 can lose its verdict to Holm's correction: p 0.03 among others that are larger
     values = 20 + 0.62 * np.array([-10, 0, 10.0])   # t = 20 / (6.2 / 3 ** .5) = 5.59, p = 0.031
     cells = keyed(*[cell("nst+crd", s, 0.5 + v / 100) for s, v in enumerate(values)], *[cell("no-head", s, 0.5) for s in seeds],
@@ -122,7 +123,24 @@ def test_a_claim_holds_if_each_part_does_after_correction():
     first, second = evaluate.judge_claims(cells, ["8", "4"], seeds)["claims"]
     assert first["parts"][0]["verdict"] == "holds" and first["parts"][0]["p"] == pytest.approx(0.0306, abs=5e-4)
     assert first["holm"] == pytest.approx(2 * first["parts"][0]["p"]) and first["verdict"] == "not decided"
+    assert first["of"] == 2 and evaluate.said_of(first) == "not decided, its p after Holm's correction is 0.061"
     assert evaluate.judge_claims(cells, ["8"], seeds)["claims"][0]["verdict"] == "holds"
+
+
+def test_a_control_that_does_not_hold_stands_beside_its_claim():
+    cells = keyed(*[cell(arm, s, x + 0.001 * s) for s in range(3) for arm, x in (
+        ("nst+crd", 0.8), ("of-text-teacher", 0.5), ("text-only", 0.501), ("of-shuffled-teacher", 0.6), ("teacher", 0.8))])
+    claim, _, unfilmed = evaluate.judge_claims(cells, ["2", "pairs", "unfilmed"], [0, 1, 2])["claims"]
+    assert unfilmed["verdict"] == "holds"
+    assert evaluate.said_of(claim) == "holds; its control pairs: fails"
+    assert evaluate.said_of(claim) in evaluate.markdown_claims({"claims": [claim]})
+
+
+def test_the_curve_of_claim_3_is_of_worlds_that_have_both_lines():
+    cells = keyed(*[cell("two-stage-500", s, 0.6) for s in (1, 2)], cell("distilled-500", 2, 0.7), cell("nst+crd", 1, 0.7))
+    assert evaluate.judge_claims(cells, ["3"], [1, 2])["curve"] == {
+        "steps": list(evaluate.LENGTHS), "two-stage": [[pytest.approx(60)], [], [], []],
+        "distilled": [[pytest.approx(70)], [], [], []]}
 
 
 def test_a_hinge_teacher_without_signal_is_said():
@@ -136,42 +154,38 @@ def test_a_hinge_teacher_without_signal_is_said():
     assert claim["verdict"] == "holds" and claim["holm"] is None   # not one of the paper's claims: no correction
 
 
-def test_what_a_stream_cannot_show_is_said():
-    cells = keyed(*[cell(arm, s, 0.9 - 0.01 * s) for s in range(3) for arm in ("teacher", "3d-teacher")])
-    for s in range(3):   # chance is 0.25 for four colours, 0.5 else
-        cells["3d-teacher", s]["probe"] = {name: {"test": {"colour": 0.24 + 0.01 * s, "size": 0.25}.get(name, 0.9)}
-                                           for name in data.PROPERTIES}
-    part = evaluate.judge((evaluate.BOTH, "teacher", "3d-teacher", "better"), cells, [0, 1, 2])
-    assert part["note"] == "decided by construction: 3d-teacher cannot tell colour"
-    assert evaluate.judge((evaluate.BOTH, "3d-teacher", "teacher", "better"), cells, [0, 1, 2]).get("note") is None
-
-
 def test_measures_are_of_the_right_things():
     one = cell("crd", 0, 0.8, ungrounded=0.9, unfilmed=0.4, tasks=evaluate.MINI_TASKS, r1=0.3)
     one["probe"] = {name: {"test": 1.0 if name in data.DYNAMIC else 0.25} for name in data.PROPERTIES}
     one["tasks"]["PIQA"]["grounded"]["accuracy"] = 0.6
-    assert evaluate.measure(one, "grounded PIQA")[0] == pytest.approx(60)
-    assert evaluate.measure(one, "grounded SST-2 PIQA")[0] == pytest.approx(70)
-    assert evaluate.measure(one, "grounded all")[0] == pytest.approx((8 * 80 + 60) / 9)
-    assert evaluate.measure(one, "ungrounded all")[0] == pytest.approx(90)
-    assert evaluate.measure(one, "unfilmed SST-2 PIQA")[:2] == (pytest.approx(40), pytest.approx(50))
-    assert evaluate.measure(one, "Knowledge")[0] == pytest.approx(80)
-    assert evaluate.measure(one, "probe dynamic")[:2] == (pytest.approx(100), pytest.approx(50))
-    assert evaluate.measure(one, "probe static")[:2] == (pytest.approx(25), pytest.approx((25 + 50 + 50) / 3))
-    assert evaluate.measure(one, "probe colour")[:2] == (pytest.approx(25), pytest.approx(25))
-    assert evaluate.measure(one, "R@1")[:2] == (pytest.approx(30), pytest.approx(100 / 288))
-    with pytest.raises(KeyError):
-        evaluate.measure(cell("nst", 0, 0.5), "R@1")
+    one["tasks"]["PIQA"]["grounded_by_noun"] = {**one["tasks"]["PIQA"]["grounded_by_noun"], "pear": 0.4}
+    cells = keyed(one, cell("nst", 0, 0.5))
+    for value, expected, chance in (
+            ("grounded PIQA", 60, 50), ("grounded SST-2 PIQA", 70, 50), ("grounded all", (8 * 80 + 60) / 9, 50),
+            ("ungrounded all", 90, 50), ("unfilmed SST-2 PIQA", 40, 50), ("Knowledge", 80, 50),
+            ("probe dynamic", 100, 50), ("probe static", 25, (25 + 50 + 50) / 3), ("probe colour", 25, 25),
+            ("R@1", 30, 100 / 288)):
+        assert evaluate.measured(cells, "crd", 0, value)[:2] == (pytest.approx(expected), pytest.approx(chance)), value
+    by_noun = evaluate.measured(cells, "crd", 0, "grounded SST-2 PIQA")[2]
+    assert by_noun == pytest.approx({"pear": (80 + 40) / 2, "kite": 80, "drum": 80, "sofa": 80})
+    for arm, seed, value in (("nst", 0, "R@1"), ("nst", 0, "grounded MNLI"), ("nst", 0, "Knowledge"), ("nst", 1, "R@1")):
+        assert evaluate.measured(cells, arm, seed, value) is None
+    with pytest.raises(KeyError):   # a value file that lacks a field is not a value that was not run
+        evaluate.measured(cells, "nst", 0, "grunded PIQA")
 
 
 def test_table_and_files_are_rebuilt_from_values(tmp_path, capsys):
-    for seed in range(3):
-        for arm, x in (("nst+crd", 0.8), ("text-only", 0.5), ("of-text-teacher", 0.52), ("of-shuffled-teacher", 0.5)):
-            kept(tmp_path, arm, seed, cell(arm, seed, x + 0.003 * seed ** 2))
+    for seed in (1, 2, 3):
+        for arm, x in (("nst+crd", 0.8), ("text-only", 0.5), ("of-text-teacher", 0.52), ("of-shuffled-teacher", 0.5),
+                       ("teacher", 0.8)):
+            kept(tmp_path, arm, seed, cell(arm, seed, x + 0.003 * (seed - 1) ** 2))
+    for seed in (0, 100):   # worlds on which settings were chosen: judged only when they are named
+        kept(tmp_path, "nst+crd", seed, cell("nst+crd", seed, 0.1))
+    kept(tmp_path, "text-only", 4, {**cell("text-only", 4, 0.1), "flags": "distill.py --objective none --lr 1"})
     evaluate.main(["claims", "--runs", str(tmp_path), "--claims", "2", "--width", "200"])
     first = capsys.readouterr().out
     assert re.search(r"^2\. .*: HOLDS, p ", first, re.M) and re.search(r"^pairs\. .*: HOLDS$", first, re.M)
-    assert "by seed 80.0-52.0  80.3-52.3  81.2-53.2" in first and "n=3  +28.0 [+28.0, +28.0]" in first
+    assert "seed 1: 80.0, 52.0  seed 2: 80.3, 52.3  seed 3: 81.2, 53.2" in first and "n=3  +28.0 [+28.0, +28.0]" in first
     made = json.loads((tmp_path / "claims.json").read_text())
     assert [claim["number"] for claim in made["claims"]] == ["2", "pairs", "unfilmed"]
     assert made["arms"]["nst+crd"]["grounded SST-2 PIQA"] == pytest.approx([80.0, 80.3, 81.2])
@@ -179,6 +193,10 @@ def test_table_and_files_are_rebuilt_from_values(tmp_path, capsys):
                    str(tmp_path / "again.json")])
     assert capsys.readouterr().out == first
     assert (tmp_path / "again.json").read_bytes() == (tmp_path / "claims.json").read_bytes()
+    assert "! left out, made with other flags: text-only seed 4\n" in first
+    evaluate.main(["claims", "--runs", str(tmp_path / "other"), "--values", str(tmp_path / "values.jsonl"), "--seeds", "0"])
+    assert "grounded SST-2 PIQA: nst+crd - text-only" in capsys.readouterr().out
+    assert not (tmp_path / "other").exists()   # of values that came from elsewhere nothing is written
     with pytest.raises(SystemExit, match="make claims"):
         evaluate.main(["claims", "--values", str(tmp_path / "none.jsonl")])
 
@@ -195,13 +213,13 @@ def test_the_grid_names_the_best_ratio(tmp_path, capsys):
 
 
 def test_more_arms_are_shown_and_leave_the_judgement_alone(tmp_path, capsys):
-    one = cell("ntxent", 0, 0.7)
+    one = cell("ntxent", 1, 0.7)
     one["tasks"]["SST-2"]["stuck"] = True
-    kept(tmp_path, "ntxent", 0, one)
+    kept(tmp_path, "ntxent", 1, one)
     (tmp_path / "claims.json").write_text("judged before")
     evaluate.main(["claims", "--runs", str(tmp_path), "--claims", "more", "--width", "200"])
     printed = capsys.readouterr().out
-    assert re.search(r"^ntxent +70.0", printed, re.M) and "counts as it is: ntxent SST-2 seed 0\n" in printed
+    assert re.search(r"^ntxent +70.0", printed, re.M) and "counts as it is: ntxent SST-2 seed 1\n" in printed
     assert (tmp_path / "claims.json").read_text() == "judged before"
 
 

@@ -69,14 +69,16 @@ def make_runs(folder, names=("text-only", "student")):
         data.write_json(run / "retrieval.json", {"R@1": 0.40625, "median rank": 2.0, "ranks": [1 + index] * 4,
                                                  "data": str(folder / "data"), "examples": examples})
     (folder / "runs" / "seconds.tsv").write_text("teacher\t300\nteacher\t45\nstudent\t194\n")
-    part = {"name": "grounded <i>", "n": 5, "mean": 23.8, "low": 13.8, "high": 33.7, "kind": "better",
+    part = {"name": "grounded <i>", "n": 5, "seeds": [0, 1, 2, 3, 4], "mean": 23.8, "low": 13.8, "high": 33.7, "kind": "better",
             "verdict": "holds", "nouns": [20.5, 26.25]}
-    alone = {"name": "one seed", "n": 1, "mean": -1.2, "low": None, "high": None, "verdict": "not decided"}
+    alone = {"name": "alone", "n": 1, "seeds": [3], "mean": -1.2, "low": None, "high": None, "kind": "better",
+             "verdict": "one seed", "nouns": None}
     data.write_json(folder / "runs" / "claims.json", {
-        "commit": "fedcba9876", "hardware": "2 cores", "seeds": [0, 1, 2, 3, 4], "arms": {"text-only": {"grounded QNLI PIQA": [50.0, 51.0]}, "nst+crd": {"grounded QNLI PIQA": [80.0, 84.0],
-                                                                                    "R@1": [33.3]}}, "claims": [
-            {"number": 1, "text": "student > text-only", "kind": "mechanism", "parts": [part, alone],
-             "verdict": "holds", "holm": 0.0123}],
+        "commit": "fedcba9876", "hardware": "2 cores", "seeds": [0, 1, 2, 3, 4],
+        "arms": {"text-only": {"grounded QNLI PIQA": [50.0, 51.0]},
+                 "nst+crd": {"grounded QNLI PIQA": [80.0, 84.0], "R@1": [33.3]}},
+        "claims": [{"number": "1", "text": "student > text-only", "kind": "mechanism", "note": "by <b>", "controls": {"pairs": "fails"},
+                    "parts": [part, alone], "verdict": "holds", "holm": 0.0123, "of": 10}],
         "curve": {"steps": [10, 100, 1000], "two-stage": [[80, 82], [70, 71], [55, 52]],
                   "distilled": [[60, 61], [70, None], [84, 82]]}})
     return [str(folder / "runs" / run) for run in names]
@@ -180,7 +182,8 @@ def test_numbers_are_those_of_the_files(made, capsys):
     assert "a computer <1>" in runs and "0123456789" in runs and "1,001" in runs and "38" in runs   # 37.5 s
     claims = next(text for caption, text in tables.items() if "fedcba9876" in caption)
     assert "+23.8 [+13.8, +33.7]" in claims and "✓ holds" in claims and "-1.2" in claims and "grounded <i>" in claims
-    assert "[+20.5, +26.2]" in claims and "0.012" in claims
+    assert "[+20.5, +26.2]" in claims and "0.012" in claims and "(mechanism; by <b>)" in claims
+    assert "0, 1, 2, 3, 4" in claims and "? one seed" in claims and "holds; its control pairs: fails" in claims
     arms = next(text for caption, text in tables.items() if "R@1 of text to video" in caption)
     assert "nst+crd282.0 ± 2.833.3" in arms and "text-only250.5 ± 0.7-" in arms   # n; grounded; R@1, one seed or none
     assert any("two-stage: 81 at 10, 53.5 at 1000; distilled: 60.5 at 10, 83 at 1000" in text for text in told)
