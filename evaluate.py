@@ -1268,10 +1268,11 @@ def span(ends):
 
 
 def said_of(claim):
-    """A claim's verdict in words: what took it away, and controls of it that do not hold."""
+    """A claim's verdict in words: what took it away; if nothing did, the controls that do not hold."""
     lost = claim["verdict"] == "not decided" and {part["verdict"] for part in claim["parts"]} <= {"holds", "-"}
     return (claim["verdict"] + (f", its p after Holm's correction is {claim['holm']:.2g}" if lost else "")
-            + "".join(f"; its control {name}: {verdict}" for name, verdict in claim["controls"].items()))
+            + "".join(f"; its control {name}: {verdict}" for name, verdict in claim["controls"].items()
+                      if claim["verdict"] == "holds"))
 
 
 def markdown_claims(judged):
@@ -1711,14 +1712,14 @@ def report_claims(claims):
         holm = f"{claim['holm']:.2g}" if first and claim["holm"] is not None else ""
         kind = "; ".join(filter(None, (claim["kind"], claim["note"])))
         told = f"{claim['number']}. {claim['text']} ({kind})" if first else f"{claim['number']}, continued"
-        rows.append([told, name, ", ".join(map(str, part["seeds"])) or "-", said,
-                     svg(f"{name}: {said}", "Interval beside zero", 160, 18, *drawn), span(part["nouns"]) or "-", holm,
-                     part["kind"], {"holds": "✓ ", "fails": "✗ "}.get(part["verdict"], "? ") + part["verdict"],
-                     tag("b", said_of(claim)) if first else ""])
+        rows.append([told, tag("b", said_of(claim)) if first else "", name, part["kind"],
+                     {"holds": "✓ ", "fails": "✗ "}.get(part["verdict"], "? ") + part["verdict"], said,
+                     svg(f"{name}: {said}", "Interval beside zero", 160, 18, *drawn), span(part["nouns"]) or "-",
+                     ", ".join(map(str, part["seeds"])) or "-", holm])
         before = claim
     caption = f"Differences in points over seeds; commit {claims['commit'][:10]}; {claims['hardware']}"
-    header = ["claim", "part", "seeds", "mean [95 % interval]", "against zero", "over nouns", "p, Holm", "question",
-              "part's verdict", "verdict"]
+    header = ["claim", "verdict", "part", "question", "part's verdict", "mean [95 % interval]", "against zero",
+              "over nouns", "seeds", "p, Holm"]
     return mark(html_table(caption, header, rows), tag("p", SEE["claims"]))
 
 
@@ -1728,8 +1729,11 @@ def report_arms(claims):
     if not arms:
         return "Arms: a claims.json lists them; `make claims` makes it."
     columns = list(dict.fromkeys(value for found in arms.values() for value in found))
-    rows = [[arm, max(map(len, found.values())), *[show_values([x / 100 for x in found.get(value, [])])
-                                                   for value in columns]] for arm, found in arms.items()]
+    rows = []
+    for arm, found in arms.items():
+        sizes = sorted({len(values) for values in found.values()})
+        rows.append([arm, "-".join(map(str, dict.fromkeys((sizes[0], sizes[-1])))),
+                     *[show_values([x / 100 for x in found.get(value, [])]) for value in columns]])
     return mark(html_table(ARMS_ARE[0].upper() + ARMS_ARE[1:], ["arm", "n", *columns], rows), tag("p", SEE["arms"]))
 
 

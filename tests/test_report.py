@@ -185,7 +185,7 @@ def test_numbers_are_those_of_the_files(made, capsys):
     assert "[+20.5, +26.2]" in claims and "0.012" in claims and "(mechanism; by <b>)" in claims
     assert "0, 1, 2, 3, 4" in claims and "? one seed" in claims and "holds; its control pairs: fails" in claims
     arms = next(text for caption, text in tables.items() if "R@1 of text to video" in caption)
-    assert "nst+crd282.0 ± 2.833.3" in arms and "text-only250.5 ± 0.7-" in arms   # n; grounded; R@1, one seed or none
+    assert "nst+crd1-282.0 ± 2.833.3" in arms and "text-only250.5 ± 0.7-" in arms   # n; grounded; R@1, one seed or none
     assert any("two-stage: 81 at 10, 53.5 at 1000; distilled: 60.5 at 10, 83 at 1000" in text for text in told)
     probes = next(text for caption, text in tables.items() if "linear probe" in caption)
     assert "51.2" in probes and "91.2" in probes
