@@ -572,38 +572,38 @@ def sentence_vectors(hidden, mask):
     return F.normalize((hidden * weights).sum(1) / weights.sum(1).clamp(min=1), dim=-1)      # [B, H]
 
 
-def ranks_of(scores):
-    """Rank, from 1, of each text's own clip: scores [N, N], text i belongs to clip i. Ties count against the text,
-    and so does what is not a number."""
-    own = scores.diagonal()[:, None]
-    return (~(scores < own)).sum(1)
+def search(texts, videos):
+    """Each text's own clip and its best ones: texts, videos [N, D], text i belongs to clip i -> (rank of the own clip,
+    from 1, [N]; the best three clips [N, 3]). Ties count against the text, and so does what is not a number."""
+    ranks, best = [], []
+    for low in range(0, len(texts), 1024):   # the scores of a bank of 30,000 would take 3.6 GB at once
+        scores = texts[low:low + 1024] @ videos.T                                            # [1024, N]
+        own = scores.diagonal(low)[:, None]
+        ranks.append((~(scores < own)).sum(1))
+        best.append(scores.topk(min(3, len(videos))).indices)
+    return torch.cat(ranks).cpu(), torch.cat(best).cpu()
 
 
-def retrieval_metrics(scores, keys=None):
-    """R@1, R@5, R@10 (fractions), median rank, of scores [N, N]; with keys (what each clip shows), also R@1 when only
-    the key must agree, and what a retriever that knows the key and nothing else would score exactly (its chance within
-    it)."""
-    ranks = ranks_of(scores).float()
-    out = {f"R@{k}": float((ranks <= k).float().mean()) for k in (1, 5, 10)} | {"median rank": float(ranks.median())}
-    out["chance R@1"] = 1 / len(scores)
+def retrieval_metrics(ranks, best, keys=None):
+    """R@1, R@5, R@10 (fractions), median rank, of what search returns; with keys (what each clip shows), also R@1 when
+    only the key must agree, and what a retriever that knows the key and nothing else would score exactly (its chance
+    within it)."""
+    out = {f"R@{k}": float((ranks <= k).float().mean()) for k in (1, 5, 10)}
+    out |= {"median rank": float(ranks.float().median()), "chance R@1": 1 / len(ranks)}
     for name, key in (keys or {}).items():
-        best = scores.argmax(1).tolist()
-        out[f"R@1 same {name}"] = float(np.mean([key[i] == key[j] for i, j in enumerate(best)]))
+        out[f"R@1 same {name}"] = float(np.mean([key[i] == key[j] for i, j in enumerate(best[:, 0].tolist())]))
         out[f"exact R@1 knowing {name} alone"] = float(np.mean([1 / key.count(k) for k in key]))
     return out
 
 
-def retrieval_examples(scores, pool, count=12):
+def retrieval_examples(ranks, best, pool, count=12):
     """Texts with their best three clips, for the report: [{"index", "rank", "own": row, "top": [row, row, row]}, ...].
 
     Which texts depends on the size of the pool alone: hits and misses alike, and the same ones for every run.
     """
     chosen = sorted(data.numpy_generator(0, "report").permutation(len(pool))[:count].tolist())
-    out = []
-    for index in chosen:   # row by row: a bank's scores sorted all at once would take several times their memory
-        best, rank = scores[index].topk(min(3, len(pool))).indices, int((~(scores[index] < scores[index, index])).sum())
-        out.append({"index": index, "rank": rank, "own": pool[index], "top": [pool[other] for other in best.tolist()]})
-    return out
+    return [{"index": index, "rank": int(ranks[index]), "own": pool[index],
+             "top": [pool[other] for other in best[index].tolist()]} for index in chosen]
 
 
 def unit(vectors):
@@ -696,9 +696,8 @@ def retrieve(run, data_folder, device, bank=None):
     means, texts, videos = vectors(pool, held_out)
     metrics, ranks, examples = {"chance R@1": 1 / len(pool)}, [], []
     if text_map:
-        scores = (texts @ video_map(videos).T).cpu()
-        ranks = ranks_of(scores).tolist()
-        metrics, examples = retrieval_metrics(scores, keys), retrieval_examples(scores, pool)
+        ranks, best = search(texts, video_map(videos))
+        metrics, examples = retrieval_metrics(ranks, best, keys), retrieval_examples(ranks, best, pool)
     if keys and {"train"} < {row.get("group", "train") for row in pool}:
         known = {row["noun"] for row in pool if row["group"] == "train"}
         nouns = {row["noun"] for row in pool}
@@ -706,10 +705,9 @@ def retrieve(run, data_folder, device, bank=None):
         seen, _, shown = vectors(rows, training)
         guessed = torch.from_numpy(ridge_probe(seen.double().numpy(), shown.double().numpy(), means.double().numpy()))
         new = np.array([row["group"] != "train" for row in pool])
-        ridge = ranks_of(unit(guessed) @ videos.T).numpy()
-        found = ([("", np.array(ranks))] if text_map else []) + [("ridge map, ", ridge)]
-        metrics |= {f"{name}R@1, new nouns": float((some[new] == 1).mean()) for name, some in found}
-    return metrics, ranks, examples, how
+        found = ([("", ranks)] if text_map else []) + [("ridge map, ", search(unit(guessed), videos.cpu())[0])]
+        metrics |= {f"{name}R@1, new nouns": float((some[new] == 1).float().mean()) for name, some in found}
+    return metrics, list(map(int, ranks)), examples, how
 
 
 # ---------------------------------------------------------------------------------------------------------------------

@@ -198,7 +198,7 @@ def validate(args, clips, bert, mlm_head, video_encoder, ids, device, limit=256)
         negatives = torch.roll(torch.arange(count), 1).to(device)
         out["valid_contrastive"] = float(contrastive_loss(args, hidden, video, ~special, negatives, slice(None)))
         clean = bert(tokens.to(device), token_mask)
-        ranks = evaluate.ranks_of(evaluate.sentence_vectors(clean, ~special) @ F.normalize(video, dim=-1).T)
+        ranks, _ = evaluate.search(evaluate.sentence_vectors(clean, ~special), F.normalize(video, dim=-1))
         out["valid_r1"] = float((ranks == 1).float().mean())
         out["valid_median_rank"] = float(ranks.float().median())
         out["valid_pool"] = count

@@ -243,9 +243,17 @@ def test_a_cell_holds_its_own_seed_alone(tmp_path, monkeypatch):
 
 def test_ties_and_what_is_no_number_count_against_a_text():
     scores = torch.tensor([[0.5, 0.5, 0.1], [0.9, 0.2, 0.1], [0.1, 0.2, float("nan")]])
-    assert evaluate.ranks_of(scores).tolist() == [2, 2, 3]
-    pool = [{"video": name} for name in "abc"]
-    assert [row["rank"] for row in evaluate.retrieval_examples(scores, pool)] == [2, 2, 3]
+    assert evaluate.search(scores, torch.eye(3))[0].tolist()[:2] == [2, 2]   # the product of nan with 0 is nan, too
+    assert evaluate.search(torch.tensor([[0.1], [float("nan")]]), torch.tensor([[1.0], [1.0]]))[0].tolist() == [2, 2]
+
+
+def test_search_in_pieces_is_the_whole_search():
+    """1,500 texts are searched in two pieces: against all scores at once, sorted."""
+    texts, videos = torch.randn(2, 1500, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    order = (texts @ videos.T).argsort(1, descending=True)
+    ranks, best = evaluate.search(texts, videos)
+    assert torch.equal(ranks, (order == torch.arange(1500)[:, None]).nonzero()[:, 1] + 1)
+    assert torch.equal(best, order[:, :3])
 
 
 def test_a_ridge_map_is_fitted_on_texts_of_known_nouns_alone():

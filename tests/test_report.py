@@ -317,7 +317,9 @@ def test_ticks_and_thinning():
 def test_retrieval_draws_texts_before_scores():
     pool = [{"video": f"v{number}"} for number in range(50)]
     scores = np.random.default_rng(0).normal(size=(2, 50, 50))
-    first, second = [evaluate.retrieval_examples(evaluate.torch.tensor(some), pool) for some in scores]
+    clips = evaluate.torch.eye(50, dtype=evaluate.torch.float64)
+    first, second = [evaluate.retrieval_examples(*evaluate.search(evaluate.torch.tensor(some), clips), pool)
+                     for some in scores]
     assert [row["index"] for row in first] == [row["index"] for row in second] and len(first) == 12
     for row in first:   # the drawn text's best three, by sorting its scores
         order = sorted(range(50), key=lambda other: -scores[0][row["index"], other])
