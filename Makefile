@@ -5,7 +5,7 @@
 #   make claims SEEDS="11 12 13 14 15" every comparison of the paper in five newly drawn worlds, verdicts; CLAIMS="1 2 9": some
 #   make test                          all tests
 #   make bench                         speed against references; of an idle machine only. BENCH="--only mlm nst": some rows
-#   make DATA=data/howto100m TEXT=data/wiki SIZE=base NPROC=8 teacher distill finetune      (README, "Data": what to fetch)
+#   make DATA=data/howto100m TEXT=data/wiki SIZE=base NPROC=8      the same at paper scale, in runs/howto100m (README, "Data")
 #   make PYTHON=python ...             your own environment instead of .venv
 
 SEED  ?= 0
@@ -18,7 +18,8 @@ TASKS ?= $(if $(MINI),QNLI PIQA,SST-2 QNLI QQP MNLI SQuAD1 SQuAD2 SWAG PIQA TRAC
 FTSEEDS ?= 0
 SIZE  ?= mini
 NPROC ?= 1
-RUN   ?= runs
+# the mini world's runs lie in runs/; another data folder has its own, or make would take a student that is there for its
+RUN   ?= $(if $(filter data/mini,$(DATA)),runs,runs/$(notdir $(DATA)))
 SEEDS ?= 11 12 13 14 15
 STREAMS ?= frame motion
 

@@ -867,8 +867,8 @@ SIDE = {   # arms beyond the paper's claims: `make claims CLAIMS=more`
     "hinge-all-teacher": "teacher.py --contrastive hinge-all",
 }
 
-# Tasks on which every arm is fine-tuned: two ways to ask of behaviours, a sentence and a pair of choices. QNLI, the first
-# choice, takes twice SST-2's time; each halts at its saddle for two of thirty models whose probes read 90 and more.
+# Tasks on which every arm is fine-tuned: two ways to ask of behaviours, a sentence and a pair of choices. QNLI, the
+# first choice, takes twice SST-2's time; each halts at its saddle for two of thirty models whose probes read 90 and more.
 TWO = "SST-2 PIQA"
 BOTH, SEEN = f"grounded {TWO}", "grounded MNLI"
 ORDER = (("nst", "soft-label"), ("nst", "regression"), ("crd", "soft-label"), ("crd", "regression"),
@@ -1326,8 +1326,12 @@ def claims(args):
     used = {key: cell for key, cell in cells.items() if key[0] in ARMS | SIDE and key[1] in seeds}
     other = sorted(key for key in used if used[key]["flags"] != recipe(key[0]))
     used = {key: cell for key, cell in used.items() if key not in other}
-    if not used or args.claims == ["weights"]:
+    if args.claims == ["weights"]:
         return
+    if not used:
+        raise FileNotFoundError(f"no values of worlds {', '.join(map(str, args.seeds or ['1 to 99']))} made with the "
+                                f"arms' flags; `make claims` makes them, --seeds names worlds")
+
     def begun(name):
         return any(judge(part, used, seeds)["n"] for part in CLAIMS[name][3])
     names = [name for name in names if name in CLAIMS and (args.claims or begun(name))]
@@ -2005,7 +2009,7 @@ def main(argv=None):
     judges.add_argument("--runs", default="runs/claims", help="folder of world-SEED/ARM runs and values/")
     judges.add_argument("--seeds", nargs="+", type=int, help="worlds (default: of those there, 1 to 99)")
     judges.add_argument("--claims", nargs="+", help=f"of: {', '.join(CLAIMS)}, weights, more (default: all claims)")
-    judges.add_argument("--values", help="judge this folder or JSON-lines file instead of RUNS/values; --out alone is written")
+    judges.add_argument("--values", help="judge this folder or JSON-lines file instead; writes nothing but --out")
     judges.add_argument("--out", help="the JSON file (default: RUNS/claims.json)")
     judges.add_argument("--markdown", action="store_true", help="print the claims as the README has them, and stop")
     judges.add_argument("--width", type=int, help="characters a line (default: the terminal's)")
