@@ -201,6 +201,15 @@ def test_table_and_files_are_rebuilt_from_values(tmp_path, capsys):
         evaluate.main(["claims", "--values", str(tmp_path / "none.jsonl")])
 
 
+def test_readme_says_what_the_kept_values_say(capsys):
+    """The README's table of claims against the values it was made from, judged again here."""
+    readme, kept_values = (ROOT / "README.md").read_text(encoding="utf-8"), ROOT / "tests" / "claims.jsonl"
+    evaluate.main(["claims", "--values", str(kept_values), "--markdown", "--claims", "1", "2", "9", "10"])
+    rows = capsys.readouterr().out.splitlines()
+    assert len(rows) > 4 and [row for row in rows if row not in readme] == []
+    assert all(cell["flags"] == evaluate.recipe(cell["arm"]) for cell in evaluate.read_values(kept_values).values())
+
+
 def test_the_grid_names_the_best_ratio(tmp_path, capsys):
     for seed, shift in ((100, 0.0), (101, 0.02)):
         for ratio, x in ((3, 0.6), (10, 0.8), (30, 0.7)):
