@@ -1361,7 +1361,9 @@ def claims(args):
     if not names or (args.values and not args.out):   # no claim, or values of others: what was judged before stays
         return
     if not args.values:
-        kept = [cell for (arm, seed), cell in cells.items() if seed in seeds or arm in GRID]
+        kept = [cell for (arm, seed), cell in cells.items() if seed in seeds and arm not in GRID]
+        kept += [{**cell, "tasks": {task: {"dev": got["dev"]} for task, got in cell["tasks"].items()}, "probe": {},
+                  "retrieval": {}} for (arm, _), cell in cells.items() if arm in GRID]   # what chose the ratios
         data.write_text(Path(args.runs) / "values.jsonl", "".join(json.dumps(cell) + "\n" for cell in kept))
     out = Path(args.out or Path(args.runs) / "claims.json")
     out.parent.mkdir(parents=True, exist_ok=True)

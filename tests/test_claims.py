@@ -181,9 +181,11 @@ def test_table_and_files_are_rebuilt_from_values(tmp_path, capsys):
             kept(tmp_path, arm, seed, cell(arm, seed, x + 0.003 * (seed - 1) ** 2))
     for seed in (0, 100):   # worlds on which settings were chosen: judged only when they are named
         kept(tmp_path, "nst+crd", seed, cell("nst+crd", seed, 0.1))
+    kept(tmp_path, "nst@3", 100, cell("nst@3", 100, 0.6))
     kept(tmp_path, "text-only", 4, {**cell("text-only", 4, 0.1), "flags": "distill.py --objective none --lr 1"})
     evaluate.main(["claims", "--runs", str(tmp_path), "--claims", "2", "--width", "200"])
     first = capsys.readouterr().out
+    assert re.search(r"^   nst@3 +60\.0 \(60\.0\)", first, re.M)
     assert re.search(r"^2\. .*: HOLDS, p ", first, re.M) and re.search(r"^pairs\. .*: HOLDS$", first, re.M)
     assert "seed 1: 80.0, 52.0  seed 2: 80.3, 52.3  seed 3: 81.2, 53.2" in first and "n=3  +28.0 [+28.0, +28.0]" in first
     made = json.loads((tmp_path / "claims.json").read_text())
