@@ -72,13 +72,11 @@ def matthews(labels, predictions):
 
 def pearson(labels, predictions):
     """Pearson correlation; nan where one side is constant or has fewer than two entries: it is then not defined."""
-    # in float64: fp32 scores lose digits
-    labels, predictions = np.asarray(labels, np.float64), np.asarray(predictions, np.float64)
-    if len(labels) < 2 or np.ptp(labels) == 0 or np.ptp(predictions) == 0:
+    if len(labels) < 2:
         return math.nan
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")   # scipy warns of nearly constant input; its value is still the definition's
-        return float(scipy.stats.pearsonr(labels, predictions)[0])
+        warnings.simplefilter("ignore")   # scipy warns of constant input; of nearly constant one its value still holds
+        return float(scipy.stats.pearsonr(np.asarray(labels, np.float64), np.asarray(predictions, np.float64))[0])
 
 
 def spearman(labels, predictions):
@@ -224,13 +222,13 @@ def answer_scores(golds, text):
 
 
 def squad_exact(golds, answers):
-    """Share of answers that equal one of their golds. golds: a list of texts a question; nan of nothing."""
-    return float(np.mean([answer_scores(*both)[0] for both in zip(golds, answers)])) if len(golds) else math.nan
+    """Share of answers that equal one of their golds, a list of texts a question."""
+    return statistics.fmean(answer_scores(*both)[0] for both in zip(golds, answers))
 
 
 def squad_f1(golds, answers):
-    """Mean F1 of answers. golds: a list of texts a question; nan of nothing."""
-    return float(np.mean([answer_scores(*both)[1] for both in zip(golds, answers)])) if len(golds) else math.nan
+    """Mean F1 of answers; golds: a list of texts a question."""
+    return statistics.fmean(answer_scores(*both)[1] for both in zip(golds, answers))
 
 
 SQUAD = [("f1", squad_f1), ("exact", squad_exact)]
@@ -330,9 +328,12 @@ def run_facts(run):
     return data.read_json(path, "the stage") if path.exists() else {}
 
 
-def run_name(run):
-    """A run's row name: "name" in its args.json if there is one, else the folder's name."""
-    return run_facts(run).get("name") or Path(run).resolve().name
+def names_of(runs, given=None):
+    """Row names of runs: the given ones, else their folders' names; the path where two have the same."""
+    if given and len(given) != len(runs):
+        raise ValueError(f"--names gives {len(given)} names for {len(runs)} runs")
+    names = given or [Path(run).resolve().name for run in runs]
+    return [name if names.count(name) == 1 else str(run) for name, run in zip(names, runs)]
 
 
 def read_log(run):
@@ -345,7 +346,8 @@ def read_log(run):
 def seconds_by_stage(run):
     """Seconds spent on a run -> {"pretraining": s, "fine-tuning": s}; a stage that left no time is absent.
 
-    log.jsonl counts from 0 again after each restart, so the last value before every such fall is added up.
+    log.jsonl counts from 0 again after each restart, so the last value before every such fall is added up (one that
+    first logs later than it had got before cannot be told from going on).
     """
     out, clock = {}, [line["seconds"] for line in read_log(run) if "seconds" in line]
     if clock:
@@ -358,16 +360,13 @@ def seconds_by_stage(run):
 # Intervals and verdicts. Everything here is in points (x 100).
 
 
-def t_interval(values, confidence=0.95):
-    """Student's t interval of the mean of independent values. Returns (mean, low, high); low and high are nan for
+def t_interval(values):
+    """Student's 95 % interval of the mean of independent values. Returns (mean, low, high); low and high are nan for
     fewer than two values, which say nothing about their spread."""
-    values = [float(value) for value in values]
-    if not values:
-        return math.nan, math.nan, math.nan
-    mean = statistics.fmean(values)
     if len(values) < 2:
-        return mean, math.nan, math.nan
-    half = scipy.stats.t.ppf((1 + confidence) / 2, len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
+        return (values[0] if values else math.nan), math.nan, math.nan
+    mean = statistics.fmean(values)
+    half = scipy.stats.t.ppf(0.975, len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
     return mean, mean - half, mean + half
 
 
@@ -397,7 +396,8 @@ def cells_of(results):
     """One run's results -> {(task, column): [{"seed", "value", "chance", "stuck", "split_dev"}, ...]}, values x 100.
 
     Mini tasks (their metrics have parts) give a column a part of the test split; real ones the dev split, a second
-    dev split where there is one, and the test split only where it has labels and there is no dev split.
+    dev split where there is one, and the test split only where it has labels and there is no dev split. MNLI's model
+    also has GLUE-diagnostics' coarse categories (Matthews correlation), TRACIE's the scores of score_tracie.
     """
     def points(value):
         return None if value is None else 100 * value
@@ -411,10 +411,16 @@ def cells_of(results):
                 splits = [split for split in metrics if split.startswith("dev")] or ["test"]
                 found = {split: (single_number(task, metrics[split]), metrics[split]["chance"])
                          for split in splits if split in metrics}
-            for column, (value, chance) in found.items():
-                cells.setdefault((task, column), []).append(
-                    {"seed": metrics["seed"], "value": points(value), "chance": points(chance),
-                     "stuck": metrics["majority"], "split_dev": metrics.get("split_dev", False)})
+            found = {(task, column): pair for column, pair in found.items()}
+            found |= {("diagnostics", name): (metrics["categories"][name]["matthews"], 0.0)
+                      for name in COARSE if name in metrics.get("categories", {})}
+            if task.startswith("TRACIE"):
+                found |= {(task, name): (metrics["test"][name], None) for name in ("start", "end", "story")
+                          if name in metrics.get("test", {})}
+            for key, (value, chance) in found.items():
+                cells.setdefault(key, []).append(
+                    {"seed": metrics["seed"], "value": points(value), "chance": points(chance), "stuck":
+                     metrics["majority"], "split_dev": metrics.get("split_dev", False) and not parts})
     return cells
 
 
@@ -438,9 +444,10 @@ def show_cell(entries):
     return f"{cell['mean']:.1f}{spread}{marks}"
 
 
-def print_columns(names, columns, width):
-    """Prints rows under columns [(heading, [cell a row])], as many columns side by side as fit into `width`."""
-    first = max(map(len, names))
+def print_columns(names, columns, width=None):
+    """Prints rows under columns [(heading, [cell a row])], as many columns side by side as fit into `width` characters
+    (None: the terminal's)."""
+    first, width = max(map(len, names)), width or shutil.get_terminal_size((120, 24)).columns
     while columns:
         taken, used = [], first
         while columns and (not taken or used + 2 + max(map(len, [columns[0][0], *columns[0][1]])) <= width):
@@ -455,7 +462,8 @@ def print_columns(names, columns, width):
 
 def table_keys(rows):
     """The (task, column) of a table with these rows, each a run's cells, in the order they stand in."""
-    return [(task, column) for task in METRICS for column in PARTS + ("dev", "dev-mismatched", "test")
+    columns = PARTS + ("dev", "dev-mismatched", "test", "start", "end", "story") + COARSE
+    return [(task, column) for task in METRICS for column in columns
             if any((task, column) in cells for cells in rows)]
 
 
@@ -467,9 +475,7 @@ def key_chance(rows, key):
 
 def table(args):
     """`evaluate.py table`: chance and one row a run, from the metrics.json files that exist."""
-    names = args.names or [run_name(run) for run in args.runs]
-    if len(names) != len(args.runs):
-        raise ValueError(f"--names gives {len(names)} names for {len(args.runs)} runs")
+    names = names_of(args.runs, args.names)
     missing = [run for run in args.runs if not Path(run).is_dir()]
     if missing:
         raise FileNotFoundError(f"no run folder {', '.join(missing)}; `python finetune.py --model RUN` fills one")
@@ -481,7 +487,7 @@ def table(args):
 
     columns = [(" ".join(key), [key_chance(rows, key)] + [show_cell(cells.get(key)) for cells in rows]) for key in keys]
     print("x 100; mean ± standard deviation over seeds\n")
-    print_columns(["chance", *names], columns, args.width or shutil.get_terminal_size((120, 24)).columns)
+    print_columns(["chance", *names], columns, args.width)
     entries = [(name, key, entry) for name, cells in zip(names, rows) for key in keys for entry in cells.get(key, [])]
     stuck = sorted({f"{name} {key[0]} seed {entry['seed']}" for name, key, entry in entries if entry["stuck"]})
     if stuck:
@@ -518,7 +524,7 @@ def show_values(values):
 
 def results_with(runs, wanted, made_by):
     """[(row name, task, metrics of its seeds)] of runs that have what `wanted(metrics)` looks for, else an error."""
-    found = [(run_name(run), task, chosen) for run in runs for task, seeds in read_results(run).items()
+    found = [(name, task, chosen) for name, run in zip(names_of(runs), runs) for task, seeds in read_results(run).items()
              if (chosen := [metrics for metrics in seeds if wanted(metrics)])]
     if not found:
         raise FileNotFoundError(f"nothing of it under {', '.join(runs)}; {made_by}")
@@ -542,7 +548,7 @@ def show_diagnostics(args):
             columns.append((f"{run} {key}", [show_values([metrics["categories"][name][key] for metrics in seeds
                                                           if name in metrics["categories"]]) for name in names]))
     print("GLUE-diagnostics by a model fine-tuned on MNLI; x 100; mean ± standard deviation over seeds\n")
-    print_columns(names, columns, args.width or shutil.get_terminal_size((120, 24)).columns)
+    print_columns(names, columns, args.width)
     print("chance: accuracy of always answering the category's most common label (its Matthews correlation is 0)")
     print("seeds: " + ", ".join(f"{run} {len(seeds)}" for run, _, seeds in found))
 
@@ -559,7 +565,7 @@ def show_tracie(args):
     columns.append(("seeds", [str(len(seeds)) for _, _, seeds in found]))
     print("TRACIE, test split; x 100; mean ± standard deviation over seeds; chance 50, for whole stories next to 0\n")
     print_columns([f"{run} {task}" for run, task, _ in found], columns,
-                  args.width or shutil.get_terminal_size((120, 24)).columns)
+                  args.width)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -652,9 +658,9 @@ def text_to_video(run):
 
 
 @torch.no_grad()
-def retrieve(run, data_folder, device, bank=None):
-    """Text-to-video retrieval of a run: its texts, its teacher's video encoder. Returns (metrics, ranks [N], examples
-    (see retrieval_examples), how texts and videos meet (see text_to_video)).
+def retrieve(run, data_folder, bank=None):
+    """Text-to-video retrieval of a run: its texts, its teacher's video encoder. Returns (metrics, ranks [N], how texts
+    and videos meet (see text_to_video)), and writes them with some examples to RUN/retrieval.json.
 
     The pool: a clip bank (`data.py bank`); None: the data folder's retrieval.json (the mini world's), and where it has
     none, the opening of each held-out video. In the mini world a ridge map from mean hidden state to video vector,
@@ -666,7 +672,7 @@ def retrieve(run, data_folder, device, bank=None):
     video_encoder, settings = model.load_video_encoder(Path(teacher) / "model" / "video_encoder.pt")
     if not settings["trained"]:
         raise ValueError(f"{teacher} is a text-only teacher: there is no video encoder to search with")
-    bert.eval().to(device), video_encoder.eval().to(device)
+    bert.eval(), video_encoder.eval()
     tokenizer = data.load_tokenizer(Path(run) / "model")
     held_out, training = [data.Clips(data_folder, split, settings["streams"], tokenizer, config.block,
                                      settings["max_steps_clip"], settings["frames"]) for split in ("valid", "train")]
@@ -686,8 +692,7 @@ def retrieve(run, data_folder, device, bank=None):
         """Mean hidden states [N, H], text vectors in the space of search [N, D], unit video vectors [N, H]."""
         means, texts, videos = [], [], []   # texts stays empty where there is no text map
         for low in range(0, len(rows), 256):   # a bank's features need not fit in memory
-            tokens, mask, features, step_mask = [tensor.to(device) for tensor in
-                                                 data.bank_batch(rows[low:low + 256], clips, tokenizer)]
+            tokens, mask, features, step_mask = data.bank_batch(rows[low:low + 256], clips, tokenizer)
             hidden, counts = bert(tokens, mask), ~data.special_mask(tokens, data.special_ids(tokenizer))
             means.append(sentence_vectors(hidden, counts))                                   # [256, H]
             texts += [sentence_vectors(text_map(hidden), counts)] if text_map else []
@@ -705,9 +710,12 @@ def retrieve(run, data_folder, device, bank=None):
         seen, _, shown = vectors(rows, training)
         guessed = torch.from_numpy(ridge_probe(seen.double().numpy(), shown.double().numpy(), means.double().numpy()))
         new = np.array([row["group"] != "train" for row in pool])
-        found = ([("", ranks)] if text_map else []) + [("ridge map, ", search(unit(guessed), videos.cpu())[0])]
+        found = ([("", ranks)] if text_map else []) + [("ridge map, ", search(unit(guessed), videos)[0])]
         metrics |= {f"{name}R@1, new nouns": float((some[new] == 1).float().mean()) for name, some in found}
-    return metrics, list(map(int, ranks)), examples, how
+    ranks = list(map(int, ranks))
+    data.write_json(Path(run) / "retrieval.json", {**metrics, "how": how, "ranks": ranks, "data": str(data_folder),
+                                                   "examples": examples})
+    return metrics, ranks, how
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -736,13 +744,13 @@ def ridge_probe(train_x, train_y, test_x):
 
 
 @torch.no_grad()
-def noun_vectors(folder, nouns, device):
+def noun_vectors(folder, nouns):
     """The hidden state of each noun, averaged over the mini world's sentences around it. Returns float64 [N, H].
 
     Sentences name every action equally often; the model has seen their like in pretraining.
     """
     config, bert, _ = model.load_hf(folder)
-    bert.eval().to(device)
+    bert.eval()
     tokenizer = data.load_tokenizer(folder)
     texts, places = [], []
     for noun in nouns:
@@ -753,18 +761,19 @@ def noun_vectors(folder, nouns, device):
     length = max(map(len, texts))
     tokens = torch.tensor([ids + [config.pad_token_id] * (length - len(ids)) for ids in texts])
     mask = tokens != config.pad_token_id
-    hidden = torch.cat([bert(t.to(device), m.to(device))[torch.arange(len(t)), p].cpu() for t, m, p in
+    hidden = torch.cat([bert(t, m)[torch.arange(len(t)), p] for t, m, p in
                         zip(tokens.split(1024), mask.split(1024), torch.tensor(places).split(1024))])
     return hidden.view(len(nouns), -1, hidden.shape[1]).mean(1).double().numpy()
 
 
-def probe(run, world, device):
+def probe(run, world):
     """Accuracy of a linear probe of each property from the noun's hidden state, fitted on task-train nouns.
 
-    Returns {property: {"validation": accuracy, "test": ..., "unfilmed": ...}}; chance is 1 / number of values.
+    Returns {property: {"validation": accuracy, "test": ..., "unfilmed": ...}}, and writes it to RUN/probe.json. Chance
+    is 1 / number of values.
     """
     nouns = list(world["nouns"])
-    vectors = noun_vectors(Path(run) / "model", nouns, device)
+    vectors = noun_vectors(Path(run) / "model", nouns)
     group = np.array([world["nouns"][noun]["group"] for noun in nouns])
     out = {}
     for name, (_, values) in world["properties"].items():
@@ -773,21 +782,14 @@ def probe(run, world, device):
         scores = ridge_probe(vectors[group == "train"], targets[group == "train"], vectors)
         right = scores.argmax(1) == truth
         out[name] = {g: float(right[group == g].mean()) for g in ("validation", "test", "unfilmed")}
+    data.write_json(Path(run) / "probe.json", out)
     return out
 
 
-def keep_retrieval(run, folder, bank=None):
-    """RUN/retrieval.json of a run; returns what retrieve returns."""
-    metrics, ranks, examples, how = retrieve(run, folder, torch.device("cpu"), bank)
-    data.write_json(Path(run) / "retrieval.json", {**metrics, "how": how, "ranks": ranks, "data": str(folder),
-                                                   "examples": examples})
-    return metrics, ranks, examples, how
-
-
 def show_retrieval(args):
-    """`retrieve`: prints the metrics of each run, and writes them to RUN/retrieval.json."""
+    """`retrieve`: prints the metrics of each run, which then lie in RUN/retrieval.json, too."""
     for run in args.runs:
-        metrics, ranks, _, how = keep_retrieval(run, args.data, args.bank)
+        metrics, ranks, how = retrieve(run, args.data, args.bank)
         print(f"{run}: text -> video, {how}" + (f", {len(ranks)} clips" if ranks else ": its objectives share no "
               "coordinates with the video space"))
         for name, value in metrics.items():
@@ -795,19 +797,15 @@ def show_retrieval(args):
 
 
 def show_probes(args):
-    """`probe`: prints probe accuracy on unseen nouns, a row a run, a column a property; writes RUN/probe.json."""
+    """`probe`: accuracy on unseen nouns, a row a run, a column a property; probe writes it to RUN/probe.json."""
     world = data.read_json(Path(args.data) / "world.json", "python data.py mini")
-    names = list(world["properties"])
+    rows = {"chance": {name: 1 / len(values) for name, (_, values) in world["properties"].items()}}
+    for name, run in zip(names_of(args.runs), args.runs):
+        probed = probe(run, world)
+        for group in ("test", "unfilmed"):
+            rows[f"{name}, {group} nouns"] = {key: found[group] for key, found in probed.items()}
     print("linear probe of the noun's hidden state, fitted on task-train nouns, accuracy in %")
-    print(f"{'':<28}" + "".join(f"{name:>10}" for name in names))
-    chance = [100 / len(values) for _, values in world["properties"].values()]
-    print(f"{'chance':<28}" + "".join(f"{value:>10.1f}" for value in chance))
-    for run in args.runs:
-        result = probe(run, world, torch.device("cpu"))
-        data.write_json(Path(run) / "probe.json", result)
-        for group, called in (("test", "test nouns"), ("unfilmed", "unfilmed nouns")):
-            print(f"{Path(run).name + ', ' + called:<28}"
-                  + "".join(f"{100 * result[name][group]:>10.1f}" for name in names))
+    print_columns(list(rows), [(key, [f"{100 * row[key]:.1f}" for row in rows.values()]) for key in rows["chance"]])
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -1042,13 +1040,6 @@ def plan(path, runs, cells, python):
     return len(todo)
 
 
-def rounded(value):
-    """The same JSON value with numbers of five digits: what lies in a value file, so that it stays small."""
-    if isinstance(value, dict):
-        return {key: rounded(entry) for key, entry in value.items()}
-    return round(value, 5) if isinstance(value, float) else value
-
-
 def make_cell(args):
     """`cell`: gathers what is known of one arm in one world into its value file, and says how far `make claims` is."""
     run, folder = Path(args.runs) / f"world-{args.seed}" / args.arm, f"data/mini-{args.seed}"
@@ -1063,16 +1054,19 @@ def make_cell(args):
     given = facts["arguments"]
     teacher = run if "contrastive" in given else given["objective"] and given["teacher"]   # false: a student of none
     video = teacher and run_facts(teacher)["arguments"]["contrastive"] != "none"   # True: there is a video encoder
-    searched, _, _, how = keep_retrieval(run, folder) if video else ({}, [], [], "not defined")
-    probed = probe(run, data.read_json(Path(folder) / "world.json", "python data.py mini"), torch.device("cpu"))
-    data.write_json(run / "probe.json", probed)
+    searched, _, how = retrieve(run, folder) if video else ({}, [], "not defined")
+    probed = probe(run, data.read_json(Path(folder) / "world.json", "python data.py mini"))
     file = value_file(args.runs, args.arm, args.seed)
     file.parent.mkdir(parents=True, exist_ok=True)
-    data.write_json(file, rounded({
-        "arm": args.arm, "seed": args.seed, "flags": recipe(args.arm), "commit": facts.get("commit"),
-        "hardware": facts.get("hardware"), "threads": facts.get("threads"), "seconds": seconds_by_stage(run),
-        "tasks": tasks, "probe": probed, "retrieval": {"how": how, **searched},
-        **{"mlm": line["valid_mlm"] for line in read_log(run) if "valid_mlm" in line}}))   # the last
+    written = [facts, *[run_facts(path.parent) for path in run.glob(f"finetune/*/seed-{args.seed}/metrics.json")]]
+    commits = dict.fromkeys(f"{made.get('commit')}{' with changes' * bool(made.get('uncommitted changes'))}"
+                            for made in written)
+    found = {"arm": args.arm, "seed": args.seed, "flags": recipe(args.arm), "commit": "/".join(commits),
+             "hardware": facts.get("hardware"), "threads": facts.get("threads"), "seconds": seconds_by_stage(run),
+             "tasks": tasks, "probe": probed, "retrieval": {"how": how, **searched},
+             **{"mlm": line["valid_mlm"] for line in read_log(run) if "valid_mlm" in line}}   # the last
+    # numbers of five digits, so that a file stays small
+    data.write_json(file, json.loads(json.dumps(found), parse_float=lambda text: round(float(text), 5)))
     shown = ", ".join(f"{task} {100 * tasks[task]['grounded']['accuracy']:.1f}" for task in tasks)
     listed, progress = Path(args.runs) / "plan.mk", ""
     if listed.exists():
@@ -1187,9 +1181,9 @@ def judge(part, cells, seeds):
         out["verdict"] = "holds" if at_chance(mean, low, high) else "not decided" if low <= 0 <= high else "fails"
     elif pairs:
         against, verdict = QUESTIONS[question]
-        error = statistics.stdev(differences) / math.sqrt(len(pairs))
-        out["p"] = (float(2 * scipy.stats.t.sf(abs(mean - against) / error, len(pairs) - 1)) if error else
-                    float(mean == against))
+        error = statistics.stdev(differences) / math.sqrt(len(pairs)) or 1e-9
+        toward = against - mean if question == "no better" else mean - against   # what points the other way has p 1
+        out["p"] = min(1.0, float(2 * scipy.stats.t.sf(toward / error, len(pairs) - 1)))   # 2: as the interval says
         out["verdict"] = verdict(low, high)
     if "hinge" in a and pairs:
         above = [got for seed in seeds if (got := measured(cells, "hinge-teacher", seed, value))]
@@ -1320,12 +1314,11 @@ def claims(args):
         print(f"{len(cells)} cells of (arm, seed), {todo} to run: {args.plan}")
         return
     cells = read_values(args.values or Path(args.runs) / "values")
+    other = sorted(key for key, cell in cells.items() if key[0] in ARMS | SIDE | GRID and cell["flags"] != recipe(key[0]))
     if not args.markdown:
-        show_grid(cells)
+        show_grid({key: cell for key, cell in cells.items() if key not in other})
     seeds = args.seeds or sorted({seed for _, seed in cells if 0 < seed < 100})   # on others settings were chosen
-    used = {key: cell for key, cell in cells.items() if key[0] in ARMS | SIDE and key[1] in seeds}
-    other = sorted(key for key in used if used[key]["flags"] != recipe(key[0]))
-    used = {key: cell for key, cell in used.items() if key not in other}
+    used = {key: cell for key, cell in cells.items() if key[0] in ARMS | SIDE and key[1] in seeds and key not in other}
     if args.claims == ["weights"]:
         return
     if not used:
@@ -1343,7 +1336,7 @@ def claims(args):
     print_claims(judged)
     print(f"\nEvery arm: {ARMS_ARE}\n")
     print_columns(list(rows), [(value, [show_values([x / 100 for x in rows[arm].get(value, [])]) for arm in rows])
-                               for value in SHOWN], args.width or shutil.get_terminal_size((120, 24)).columns)
+                               for value in SHOWN], args.width)
     used = list(used.values())
     stuck = [f"{cell['arm']} {task} seed {cell['seed']}" for cell in used for task, got in cell["tasks"].items()
              if got.get("stuck")]
@@ -1376,6 +1369,7 @@ def claims(args):
 # Report: one HTML file that needs nothing else. All text passes through `mark`, which escapes what is not Raw.
 
 REPORT_BYTES, CLIP_BYTES, CLIP_SECONDS = 8_000_000, 6_000_000, 4   # of the page, of its clips in base64, of one clip
+TITLE = "VidLanKD: what these runs did"
 WIDTH = 360   # of a plot in units that are pixels on a phone, so that its letters are as large there as elsewhere
 CURVES = {    # key in log.jsonl -> (title, what it should do)
     "contrastive": ("Contrastive loss", "Text and video of a clip find each other (section 3.2): it falls."),
@@ -1391,28 +1385,29 @@ CURVES = {    # key in log.jsonl -> (title, what it should do)
 }
 SEE = {   # under the pictures: what the reader should see, and where the paper speaks of it
     "report":
-        "Every number and picture here comes from the files of the runs named below. Nothing quotes the paper's "
-        "figures; section numbers are those of the VidLanKD paper (arXiv 2107.02681).",
+        "Every number and picture here comes from the files of the runs named below; claims, arms and forgetting, where "
+        "they stand, from claims.json, which pools several worlds. Nothing quotes the paper's figures; section numbers "
+        "are those of the VidLanKD paper (arXiv 2107.02681).",
     "mini":
         " A mini world holds knowledge that only video carries: it shows whether the mechanism transfers it, not "
         "whether HowTo100M improves GLUE.",
     "runs":
         "Two runs compare fairly where only the flags under test differ: those rows are shaded below.",
     "results":
-        "Hollow dots are seeds, the full one is their mean, the bar its 95 % interval (from two seeds on). The "
-        "paper's comparison (section 4) is a distilled student against one that read the same text alone. On a mini "
+        "Hollow dots are fine-tuning seeds, the full one is their mean, the bar its 95 % interval (from two seeds on): "
+        "of one pretrained model, so that it says nothing of another pretraining or world. The paper's comparison (section 4) is a distilled student against one that read the same text alone. On a mini "
         "task the student should lead where only video holds the answer (grounded), lose nothing where language "
         "decides (ungrounded), and all should stand at chance on nouns that no clip shows (unfilmed): what one gains "
         "there is not knowledge.",
     "claims":
-        "Each claim of the paper (section 4) is one difference between two arms, seed by seed. Better holds where "
-        "the whole bar is right of zero and fails where it ends below 2 points; not worse holds where it starts above "
-        "-2 and fails where it ends below 0; no better holds where it ends below 2 and fails where it starts above 0; "
-        "no effect holds where the bar contains zero and the mean is within 4 points, and fails where it does not "
-        "contain zero; all else is not decided. A claim holds if its parts do, also after Holm's correction over the "
-        "claims. Controls have no correction: of six, some part misses by chance one time in four. The interval over "
-        "nouns asks whether other nouns of the same worlds would say the same. A mechanism is what a mini world can "
-        "show; a magnitude needs the paper's scale.",
+        "Each claim of the paper (section 4) is one difference between two arms, world by world. Better holds where "
+        "the whole bar is right of zero, else fails where it ends below 2 points; not worse holds where it starts above "
+        "-2, else fails where it ends below 0; no better holds where it ends below 2, else fails where it starts above "
+        "0. No effect holds where nothing speaks against it: the bar contains zero and the mean is within 4 points (a "
+        "wide bar says little); it fails where the bar does not contain zero. All else is not decided. A claim holds if "
+        "its parts do, also after Holm's correction over the claims. Controls and hinge rows are not corrected: a "
+        "control's part misses by chance one time in twenty. The interval over nouns asks whether other nouns of the "
+        "same worlds would say the same. A mechanism is what a mini world can show; a magnitude needs the paper's scale.",
     "arms":
         "The same model, trained in other ways; what each claim subtracts stands here by itself. A student of a good "
         "teacher (section 3.3) should be far above 50 on grounded questions, and its words' vectors should tell what "
@@ -1430,7 +1425,7 @@ SEE = {   # under the pictures: what the reader should see, and where the paper 
         "What a word's vector tells of the thing, read off by a linear map that never saw these nouns. No text of the "
         "mini world says any of it: the teacher (section 3.2) should be far above chance on test nouns, a distilled "
         "student (section 3.3) close to it, the text-only student at chance. What no clip shows nobody can know: on "
-        "unfilmed nouns every dot should lie near the dashed line.",
+        "unfilmed nouns every dot should lie near the dashed line (there are 32 of them: within 18 points).",
     "Pretraining":
         "Circles are held-out values; lines are training batches, of long runs their means. Every loss should fall "
         "and flatten while its circles stay close; circles that rise away from the line mean that the run learns its "
@@ -1721,7 +1716,8 @@ def report_claims(claims):
                      svg(f"{name}: {said}", "Interval beside zero", 160, 18, *drawn), span(part["nouns"]) or "-",
                      ", ".join(map(str, part["seeds"])) or "-", holm])
         before = claim
-    caption = f"Differences in points over seeds; commit {claims['commit'][:10]}; {claims['hardware']}"
+    commits = "/".join(commit[:10] for commit in claims["commit"].split("/"))
+    caption = f"Differences in points over seeds; commit {commits}; {claims['hardware']}"
     header = ["claim", "verdict", "part", "question", "part's verdict", "mean [95 % interval]", "against zero",
               "over nouns", "seeds", "p, Holm"]
     return mark(html_table(caption, header, rows), tag("p", SEE["claims"]))
@@ -1743,17 +1739,13 @@ def report_arms(claims):
 
 def report_forgetting(claims):
     """Two-stage pretraining against distillation over the length of the text stage."""
-    curve, names = claims.get("curve") or {}, ("two-stage", "distilled")
-    steps = curve.get("steps", [])
-    series, spread = [], []
-    for colour, name in enumerate(names):
-        values = curve.get(name) or []
-        kept = [(step, [value for value in some or [] if value is not None]) for step, some in zip(steps, values)]
-        ends = [(step, *t_interval(some)) for step, some in kept if some]
+    curve, series, spread = claims.get("curve"), [], []
+    if not curve:
+        return "Forgetting curve: it is drawn from claim 3, which `make claims CLAIMS=3` runs."
+    for colour, name in enumerate(CURVE):
+        ends = [(step, *t_interval(some)) for step, some in zip(curve["steps"], curve[name]) if some]
         series.append((name, colour, [(step, mean) for step, mean, _, _ in ends], False))
         spread += [(colour, step, low, high) for step, _, low, high in ends if not math.isnan(low)]
-    if not any(points for *_, points, _ in series):
-        return "Forgetting curve: it is drawn from claim 3, which `make claims CLAIMS=3` runs."
     note = "Grounded questions, x 100: mean over seeds and its 95 % interval."
     return mark(tag("div", line_plot("Two-stage against distilled", note, series, "steps of the text stage", spread),
                     class_="plots"), tag("p", SEE["forgetting"]))
@@ -1764,7 +1756,7 @@ def curves_of(folder):
     out = {}
     for line in read_log(folder):
         for key, value in line.items():
-            if key not in ("step", "seconds", "lr") and isinstance(value, (int, float)) and math.isfinite(value):
+            if key not in ("step", "seconds", "lr") and type(value) in (int, float) and math.isfinite(value):   # no bool
                 out.setdefault(key, {})[line.get("step", 0)] = value
     return {key: list(points.items()) for key, points in out.items()}
 
@@ -1807,23 +1799,16 @@ def report_probes(runs, names):
              for index, (name, run) in enumerate(zip(names, runs)) if (Path(run) / "probe.json").exists()}
     if not found:
         return f"Probes: python evaluate.py probe {' '.join(map(str, runs))} makes them (mini world only)."
-    properties = list(dict.fromkeys(name for _, probed in found.values() for name in probed))
-    worlds = [data.read_json(path, "python data.py mini").get("properties", {}) for run in runs
-              if (path := Path(run_facts(run).get("arguments", {}).get("data") or "") / "world.json").exists()]
-    chance = {name: 100 / len(values) for world in worlds for name, (_, values) in world.items()}
-    rows, plots = [], []
-    for group, called in (("test", "test nouns"), ("unfilmed", "unfilmed nouns")):
-        members = {name: [(run, index, [100 * probed[name][group]]) for run, (index, probed) in found.items()
-                          if group in probed.get(name, {})] for name in properties}
-        rows += [[f"{run}, {called}", *[f"{100 * probed[name][group]:.1f}" if group in probed.get(name, {}) else "-"
-                                        for name in properties]] for run, (_, probed) in found.items()]
-        if any(members.values()):
-            plots.append(interval_plot(f"Probes on {called}", "Dashed: chance." * bool(chance),
-                                       [(name, chance.get(name), members[name]) for name in properties]))
-    if chance:
-        rows.insert(0, ["chance", *[f"{chance[name]:.1f}" if name in chance else "-" for name in properties]])
+    chance = {name: 100 / len(data.PROPERTIES[name][1]) for name in next(iter(found.values()))[1]}
+    rows, plots = [["chance", *[f"{value:.1f}" for value in chance.values()]]], []
+    for group in ("test", "unfilmed"):
+        rows += [[f"{run}, {group} nouns", *[f"{100 * probed[name][group]:.1f}" for name in chance]]
+                 for run, (_, probed) in found.items()]
+        plots.append(interval_plot(f"Probes on {group} nouns", "Dashed: chance.", [
+            (name, chance[name], [(run, index, [100 * probed[name][group]]) for run, (index, probed) in found.items()])
+            for name in chance]))
     return mark(html_table("Accuracy in % of a linear probe of the noun's hidden state, fitted on other nouns",
-                           ["run", *properties], rows), tag("div", *plots, class_="plots"), tag("p", SEE["probes"]))
+                           ["run", *chance], rows), tag("div", *plots, class_="plots"), tag("p", SEE["probes"]))
 
 
 def clip_bytes(path, start, end):
@@ -1895,6 +1880,7 @@ def report_retrieval(runs, names, count, videos=None):
                                  for key, value in got.items() if isinstance(value, (int, float))))
     rows = [[key, *["-" if (value := got.get(key)) is None else f"{value:.1f}" if key == "median rank" else
                     f"{100 * value:.1f} %" for got in found.values()]] for key in metrics]
+    rows.append(["how text and video meet", *[got.get("how", "-") for got in found.values()]])
     out = [html_table("Text to video on held-out clips", ["measure", *found], rows)]
     texts = {}   # (data folder, index, text) -> {name: example}: runs that searched the same pool share a text
     for name, got in found.items():
@@ -1924,7 +1910,7 @@ def report_retrieval(runs, names, count, videos=None):
                 tag("button", "Pause all clips", id="play", type="button", hidden=True), *articles,
                 tag("p", SEE["retrieval"])]
     else:
-        out.append(tag("p", f"No clips: python evaluate.py retrieve {runs[0]} of this version draws texts to show."))
+        out.append(tag("p", "No clips: none of these runs puts texts beside videos."))
     return mark(*out)
 
 
@@ -1936,11 +1922,7 @@ def report(args):
     runs = [run for run in given if any((Path(run) / name).exists() for name in ("args.json", "finetune"))]
     if missing or not runs:
         raise FileNotFoundError(f"no run folder {', '.join(missing) or 'in runs/'}; `make` fills some")
-    names = args.names or [run_name(run) for run in runs]
-    if len(names) != len(runs):
-        raise ValueError(f"--names gives {len(names)} names for {len(runs)} runs")
-    names = [name if names.count(name) == 1 else run for name, run in zip(names, runs)]
-    claims = read_claims(runs, args.claims)
+    names, claims = names_of(runs, args.names), read_claims(given, args.claims)
     parts = [("runs", "What was run", report_runs(runs, names)), ("results", "Results", report_results(runs, names)),
              ("claims", "Claims", report_claims(claims)), ("arms", "Every arm", report_arms(claims)),
              ("forgetting", "Forgetting", report_forgetting(claims)),
@@ -1952,13 +1934,13 @@ def report(args):
         shown.append(("missing", "Not in this report", tag("ul", *[tag("li", text) for text in left_out])))
     about = SEE["report"] + SEE["mini"] * any(run_facts(run).get("arguments", {}).get("size") == "mini" for run in runs)
     body = mark(tag("a", "Skip to the runs", href="#main", class_="skip"),
-                tag("header", tag("h1", args.title), tag("p", about), tag("nav", tag("ul", *[
+                tag("header", tag("h1", TITLE), tag("p", about), tag("nav", tag("ul", *[
                     tag("li", tag("a", title, href=f"#{name}")) for name, title, _ in shown]), aria_label="Sections")),
                 tag("main", *[tag("section", tag("h2", title, id=f"{name}-title"), text, id=name,
                                   aria_labelledby=f"{name}-title") for name, title, text in shown], id="main"),
                 tag("footer", tag("p", f"Written by evaluate.py report, {time.strftime('%Y-%m-%d %H:%M')}.")))
     page = mark(Raw('<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" '
-                    'content="width=device-width, initial-scale=1">'), tag("title", args.title),
+                    'content="width=device-width, initial-scale=1">'), tag("title", TITLE),
                 Raw(f'<link rel="icon" href="data:,"><style>{STYLE}</style></head><body>'), body,
                 Raw(f"<script>{SCRIPT}</script></body></html>\n"))
     size = len(page.encode())
@@ -1977,18 +1959,16 @@ def report(args):
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
-    tables = commands.add_parser("table", help="a row a run, a column a task")
-    tables.add_argument("runs", nargs="+", help="run folders, in the order of the rows")
-    tables.add_argument("--names", nargs="+", help="row names (default: the run's own)")
-    tables.add_argument("--width", type=int, help="characters a line (default: the terminal's)")
-    tables.add_argument("--csv", help="also write every seed's value here")
-    tables.add_argument("--json", help="also write the cells here")
-    tables.set_defaults(function=table)
-    for name, function, text in (("diagnostics", show_diagnostics, "GLUE-diagnostics of MNLI's model, by category"),
+    for name, function, text in (("table", table, "a row a run, a column a task"),
+                                 ("diagnostics", show_diagnostics, "GLUE-diagnostics of MNLI's model, by category"),
                                  ("tracie", show_tracie, "TRACIE's four scores")):
         command = commands.add_parser(name, help=text)
-        command.add_argument("runs", nargs="+", help="run folders")
+        command.add_argument("runs", nargs="+", help="run folders, in the order of the rows")
         command.add_argument("--width", type=int, help="characters a line (default: the terminal's)")
+        if name == "table":
+            command.add_argument("--names", nargs="+", help="row names (default: the folders')")
+            command.add_argument("--csv", help="also write every seed's value here")
+            command.add_argument("--json", help="also write the cells here")
         command.set_defaults(function=function)
     for name, function, text in (("retrieve", show_retrieval, "text-to-video retrieval on held-out clips"),
                                  ("probe", show_probes, "linear probes of the mini world's properties")):
@@ -2000,9 +1980,8 @@ def main(argv=None):
         command.set_defaults(function=function)
     reports = commands.add_parser("report", help="one HTML file with everything the run folders hold, clips included")
     reports.add_argument("runs", nargs="*", help="run folders (default: those in runs/)")
-    reports.add_argument("--names", nargs="+", help="their names (default: the run's own)")
+    reports.add_argument("--names", nargs="+", help="their names (default: the folders')")
     reports.add_argument("--out", help="the file (default: report.html beside the first run)")
-    reports.add_argument("--title", default="VidLanKD: what these runs did")
     reports.add_argument("--texts", type=int, default=12, help="texts whose clips are shown (at most 12)")
     reports.add_argument("--videos", help="the folder of videos (default: videos in the data folder retrieve used)")
     reports.add_argument("--claims", help="what `claims` wrote (default: claims.json beside the runs)")

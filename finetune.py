@@ -17,10 +17,8 @@ Sections: readers, the task table, token ids, SQuAD, settings, one fine-tuning r
 Axes: B rows of the batch, C candidate texts a row (1 but for multiple choice), L tokens, H width.
 """
 import argparse
-import bisect
 import csv
 import dataclasses
-import functools
 import hashlib
 import itertools
 import json
@@ -139,11 +137,11 @@ def read_diagnostics(folder, split):
     return examples
 
 
-def json_row(path, number, line, *keys):
-    """A line of JSON as a dict, every one of whose keys holds text."""
+def json_row(path, number, line, *keys, kinds=str):
+    """A line of JSON as a dict, every one of whose keys holds text, or one of `kinds`."""
     try:
         row = json.loads(line)
-        if not all(isinstance(row[key], str) for key in keys):
+        if not all(isinstance(row[key], kinds) for key in keys):
             raise TypeError("not text")
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise ValueError(f"{path}, line {number}: expected a JSON object with {', '.join(keys)} ({error})") from None
@@ -227,8 +225,7 @@ class Task:
     kind: str           # classification, regression, choice (a softmax over candidate texts), or span (SQuAD)
     labels: tuple       # as the files write them, in the order of the model's outputs; the range of a regression
     read: Callable      # (folder, split) -> [Example]
-    rows: dict          # rows of the published files, to notice a wrong download
-    splits: tuple = ("train", "dev", "test")
+    rows: dict          # split -> rows of its published file, to notice a wrong download; None: not known
     folders: tuple = ()  # under --data, besides the task's own name and that in lower case
     answered_by: str = None  # the task whose model answers it; nothing is trained on it
 
@@ -253,11 +250,11 @@ TASKS = {
     "QQP": Task("classification", ("0", "1"), glue("question1", "question2", label="is_duplicate", skip_short=True),
                 sizes(363846, 40430, 390965)),
     "MNLI": Task("classification", NLI, glue("sentence1", "sentence2", label="gold_label", files=MNLI_FILES),
-                 MNLI_ROWS, splits=tuple(MNLI_ROWS)),
+                 MNLI_ROWS),
     # one set of pairs in two files, without labels (for GLUE's server) and with labels and categories
     "AX": Task("classification", NLI, glue("sentence1", "sentence2", files={"test": "AX.tsv"}), {"test": 1104},
-               splits=("test",), answered_by="MNLI"),
-    "diagnostics": Task("classification", NLI, read_diagnostics, {"test": 1104}, splits=("test",), answered_by="MNLI"),
+               answered_by="MNLI"),
+    "diagnostics": Task("classification", NLI, read_diagnostics, {"test": 1104}, answered_by="MNLI"),
     "QNLI": Task("classification", ENTAILMENT, glue("question", "sentence"), sizes(104743, 5463, 5463)),
     "RTE": Task("classification", ENTAILMENT, glue("sentence1", "sentence2"), sizes(2490, 277, 3000)),
     "WNLI": Task("classification", ("0", "1"), glue("sentence1", "sentence2"), sizes(635, 71, 146)),
@@ -269,7 +266,7 @@ TASKS = {
     "SQuAD2": Task("span", (), lambda folder, split: read_squad(folder, split, "v2.0"), sizes(130319, 11873, None),
                    folders=("squad", "SQuAD")),
     # a premise-hypothesis pair: (query, story); published without a dev split. The plain name is the mini world's.
-    "TRACIE": Task("classification", ("negative", "positive"), tracie("tracie_train.txt"), {}),
+    "TRACIE": Task("classification", ("negative", "positive"), tracie("tracie_train.txt"), sizes(None, None, None)),
     "TRACIE-iid": Task("classification", ("negative", "positive"), tracie("tracie_train.txt"), sizes(1174, None, 4248),
                        folders=("TRACIE/iid", "tracie/iid", "iid")),
     "TRACIE-uniform-prior": Task("classification", ("negative", "positive"), tracie("tracie_train_uniform_prior.txt"),
@@ -322,13 +319,7 @@ def read_split(name, folder, split):
     examples = TASKS[name].read(folder, split)
     path, meta = folder / f"{split}.meta.jsonl", None
     if path.exists():
-        meta = []
-        for number, line in numbered_lines(path):
-            try:
-                row = json.loads(line)
-                meta.append({**row, "label": row["label"]})
-            except (json.JSONDecodeError, KeyError, TypeError) as error:
-                raise ValueError(f"{path}, line {number}: expected an object with a label ({error})") from None
+        meta = [json_row(path, number, line, "label", kinds=(str, int)) for number, line in numbered_lines(path)]
         if len(meta) != len(examples):
             raise ValueError(f"{path} has {len(meta)} rows, expected {len(examples)}, as the {split} file beside it")
         for number, (example, row) in enumerate(zip(examples, meta), 1):
@@ -336,7 +327,7 @@ def read_split(name, folder, split):
                 raise ValueError(f"{path}, line {number}: label {row['label']!r}, expected {example.label!r} as in "
                                  f"{example.where}")
         examples = [example._replace(label=str(row["label"])) for example, row in zip(examples, meta)]
-    elif split in TASKS[name].rows and TASKS[name].rows[split] not in (None, len(examples)):
+    elif TASKS[name].rows[split] not in (None, len(examples)):
         print(f"note: {name} {split} has {len(examples):,} rows, the published file {TASKS[name].rows[split]:,}")
     return examples, targets_of(name, examples), meta
 
@@ -350,18 +341,13 @@ class Rows:
     t = row x C + candidate is ids[starts[t]:starts[t + 1]], its second segment begins seconds[t] further on."""
 
     def __init__(self, examples, targets, tokenizer, max_length):
-        self.targets, self.candidates = targets, len(examples[0].texts)
-        special = data.special_ids(tokenizer)
-        pairs = [pair for example in examples for pair in example.texts]
-        firsts = encoded(tokenizer, (first for first, _ in pairs))
-        seconds = encoded(tokenizer, (second for _, second in pairs if second is not None))
-        pieces, begins = [], []
-        for (_, second), first in zip(pairs, firsts):
-            a, b = truncate(first.ids, None if second is None else next(seconds).ids, max_length)
-            head = [special["cls"], *a, special["sep"]]
-            begins.append(len(head))
-            pieces.append(np.array(head + ([] if b is None else [*b, special["sep"]]), dtype=np.int32))
-        self.ids, self.seconds, self.pad = np.concatenate(pieces), np.array(begins), special["pad"]
+        self.targets, self.candidates, self.pad = targets, len(examples[0].texts), data.special_ids(tokenizer)["pad"]
+        texts = [first if second is None else (first, second) for example in examples for first, second in example.texts]
+        tokenizer.enable_truncation(max_length)   # the longer of two loses its end until they are equal, then both do
+        pieces, begins = zip(*[(np.array(one.ids, dtype=np.int32), one.type_ids.count(0))
+                               for one in encoded(tokenizer, texts)])
+        tokenizer.no_truncation()                 # SQuAD's contexts are cut into windows instead
+        self.ids, self.seconds = np.concatenate(pieces), np.array(begins)
         self.starts = np.concatenate([[0], np.cumsum([len(piece) for piece in pieces])])
         self.lengths = np.diff(self.starts).reshape(-1, self.candidates).max(1)   # [rows], the longest candidate's
 
@@ -382,22 +368,10 @@ class Rows:
 
 
 def encoded(tokenizer, texts, **flags):
-    """Yields the bare encoding of each text; a thousand at a time, since an Encoding is far larger than its ids."""
+    """Yields the encoding of each text or pair; a thousand at a time, since an Encoding is far larger than its ids."""
     texts = iter(texts)
     while some := list(itertools.islice(texts, 1024)):
-        yield from tokenizer.encode_batch(some, add_special_tokens=False, **flags)
-
-
-def truncate(a, b, max_length):
-    """Cuts token lists so that with [CLS] and [SEP]s they fit: the longer loses its end until they are equal, then both
-    do. An odd token is the longer one's, at a tie the second's (as in the tokenizers library)."""
-    if b is None:
-        return a[:max_length - 2], None
-    room = max_length - 3
-    if len(a) + len(b) <= room:
-        return a, b
-    short = min(len(a), len(b), room // 2)
-    return (a[:room - short], b[:short]) if len(a) > len(b) else (a[:short], b[:room - short])
+        yield from tokenizer.encode_batch(some, **flags)
 
 
 def length_sorted_batches(lengths, batch, seed, epoch, step=8):
@@ -460,6 +434,8 @@ def read_squad(folder, split, version):
                     raise ValueError(f"{where}: {len(answers)} answers" + f", is_impossible {impossible}" * version2)
                 label = answers[0][0] if answers else ""
                 examples.append(Example([(question, context)], label, name, where, tuple(answers)))
+    if not examples:
+        raise ValueError(f"{path} has no questions")
     if len({example.row for example in examples}) < len(examples):
         print(f"note: {path} repeats question ids; predictions are kept by id, so the last of each counts")
     return examples
@@ -480,15 +456,14 @@ class Windows(Rows):
         asked = min(QUESTION_PIECES, max_length - 3 - stride)   # short windows: less, so that no piece is stepped over
         contexts = {example.texts[0][1]: None for example in examples}
         words = ([match[0] for match in WORD.finditer(context)] for context in contexts)
-        bar = functools.partial(tqdm, leave=False, disable=None)
-        for context, out in bar(zip(contexts, encoded(tokenizer, words, is_pretokenized=True)), total=len(contexts),
-                                desc="word pieces", unit="context"):
+        bare = {"add_special_tokens": False}
+        for context, out in zip(contexts, encoded(tokenizer, words, is_pretokenized=True, **bare)):
             contexts[context] = np.array(out.ids, dtype=np.int32), np.array(out.word_ids, dtype=np.int32)
-        questions = encoded(tokenizer, (example.texts[0][0] for example in examples))
-        answers = encoded(tokenizer, (example.label if train else "" for example in examples))
+        questions = encoded(tokenizer, (example.texts[0][0] for example in examples), **bare)
+        answers = encoded(tokenizer, (example.label if train else "" for example in examples), **bare)
         self.documents, pieces, rows, skipped = contexts, [], [], []
-        for index, (example, question, answer) in enumerate(bar(zip(examples, questions, answers), total=len(examples),
-                                                                desc="windows", unit="question")):
+        for index, (example, question, answer) in enumerate(zip(
+                tqdm(examples, desc="windows", unit="question", leave=False, disable=None), questions, answers)):
             document, piece_word = contexts[example.texts[0][1]]
             span = None
             if train and example.label:
@@ -532,7 +507,7 @@ def answer_span(example, document, piece_word, answer):
     text, start = example.answers[0]
     matches = list(WORD.finditer(example.texts[0][1]))
     begins = [match.start() for match in matches]
-    first, last = [max(bisect.bisect_right(begins, place) - 1, 0) for place in (start, start + len(text) - 1)]
+    first, last = np.maximum(np.searchsorted(begins, [start, start + len(text) - 1], side="right") - 1, 0)
     if " ".join(text.split()) not in " ".join(match[0] for match in matches[first:last + 1]):
         return None
     low, high = np.searchsorted(piece_word, [first, last + 1])
@@ -618,9 +593,8 @@ def span_answers(windows, scores, null_threshold=None):
         if null_threshold is not None:
             best.setdefault("", tuple(null))
         best = best or {"": (0.0, 0.0)}
-        total = np.array([start + end for start, end in best.values()])
-        probability = np.exp(total - total.max()) / np.exp(total - total.max()).sum()
-        lists.append([{"text": text, "probability": float(p), "start_logit": float(start), "end_logit": float(end)}
+        probability = torch.tensor([start + end for start, end in best.values()], dtype=torch.float64).softmax(0).tolist()
+        lists.append([{"text": text, "probability": p, "start_logit": float(start), "end_logit": float(end)}
                       for (text, (start, end)), p in zip(best.items(), probability)])
         answer = next((text for text in best if text), "")
         if null_threshold is not None:
@@ -782,10 +756,9 @@ def scores_of(kind, bert, head, batch, candidates):
 
 def loss_of(kind, scores, targets):
     """Summed loss: squared error, or cross-entropy over the classes or candidates; span: mean of start's and end's."""
-    if kind == "span":
-        return F.cross_entropy(scores, targets, reduction="sum") / 2                # over L; targets: [B, 2]
-    return F.mse_loss(scores, targets, reduction="sum") if kind == "regression" else \
-        F.cross_entropy(scores, targets, reduction="sum")
+    if kind == "regression":
+        return F.mse_loss(scores, targets, reduction="sum")
+    return F.cross_entropy(scores, targets, reduction="sum") / (2 if kind == "span" else 1)   # span: targets [B, 2]
 
 
 @torch.no_grad()
@@ -954,9 +927,6 @@ def finetune(settings, splits, rows, config, bert, encoder, processes, folder, l
         if asked == name:   # one answer for a whole split: stuck at a constant; 0.01 of STS-B's five points is one, too
             constant = np.ptp(answers) <= 0.01 if kind == "regression" else len(set(answers)) == 1
             metrics["majority"] |= bool(constant) and len(answers) > 1
-        undefined = [key for key, _ in evaluate.METRICS[asked] if metrics[split][key] is None]
-        if undefined and processes.master:
-            print(f"{name} seed {seed}: {', '.join(undefined)} of {split} not defined, all predictions are equal")
 
     # --- save: metrics.json last, it says that the rest is there
     metrics["seconds"] = round(time.time() - start, 2)
@@ -982,12 +952,12 @@ def summary(metrics):
 
 
 def load_task(args, name):
-    """All splits of a task that have a file -> (folder, {split: (examples, targets, meta)}); says which are missing."""
+    """All splits of a task that have a file -> {split: (examples, targets, meta)}; says which are missing."""
     folder = task_folder(args.data, name)
     if folder is None:
         raise FileNotFoundError(f"no folder {name} under {args.data}; {GET}")
     splits = {}
-    for split in TASKS[name].splits:
+    for split in TASKS[name].rows:
         if split == "train" and args.split_dev:
             continue
         try:
@@ -1013,7 +983,7 @@ def load_task(args, name):
         raise ValueError(f"{folder}: no labelled rows to train on")
     if args.train_limit and args.train_limit < len(splits["train"][0]):
         splits["train"] = tuple(None if part is None else part[:args.train_limit] for part in splits["train"])
-    return folder, splits
+    return splits
 
 
 def main(argv=None):
@@ -1030,7 +1000,7 @@ def main(argv=None):
         raise FileNotFoundError(f"no task folder under {args.data}; `python data.py mini` makes data/mini/tasks")
     weights = next((model_folder / name for name in ("pytorch_model.bin", "model.safetensors")
                     if (model_folder / name).exists()), model_folder / "config.json")
-    weights_hash, loaded = data.file_hash(weights), None
+    weights_hash, bert = data.file_hash(weights), None
     config = model.BertConfig.from_dict(data.read_json(model_folder / "config.json", "distill.py"))
 
     for name in names:
@@ -1038,6 +1008,9 @@ def main(argv=None):
         folder = task_folder(args.data, name)
         files = [path for place in (folder, *[place for _, place in also_answered(args.data, name)]) if place
                  for path in sorted(place.glob("[!.]*.*")) if path.is_file()]   # not what a file manager writes
+        if folder and name.startswith("TRACIE"):   # what its reader looks for beside the folder
+            files += [path for path in (folder.parent / "iid" / "tracie_test.txt", folder.parent / "test.jsonl")
+                      if path.exists() and path not in files]
         digest = hashlib.sha256("".join(map(data.file_hash, files)).encode()).hexdigest() if folder else None
         todo = []
         for seed in args.seed:
@@ -1058,7 +1031,7 @@ def main(argv=None):
 
         # --- data, once for all seeds
         try:
-            folder, splits = load_task(args, name)
+            splits = load_task(args, name)
         except FileNotFoundError as error:
             if args.task:
                 raise
@@ -1071,14 +1044,13 @@ def main(argv=None):
                 for split, (examples, targets, _) in splits.items()}
 
         # --- model, once for all tasks
-        if loaded is None:
+        if bert is None:
             config, bert, _ = model.load_hf(model_folder)
+            bert.to(processes.device)
             if tokenizer.get_vocab_size() > config.vocab_size:
                 raise ValueError(f"{model_folder}: vocab.txt has {tokenizer.get_vocab_size()} entries, the model "
                                  f"{config.vocab_size}")
             encoder = {key: value.clone() for key, value in bert.state_dict().items()}
-            loaded = config, bert.to(processes.device), encoder
-        config, bert, encoder = loaded
         for settings, place in todo:
             metrics = finetune(settings, splits, rows, config, bert, encoder, processes, place, args.log_every)
             print(summary(metrics), flush=True)

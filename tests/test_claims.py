@@ -84,6 +84,17 @@ def test_verdicts_of_questions(question, differences, verdict):
     assert evaluate.judge(("grounded PIQA", "nst", "text-only", question), cells, [0, 1, 2])["verdict"] == verdict
 
 
+def test_a_difference_the_other_way_is_no_evidence():
+    """A claim's p is of its own side: what is surely the opposite has p 1, and no place before others in Holm's order."""
+    cells = keyed(*[cell("nst", seed, 0.3 + 0.001 * seed) for seed in range(3)],
+                  *[cell("text-only", seed, 0.5) for seed in range(3)])
+    p = {question: evaluate.judge(("grounded PIQA", "nst", "text-only", question), cells, [0, 1, 2])["p"]
+         for question in ("better", "not worse", "no better")}
+    assert p["better"] == p["not worse"] == 1.0 and p["no better"] < 1e-4
+    same = keyed(*[cell(arm, seed, 0.5) for seed in range(3) for arm in ("nst", "text-only")])   # no spread at all
+    assert evaluate.judge(("grounded PIQA", "nst", "text-only", "better"), same, [0, 1, 2])["p"] == 1.0
+
+
 def test_one_seed_has_no_verdict_but_a_noun_interval():
     cells = keyed(cell("nst+crd", 0, 0.8, spread=0.1), cell("text-only", 0, 0.5))
     part = evaluate.judge(("grounded PIQA", "nst+crd", "text-only", "better"), cells, [0])
@@ -244,12 +255,14 @@ def test_a_cell_holds_its_own_seed_alone(tmp_path, monkeypatch):
         parts = {split: {"grounded": {"accuracy": accuracy}} for split in ("dev", "test")}
         data.write_json(place / "metrics.json", {"task": "QNLI", "seed": seed, "seconds": 1, "parts": parts,
                                                  "majority": seed == 3})
-    data.write_json(run / "args.json", {"arguments": {"objective": []}})
+    data.write_json(run / "args.json", {"arguments": {"objective": []}, "commit": "abc"})
+    data.write_json(place / "args.json", {"commit": "abd", "uncommitted changes": True})
     Path("data/mini-3").mkdir(parents=True)
     data.write_json("data/mini-3/world.json", {})
     evaluate.make_cell(argparse.Namespace(runs="runs", arm="text-only", seed=3))
     made = json.loads(evaluate.value_file("runs", "text-only", 3).read_text())
     assert made["tasks"]["QNLI"] == {"dev": {"accuracy": 0.6}, "grounded": {"accuracy": 0.6}, "stuck": True}
+    assert made["commit"] == "abc/abd with changes"   # of pretraining and of fine-tuning
 
 
 def test_ties_and_what_is_no_number_count_against_a_text():

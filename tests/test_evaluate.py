@@ -195,6 +195,36 @@ def test_table_shows_mean_deviation_and_stuck_seeds(tmp_path, capsys):
     assert len(rows) == 10 and rows[0]["column"] == "dev" and float(rows[0]["value"]) == pytest.approx(70)
 
 
+def test_runs_of_one_name_stay_apart(tmp_path, capsys):
+    for world, value in (("world-1", 0.6), ("world-2", 0.8)):
+        write(tmp_path / world / "nst+crd", "QNLI", 0, {"grounded": value})
+    runs = [str(tmp_path / world / "nst+crd") for world in ("world-1", "world-2")]
+    evaluate.main(["table", *runs, "--json", str(tmp_path / "cells.json")])
+    cells = json.loads((tmp_path / "cells.json").read_text())
+    assert {name: cell["QNLI grounded"]["mean"] for name, cell in cells.items()} == pytest.approx(dict(zip(runs, (60, 80))))
+    out = capsys.readouterr().out
+    assert all(run in out for run in runs)
+
+
+def test_analysis_sets_are_columns_of_the_table(tmp_path, capsys):
+    """MNLI's model with GLUE-diagnostics' categories, and TRACIE's scores, of mini and of real files."""
+    categories = {"overall": {"matthews": 0.3}, "Knowledge": {"matthews": 0.25}, "Logic: Negation": {"matthews": 0.9}}
+    write(tmp_path / "real", "MNLI", 0, dev={"accuracy": 0.8, "n": 9, "chance": 0.3}, categories=categories)
+    told = {"accuracy": 0.7, "n": 8, "chance": 0.5, "start": 0.625, "end": None, "story": 0.125}
+    write(tmp_path / "real", "TRACIE-iid", 0, test=told)
+    write(tmp_path / "mini", "TRACIE", 0, {"grounded": 0.875}, test=told)
+    evaluate.main(["table", str(tmp_path / "real"), str(tmp_path / "mini"), "--width", "250"])
+    heading, chance, real, mini = capsys.readouterr().out.splitlines()[2:6]
+    assert heading.split() == (
+        "MNLI dev diagnostics Knowledge TRACIE grounded TRACIE start TRACIE end TRACIE story TRACIE-iid test TRACIE-iid "
+        "start TRACIE-iid end TRACIE-iid story").split()
+    assert real.split()[1:] == ("80.0 (n=1) 25.0 (n=1) not run not run not run not run 70.0 (n=1) 62.5 (n=1) not defined "
+                                "12.5 (n=1)").split()
+    assert mini.split()[1:] == ("not run not run 87.5 (n=1) 62.5 (n=1) not defined 12.5 (n=1) not run not run not run "
+                                "not run").split()
+    assert chance.split()[1:] == "30.0 0.0 50.0 - - - 50.0 - - -".split()
+
+
 def test_table_says_what_is_missing(tmp_path):
     with pytest.raises(SystemExit, match="no run folder"):
         evaluate.main(["table", str(tmp_path / "nowhere")])

@@ -80,7 +80,7 @@ def make_runs(folder, names=("text-only", "student")):
         "claims": [{"number": "1", "text": "student > text-only", "kind": "mechanism", "note": "by <b>", "controls": {"pairs": "fails"},
                     "parts": [part, alone], "verdict": "holds", "holm": 0.0123, "of": 10}],
         "curve": {"steps": [10, 100, 1000], "two-stage": [[80, 82], [70, 71], [55, 52]],
-                  "distilled": [[60, 61], [70, None], [84, 82]]}})
+                  "distilled": [[60, 61], [70, 72], [84, 82]]}})
     return [str(folder / "runs" / run) for run in names]
 
 
@@ -268,6 +268,16 @@ def test_what_is_missing_is_named(tmp_path, capsys):
     page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
     assert [text for tag, _, text, _ in page.every("h2")] == ["What was run", "Not in this report"]
     assert len(page.every("li")) == 2 + 7   # the sections' links; what is left out
+
+
+def test_claims_are_found_in_any_folder_that_is_given(tmp_path, capsys):
+    """`report runs/*` after `make claims`: runs/claims is no run, but holds claims.json."""
+    runs = make_runs(tmp_path)
+    (tmp_path / "runs" / "claims").mkdir()
+    (tmp_path / "runs" / "claims.json").rename(tmp_path / "runs" / "claims" / "claims.json")
+    evaluate.main(["report", str(tmp_path / "runs" / "claims"), *runs])
+    assert "left out" not in capsys.readouterr().out
+    assert "Differences in points over seeds" in (tmp_path / "runs" / "report.html").read_text(encoding="utf-8")
 
 
 def test_size_is_kept(made, tmp_path, monkeypatch):

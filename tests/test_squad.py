@@ -88,6 +88,7 @@ def changed(change):
     (b"[]", "dev-v2.0.json: no data"),
     (changed(lambda f, p, q: f.pop("data")), "dev-v2.0.json: no data"),
     (changed(lambda f, p, q: f.update(data={})), "data is dict, expected list"),
+    (changed(lambda f, p, q: f.update(data=[])), "dev-v2.0.json has no questions"),
     (changed(lambda f, p, q: f["data"].append({})), "article 2: no paragraphs"),
     (changed(lambda f, p, q: p.pop("context")), "article 1, paragraph 1: no context"),
     (changed(lambda f, p, q: p.update(context=None)), "paragraph 1: context is NoneType, expected str"),

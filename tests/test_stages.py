@@ -381,7 +381,7 @@ def test_students_search_as_their_objective_says(mini, taught, tmp_path, objecti
     run = tmp_path / "run"
     distill.main(["--teacher", str(taught), "--text", str(mini / "text"), "--out", str(run), *STUDENT, "--objective",
                   objective, "--head", head, "--size", "mini"])
-    metrics, ranks, _, how = evaluate.retrieve(run, mini, torch.device("cpu"))
+    metrics, ranks, how = evaluate.retrieve(run, mini)
     assert 0 <= metrics["ridge map, R@1, new nouns"] <= 1
     if objective == "nst":
         assert how == "not defined" and ranks == [] and "R@1" not in metrics
@@ -408,7 +408,7 @@ def test_students_search_as_their_objective_says(mini, taught, tmp_path, objecti
             videos.append(linear("teacher", video / video.norm()))
     scores = [[float(text @ video / text.norm() / video.norm()) for video in videos] for text in texts]
     (tmp_path / "bank.json").write_text(json.dumps(pool[:40]))
-    _, ranks, _, _ = evaluate.retrieve(run, mini, torch.device("cpu"), tmp_path / "bank.json")
+    _, ranks, _ = evaluate.retrieve(run, mini, tmp_path / "bank.json")
     for index in range(40):
         own = scores[index][index]
         assert sum(s > own + 1e-5 for s in scores[index]) + 1 <= ranks[index] <= sum(s >= own - 1e-5 for s in scores[index])

@@ -401,6 +401,24 @@ def test_tracie_runs_through(tmp_path, real_data, tiny, task):
     assert [row["label"] for row in rows] == [{"positive": "entailment", "negative": "contradiction"}[s] for s in said]
 
 
+@pytest.mark.parametrize("later", ["iid/tracie_test.txt", "test.jsonl"])
+def test_a_test_file_beside_tracies_folder_is_noticed(tmp_path, tiny, capsys, later):
+    """The public splits share one test file, which is not in uniform-prior's own folder."""
+    folder = tmp_path / "data" / "TRACIE" / "uniform-prior"
+    folder.mkdir(parents=True)
+    line = "event: he {} starts before he sleeps story: a day .\tanswer: {}\n"
+    (folder / "tracie_train_uniform_prior.txt").write_text(
+        "".join(line.format(index, ("positive", "negative")[index % 2]) for index in range(8)))
+    out, metrics = start(tiny, tmp_path / "data", "TRACIE-uniform-prior", tmp_path)
+    assert "test" not in metrics and not (out / "TRACIE.jsonl").exists()
+    found = folder.parent / later
+    found.parent.mkdir(exist_ok=True)
+    found.write_text(line.format(9, "positive") if later.endswith("txt") else
+                     json.dumps({"query": "event: he wakes starts before he sleeps", "story": "a day ."}) + "\n")
+    start(tiny, tmp_path / "data", "TRACIE-uniform-prior", tmp_path)
+    assert "data_sha256 changed" in capsys.readouterr().out and len(lines_of(out / "TRACIE.jsonl")) == 1
+
+
 def test_swag_runs_through(tmp_path, real_data, tiny):
     root = tmp_path / "data" / "SWAG"
     root.mkdir(parents=True)
