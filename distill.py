@@ -377,8 +377,8 @@ def main(argv=None):
                              f"{train.inner + 2} tokens")
         config.block = train.inner + 2
         model.set_dropout(config, student, args.dropout)
-        if data.file_hash(Path(args.init) / "vocab.txt") != data.file_hash(Path(args.text) / "vocab.txt"):
-            raise ValueError(f"--init {args.init} has another vocab.txt than {args.text}")
+        if data.tokenizer_hash(data.load_tokenizer(args.init)) != data.tokenizer_hash(tokenizer):
+            raise ValueError(f"--init {args.init} splits text into other tokens than {args.text} was")
     else:
         student = model.Bert(config)
         mlm_head = model.MLMHead(config, student.tokens)
@@ -386,9 +386,9 @@ def main(argv=None):
     teacher = None
     if args.objective:
         teacher_config, teacher, teacher_mlm_head = model.load_hf(Path(args.teacher) / "model")
-        if data.file_hash(Path(args.teacher) / "model" / "vocab.txt") != data.file_hash(Path(args.text) / "vocab.txt"):
-            raise ValueError(f"the teacher {args.teacher} and the text {args.text} have different vocabularies; run "
-                             f"`python data.py text --vocab {args.teacher}/model/vocab.txt ...`")
+        if data.tokenizer_hash(data.load_tokenizer(Path(args.teacher) / "model")) != data.tokenizer_hash(tokenizer):
+            raise ValueError(f"the teacher {args.teacher} and the text {args.text} have different vocabularies, or one "
+                             f"is cased; run `python data.py text --vocab {args.teacher}/model/vocab.txt ...`")
         if config.block > teacher_config.block:
             raise ValueError(f"blocks of {config.block} tokens, but the teacher never saw a text longer than "
                              f"{teacher_config.block}: its later positions are untrained")

@@ -1853,7 +1853,7 @@ def show_clip(row, badges, folder, cache):
     again = key in cache
     if not again:
         paths = sorted(path for path in Path(folder).glob(f"{glob.escape(row['video'])}.*")
-                       if path.suffix not in (".json", ".csv", ".srt", ".vtt"))
+                       if path.suffix.lower() not in data.NO_FILM)
         try:
             coded = clip_bytes(paths[0], row["start"], row["end"]) if paths else b""
             cache[key] = ("data:video/mp4;base64," + base64.b64encode(coded).decode() if coded else

@@ -141,7 +141,7 @@ def json_row(path, number, line, *keys, kinds=str):
     """A line of JSON as a dict, every one of whose keys holds text, or one of `kinds`."""
     try:
         row = json.loads(line)
-        if not all(isinstance(row[key], kinds) for key in keys):
+        if not all(isinstance(row[key], kinds) and data.is_unicode(str(row[key])) for key in keys):
             raise TypeError("not text")
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise ValueError(f"{path}, line {number}: expected a JSON object with {', '.join(keys)} ({error})") from None
@@ -406,6 +406,8 @@ def squad_field(value, key, kind, where):
         raise ValueError(f"{where}: no {key}")
     if type(value[key]) is not kind:   # isinstance would take True for a number
         raise ValueError(f"{where}: {key} is {type(value[key]).__name__}, expected {kind.__name__}")
+    if kind is str and not data.is_unicode(value[key]):
+        raise ValueError(f"{where}: {key} holds half of a surrogate pair")
     return value[key]
 
 

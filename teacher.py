@@ -229,9 +229,9 @@ def main(argv=None):
         config, bert, mlm_head = model.load_hf(args.init)
         model.set_dropout(config, bert, args.dropout)
         config.block = bert.config.block = min(config.block, model.SIZES[args.size].block)
-        if config.vocab_size != tokenizer.get_vocab_size():
-            raise ValueError(f"--init {args.init} has {config.vocab_size} tokens, {args.data}/vocab.txt "
-                             f"{tokenizer.get_vocab_size()}: captions must be tokenised with that model's vocab.txt")
+        if data.tokenizer_hash(data.load_tokenizer(args.init)) != data.tokenizer_hash(tokenizer):
+            raise ValueError(f"--init {args.init} splits text into other tokens than the captions of {args.data} were; "
+                             f"run `python data.py video --vocab {args.init} ...`")
     steps_a_clip = min(args.max_steps_clip, config.max_position_embeddings)
     train = data.Clips(args.data, "train", args.streams, tokenizer, config.block, steps_a_clip, args.frames)
     valid = data.Clips(args.data, "valid", args.streams, tokenizer, config.block, steps_a_clip, args.frames)

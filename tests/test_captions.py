@@ -130,6 +130,7 @@ GOOD = {"text": ["a"], "start": [0], "end": [1.5]}
     ({"text": ["a", "b"], "start": [0], "end": [1]}, "lists of one length"),
     ({"text": "a", "start": [0], "end": [1]}, "lists of one length"),
     ({"text": ["a", 3], "start": [0, 1], "end": [1, 2]}, "caption 1: needs a text"),
+    ({"text": ["a", "the \ud83d cat"], "start": [0, 1], "end": [1, 2]}, "caption 1: needs a text"),   # half an emoji
     ({"text": ["a"], "start": ["0"], "end": [1]}, "caption 0: .*two numbers"),
     ({"text": ["a"], "start": [True], "end": [2]}, "caption 0"),
     ({"text": [None, "b"], "start": [0, 1], "end": [1, None]}, "caption 1")])

@@ -351,7 +351,7 @@ def test_missing_features_are_named(tmp_path, tiny_tokenizer):
     path.unlink()
     with pytest.raises(FileNotFoundError, match="features/a/v.npy is missing; `python data.py video"):
         clips.example(0)
-    with pytest.raises(FileNotFoundError, match="no stream 'z'"):
+    with pytest.raises(FileNotFoundError, match="features/z/stream.json is missing. `python data.py video"):
         data.Clips(tmp_path, "train", ["z"], tiny_tokenizer, 12, 50)
     with pytest.raises(ValueError, match="valid split holds no video"):
         data.Clips(tmp_path, "valid", ["a"], tiny_tokenizer, 12, 50)

@@ -745,6 +745,19 @@ def test_the_same_seed_makes_the_same_world(mini, tmp_path):
     assert len(said) == 4 and all(one.endswith(text) for one, (text, *_) in zip(said, held_out))
 
 
+def test_a_killed_world_leaves_no_video_to_the_next(tmp_path, monkeypatch):
+    """world.json comes last: before it, nothing tells whose seed the videos that lie there are of."""
+    (tmp_path / "videos").mkdir()
+    (tmp_path / "videos" / "v00_000.mp4").write_bytes(b"of another seed")
+
+    def killed(*_):
+        raise KeyboardInterrupt
+    monkeypatch.setattr(data, "ProcessPoolExecutor", killed)
+    with pytest.raises(KeyboardInterrupt):
+        data.make_mini(1, tmp_path, 1, 3000, 1)
+    assert list((tmp_path / "videos").iterdir()) == []
+
+
 def test_made_once(mini, capsys):
     before = {path: path.stat().st_mtime_ns for path in mini.rglob("*")}
     data.make_mini(0, mini, 1, 3000, 1)

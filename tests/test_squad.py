@@ -95,6 +95,7 @@ def changed(change):
     (changed(lambda f, p, q: q.pop("id")), "paragraph 1, question 1: no id"),
     (changed(lambda f, p, q: q.update(id=7)), "question 1: id is int, expected str"),
     (changed(lambda f, p, q: q.pop("question")), "question q1: no question"),
+    (changed(lambda f, p, q: q.update(question="the \ud83d cat")), "question q1: question holds half of a surrogate pair"),
     (changed(lambda f, p, q: q.pop("answers")), "question q1: no answers"),
     (changed(lambda f, p, q: q.pop("is_impossible")), "question q1: no is_impossible"),
     (changed(lambda f, p, q: q.update(is_impossible=True)), "question q1: 1 answers, is_impossible True"),

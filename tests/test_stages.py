@@ -286,6 +286,27 @@ def test_two_stage_knows_what_it_started_from(mini, taught, tmp_path):
         distill.main(flags)
 
 
+def test_tokens_are_those_of_the_model_it_starts_from(mini, taught, tmp_path):
+    """Compared is how text is split, not the bytes of vocab.txt: a teacher's last newline or line ends do not matter,
+    the same pieces read with and without capitals do."""
+    for name, change in (("same", {}), ("cased", {"do_lower_case": False, "strip_accents": False})):
+        shutil.copytree(taught, tmp_path / name)
+        folder = tmp_path / name / "model"
+        words = (folder / "vocab.txt").read_text(encoding="utf-8")
+        (folder / "vocab.txt").write_bytes(words.rstrip("\n").replace("\n", "\r\n").encode())
+        path = folder / "tokenizer_config.json"
+        data.write_json(path, {**json.loads(path.read_text()), **change})
+    text = ["--text", str(mini / "text"), "--size", "mini", *STUDENT, "--steps", "1", "--out"]
+    distill.main(["--teacher", str(tmp_path / "same"), *text, str(tmp_path / "run")])
+    with pytest.raises(ValueError, match="different vocabularies, or one is cased"):
+        distill.main(["--teacher", str(tmp_path / "cased"), *text, str(tmp_path / "run-2")])
+    start = ["--init", str(tmp_path / "cased" / "model")]
+    with pytest.raises(ValueError, match="splits text into other tokens"):
+        distill.main([*start, "--objective", "none", *text, str(tmp_path / "run-3")])
+    with pytest.raises(ValueError, match="splits text into other tokens than the captions"):
+        teacher.main([*start, "--data", str(mini), "--size", "mini", "--steps", "1", "--out", str(tmp_path / "run-4")])
+
+
 def test_vokens_are_of_unmasked_blocks_and_of_the_banks_clips(mini, taught, bank, tmp_path, monkeypatch):
     given, original = [], distill.voken_labels
     monkeypatch.setattr(distill, "voken_labels", lambda *args: given.append(args) or original(*args))
