@@ -1571,8 +1571,8 @@ def line_plot(title, note, series, unit="step", spread=()):
         out.append(tag("text", short(value), class_="t", x=x_of(value), y=bottom + 16, text_anchor="middle"))
     out.append(tag("text", unit + ", y is logarithmic" * log_y, class_="t", x=(left + right) / 2, y=height - 5,
                    text_anchor="middle"))
-    out += [tag("line", class_=f"c{colour % 6}", x1=x_of(x), x2=x_of(x), y1=y_of(low), y2=y_of(high), stroke_width=1.5)
-            for colour, x, low, high in spread]
+    out += [tag("line", class_=f"c{colour % 6}", x1=x_of(x) + 4 * colour - 2, x2=x_of(x) + 4 * colour - 2, y1=y_of(low),
+                y2=y_of(high), stroke_width=1.5) for colour, x, low, high in spread]   # side by side
     ends, told = {}, []
     for name, colour, points, hollow in series:
         placed = [(x_of(x), y_of(y)) for x, y in points]
