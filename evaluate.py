@@ -1425,7 +1425,7 @@ SEE = {   # under the pictures: what the reader should see, and where the paper 
         "What a word's vector tells of the thing, read off by a linear map that never saw these nouns. No text of the "
         "mini world says any of it: the teacher (section 3.2) should be far above chance on test nouns, a distilled "
         "student (section 3.3) close to it, the text-only student at chance. What no clip shows nobody can know: on "
-        "unfilmed nouns every dot should lie near the dashed line (there are 32 of them: within 18 points).",
+        "unfilmed nouns every dot should lie near the dashed line (there are 32: most within 18 points).",
     "Pretraining":
         "Circles are held-out values; lines are training batches, of long runs their means. Every loss should fall "
         "and flatten while its circles stay close; circles that rise away from the line mean that the run learns its "
