@@ -1181,7 +1181,7 @@ def judge(part, cells, seeds):
         out["verdict"] = "holds" if at_chance(mean, low, high) else "not decided" if low <= 0 <= high else "fails"
     elif pairs:
         against, verdict = QUESTIONS[question]
-        error = statistics.stdev(differences) / math.sqrt(len(pairs)) or 1e-9
+        error = statistics.stdev(differences) / math.sqrt(len(pairs)) or 1e-9   # no spread: p is 0 or 1
         toward = against - mean if question == "no better" else mean - against   # what points the other way has p 1
         out["p"] = min(1.0, float(2 * scipy.stats.t.sf(toward / error, len(pairs) - 1)))   # 2: as the interval says
         out["verdict"] = verdict(low, high)
@@ -1395,10 +1395,10 @@ SEE = {   # under the pictures: what the reader should see, and where the paper 
         "Two runs compare fairly where only the flags under test differ: those rows are shaded below.",
     "results":
         "Hollow dots are fine-tuning seeds, the full one is their mean, the bar its 95 % interval (from two seeds on): "
-        "of one pretrained model, so that it says nothing of another pretraining or world. The paper's comparison (section 4) is a distilled student against one that read the same text alone. On a mini "
-        "task the student should lead where only video holds the answer (grounded), lose nothing where language "
-        "decides (ungrounded), and all should stand at chance on nouns that no clip shows (unfilmed): what one gains "
-        "there is not knowledge.",
+        "of one pretrained model, so that it says nothing of another pretraining or world. The paper's comparison "
+        "(section 4) is a distilled student against one that read the same text alone. On a mini task the student "
+        "should lead where only video holds the answer (grounded), lose nothing where language decides (ungrounded), "
+        "and all should stand at chance on nouns that no clip shows (unfilmed): what one gains there is not knowledge.",
     "claims":
         "Each claim of the paper (section 4) is one difference between two arms, world by world. Better holds where "
         "the whole bar is right of zero, else fails where it ends below 2 points; not worse holds where it starts above "
