@@ -21,6 +21,8 @@ import torch
 import data
 import distill
 import evaluate
+import model
+import why
 
 ROOT = Path(__file__).resolve().parent.parent
 NOUNS = "pear", "kite", "drum", "sofa"
@@ -419,3 +421,51 @@ def test_make_runs_the_plan_resumes_and_repeats(mini, tmp_path, monkeypatch):
     todo, done = make("runs/c", "--keep-going")
     assert done.returncode != 0 and "lower --crd-tokens" in done.stdout
     assert evaluate.value_file("runs/c", "nst", 0).exists() and not evaluate.value_file("runs/c", "crd", 0).exists()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What lies behind the README's words on vokens: tests/why.py
+
+
+def test_nearest_clips_are_compared_with_their_article(mini, tmp_path, monkeypatch):
+    """A teacher whose every token is itself: at a noun the nearest clip shows that noun, at all else it is clip 0."""
+    world = data.read_json(mini / "world.json", "")["nouns"]
+    tokenizer = data.load_tokenizer(mini)
+    filmed = [noun for noun in world if world[noun]["group"] != "unfilmed"]
+    captions = data.read_json(mini / "caption.json", "")
+    names = {noun: next(name for name, entry in captions.items() if all(noun in text.split() for text in entry["text"]))
+             for noun in filmed}   # a video whose narration is of its own clips alone
+    (tmp_path / "bank.json").write_text(json.dumps(
+        [{"video": names[noun], "start": 0, "end": 1, "text": "its text is not what it shows"} for noun in filmed]))
+    size = tokenizer.get_vocab_size()
+    bank = torch.nn.functional.one_hot(torch.tensor([tokenizer.token_to_id(noun) for noun in filmed]), size).float()
+
+    class Itself(torch.nn.Module):
+        def forward(self, tokens):
+            return torch.nn.functional.one_hot(tokens, size).float()
+    monkeypatch.setattr(why.data, "load_tokenizer", lambda folder: tokenizer)
+    monkeypatch.setattr(why.model, "load_hf", lambda folder: (
+        model.BertConfig(vocab_size=size, block=32), Itself(), None))
+    monkeypatch.setattr(why.distill, "bank_vectors", lambda *_: bank)
+    monkeypatch.setattr(why.distill, "validate", lambda *_: {"valid_mlm": 1.5})
+    at_nouns, elsewhere, mlm, lot = why.nearest_clips(mini, tmp_path, tmp_path / "bank.json", limit=640)
+
+    blocks = data.TextBlocks(mini / "text", "train", tokenizer, 32).batch(range(640))[:, 1:-1]   # the same by hand
+    hits = {"noun": [], "colour": [], "lift": []}
+    beside = {"noun": [], "colour": [], "lift": []}
+    for block in blocks.tolist():
+        pieces = [tokenizer.id_to_token(token) for token in block]
+        named = {piece for piece in pieces if piece in world}
+        if len(named) != 1:
+            continue
+        noun, = named
+        for piece in pieces:
+            clip = piece if piece in filmed else filmed[0]
+            kept = hits if piece == noun else beside
+            kept["noun"].append(clip == noun)
+            for name in ("colour", "lift"):
+                kept[name].append(world[clip][name] == world[noun][name])
+    for name in hits:
+        assert at_nouns[name] == pytest.approx(np.mean(hits[name]))
+        assert elsewhere[name] == pytest.approx(np.mean(beside[name]))
+    assert mlm == 1.5 and lot == pytest.approx(np.log(size))
