@@ -239,7 +239,7 @@ DEFAULTS = {
         "batch": 64, "steps": 1000, "epochs": None,                         # (o) what 100 s a core allow
         "lr": 1e-3, "warmup": 100, "weight_decay": 0.01, "dropout": 0.0,    # (o)
         "crd_queue": 1024, "crd_tokens": 8,                                 # (o) a quarter of the step's cost
-        "nst_weight": 10.0, "precision": "auto",                            # (o) at 1 it pulls a hundredth of CRD
+        "nst_weight": 10.0, "precision": "auto",                            # (o) at 1 it pulls a 200th of CRD
         "log_every": 100, "valid_every": 600, "save_every": 300},
     "small": {
         "batch": 256, "steps": None, "epochs": 40,                          # (a) on Wiki103
