@@ -456,11 +456,11 @@ def test_nearest_clips_are_compared_with_their_article(mini, tmp_path, monkeypat
     for block in blocks.tolist():
         pieces = [tokenizer.id_to_token(token) for token in block]
         named = {piece for piece in pieces if piece in world}
-        if len(named) != 1:
+        if len(named) != 1 or not named <= set(filmed):
             continue
         noun, = named
         for piece in pieces:
-            clip = piece if piece in filmed else filmed[0]
+            clip = piece if piece in filmed else filmed[0]   # no clip is near to a token that is no noun
             kept = hits if piece == noun else beside
             kept["noun"].append(clip == noun)
             for name in ("colour", "lift"):

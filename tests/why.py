@@ -1,7 +1,7 @@
 """What lies behind the README's words on claims 4 and 6. A command, not a test:
 
     make claims SEEDS="11 12 13 14 15" CLAIMS=4                     # worlds, their clip banks, their teachers
-    python tests/why.py --seeds 11 12 13 14 15                      # a minute a world
+    python tests/why.py --seeds 11 12 13 14 15                      # seconds a world
 
 It prints, of each world's teacher on the plain text that students learn from:
 
@@ -10,7 +10,8 @@ It prints, of each world's teacher on the plain text that students learn from:
     others    the same of the clips nearest to the article's other words: they are compared with its noun, too
     mlm       the teacher's MLM loss on held-out text (nats a masked token), where guessing by lot costs log(vocabulary)
 
-Articles are the blocks that name one noun, once or more. A clip shows what its video's narration names most often.
+Articles are the blocks that name one filmed noun, once or more. A clip shows what its video's narration names most
+often.
 """
 import argparse
 import math
@@ -21,7 +22,6 @@ from types import SimpleNamespace
 
 import torch
 import torch.nn.functional as F
-from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import data
@@ -47,6 +47,7 @@ def nearest_clips(folder, run, bank_file, limit=2048):
              .most_common(1)[0][0] for row in data.read_bank(bank_file)]
     nouns = list(world["nouns"])
     number = {tokenizer.token_to_id(noun): row for row, noun in enumerate(nouns)}   # token id -> row of `agree`
+    filmed = {row for row, noun in enumerate(nouns) if world["nouns"][noun]["group"] != "unfilmed"}
     known = {"noun": {noun: noun for noun in nouns},
              **{name: {noun: world["nouns"][noun][name] for noun in nouns} for name in world["properties"]}}
     # does clip c show noun n; then: something with noun n's colour, ...                                 [N, C]
@@ -61,7 +62,7 @@ def nearest_clips(folder, run, bank_file, limit=2048):
         for row, label in zip(tokens, labels):
             here = torch.tensor([token in number for token in row.tolist()])                 # True = a noun
             named = set(row[here].tolist())
-            if len(named) != 1:
+            if len(named) != 1 or number[min(named)] not in filmed:
                 continue
             noun = number[named.pop()]
             for place, at in (("noun", here), ("others", ~here & (label >= 0))):
@@ -81,12 +82,12 @@ def main():
     args = parser.parse_args()
     head = ["noun", *data.PROPERTIES]
     print("nearest clips, % that agree with the article's noun in\nworld         " + "".join(f"{n:>8}" for n in head))
-    for seed in tqdm(args.seeds, unit="world", leave=False):
+    for seed in args.seeds:
         folder = Path(f"{args.data}{seed}")
         *places, mlm, lot = nearest_clips(folder, args.runs / f"world-{seed}" / "teacher", folder / "bank.json")
         for place, shares in zip(("noun", "others"), places):
-            tqdm.write(f"{seed:<7}{place:<7}" + "".join(f"{100 * shares[name]:8.1f}" for name in head))
-        tqdm.write(f"{seed:<7}teacher's MLM on plain text {mlm:.2f} nats, by lot {lot:.2f}")
+            print(f"{seed:<7}{place:<7}" + "".join(f"{100 * shares[name]:8.1f}" for name in head))
+        print(f"{seed:<7}teacher's MLM on plain text {mlm:.2f} nats, by lot {lot:.2f}")
 
 
 if __name__ == "__main__":
