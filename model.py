@@ -22,6 +22,11 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
+
+class UserError(ValueError):
+    """What the user can mend: a file, a flag, a setting. The scripts show it as one sentence, without a traceback."""
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Configuration
 
