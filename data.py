@@ -55,61 +55,80 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from tqdm import tqdm
 
-# ---------------------------------------------------------------------------------------------------------------------
+from model import UserError, weight_files
+
+# --------------------------------------------------------------------------------------------------
 # Processes
 
 
 class Processes:
-    """Rank, world size, device; started by torchrun or alone. Collectives are no-ops in a world of one."""
+    """Rank, world size, device; started by torchrun or alone. A world of one sends no message."""
 
     def __init__(self, device="auto"):
-        self.rank, self.world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+        self.rank = int(os.environ.get("RANK", 0))
+        self.world = int(os.environ.get("WORLD_SIZE", 1))
+        self.master = self.rank == 0   # the one process that writes files and prints
         local = int(os.environ.get("LOCAL_RANK", 0))
         if device == "auto":
-            device = ("cuda" if torch.cuda.is_available() else
-                      "mps" if torch.backends.mps.is_available() and self.world == 1 else "cpu")
-        self.device = torch.device(f"cuda:{local}" if device == "cuda" else device)
+            device = self.best_device()
+        if device == "cuda":
+            device = f"cuda:{local}"
+        self.device = torch.device(device)
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
         if self.world > 1:
             dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo")
-        self.master = self.rank == 0   # the one process that writes files and prints
+
+    def best_device(self):
+        """cuda where there is one, mps for a single process, else cpu; torchrun's cpu is said."""
+        if torch.cuda.is_available():
+            return "cuda"
+        if torch.backends.mps.is_available() and self.world == 1:
+            return "mps"
+        if self.world > 1 and self.master:
+            print(f"no GPU is visible: {self.world} processes train on the CPU", flush=True)
+        return "cpu"
 
     def rows(self, batch):
-        """The rows of a global batch that this process takes, as a slice. Raises ValueError if they do not divide."""
+        """This process's slice of a global batch. Raises UserError if it does not divide."""
         if batch % self.world:
-            raise ValueError(f"global batch {batch} does not divide by {self.world} processes")
+            raise UserError(f"global batch {batch} does not divide by {self.world} processes")
         each = batch // self.world
         return slice(self.rank * each, (self.rank + 1) * each)
 
     def sum(self, value):
         """Sum over processes of a number or a tensor (a tensor is summed in place)."""
+        if torch.is_tensor(value):
+            if self.world > 1:
+                dist.all_reduce(value)
+            return value
         if self.world == 1:   # before any float64 tensor: MPS has none
-            return value if torch.is_tensor(value) else float(value)
-        tensor = value
-        if not torch.is_tensor(value):
-            tensor = torch.tensor(float(value), dtype=torch.float64, device=self.device)
+            return float(value)
+        tensor = torch.tensor(float(value), dtype=torch.float64, device=self.device)
         dist.all_reduce(tensor)
-        return tensor if torch.is_tensor(value) else tensor.item()
+        return tensor.item()
 
     def gather(self, tensor):
-        """Concatenates every process's rows in rank order: [b, ...] -> [B, ...], with gradient to every process.
+        """Every process's rows in rank order, [b, ...] -> [B, ...], with gradient to each process.
 
-        Each process must then count its own rows of the loss only: the gradients of the copies are summed back here.
+        A process must then count its own rows of the loss only: gradients of the copies are summed.
         """
-        return tensor if self.world == 1 else _Gather.apply(tensor, self.rank, self.world)
+        if self.world == 1:
+            return tensor
+        return _Gather.apply(tensor, self.rank, self.world)
 
     def sum_gradients(self, parameters):
-        """Adds up .grad over processes in one flat message. Losses are already divided by global counts, so: a sum.
+        """Adds .grad up over processes in one flat message.
 
-        Rejected: DistributedDataParallel, which would average means of unequal counts and hide this one line.
+        A sum: losses are already divided by global counts, which differ between processes.
         """
         if self.world == 1:
             return
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
         dist.all_reduce(flat)
-        for gradient, summed in zip(gradients, flat.split([gradient.numel() for gradient in gradients])):
+        sizes = [gradient.numel() for gradient in gradients]
+        for gradient, summed in zip(gradients, flat.split(sizes)):
             gradient.copy_(summed.view_as(gradient))
 
     def barrier(self):
@@ -118,18 +137,19 @@ class Processes:
             dist.barrier()
 
     def close(self):
-        """Leaves the process group, all together: gloo can abort a process whose partner still talks as it goes."""
+        """Leaves the group, all together: gloo aborts a process whose partner still talks."""
         if self.world > 1:
             dist.barrier()
             dist.destroy_process_group()
 
 
 class _Gather(torch.autograd.Function):
-    """all_gather whose backward returns to each process the sum of what every process made of its rows."""
+    """all_gather; its backward gives each process the sum of what all made of its rows."""
 
     @staticmethod
     def forward(ctx, tensor, rank, world):
-        ctx.rank, ctx.rows = rank, len(tensor)
+        ctx.rank = rank
+        ctx.rows = len(tensor)
         pieces = [torch.empty_like(tensor) for _ in range(world)]
         dist.all_gather(pieces, tensor.contiguous())
         return torch.cat(pieces)
@@ -142,67 +162,78 @@ class _Gather(torch.autograd.Function):
 
 
 def settle_precision(asked, device):
-    """'auto' -> 'bf16' where the device computes in it, else 'fp32'. Returns (name, autocast dtype or None)."""
+    """'auto' -> 'bf16' where the device computes in it, else 'fp32'.
+
+    Returns (name, dtype for autocast or None).
+    """
     if asked == "auto":
-        if device.type == "cuda":
-            asked = "bf16" if torch.cuda.is_bf16_supported() else "fp32"
-        elif device.type == "cpu":   # with the instructions it is twice as fast from width 512 on; without, far slower
-            asked = "bf16" if getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)() else "fp32"
-        else:
-            asked = "fp32"
+        fast = False
+        if device.type == "cuda":   # before Ampere bf16 is emulated
+            fast = torch.cuda.get_device_capability(device) >= (8, 0)
+        if device.type == "cpu":    # with these instructions it is twice as fast from width 512 on
+            fast = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
+        asked = "bf16" if fast else "fp32"
     if asked not in ("bf16", "fp32"):
         raise ValueError(f"unknown precision {asked!r}; known: auto, bf16, fp32")
-    return asked, (torch.bfloat16 if asked == "bf16" else None)
+    return asked, torch.bfloat16 if asked == "bf16" else None
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Randomness. Whatever must not depend on the number of processes (order, masks, negatives, CRD's samples) is drawn for
-# the global batch from (seed, purpose, step), so none of it needs saving, and a run can go on with other processes.
+# --------------------------------------------------------------------------------------------------
+# Randomness. What must not depend on the number of processes (order, masks, negatives, CRD's
+# samples) is drawn for the global batch from (seed, purpose, step): nothing of it needs saving,
+# and a run can go on with another number of processes.
 
 
 def numpy_generator(*key):
-    """A numpy generator that depends on nothing but the key: non-negative integers and short strings."""
-    return np.random.default_rng([int.from_bytes(k.encode(), "little") if isinstance(k, str) else k for k in key])
+    """A numpy generator that depends only on the key: non-negative integers and short strings."""
+    numbers = []
+    for part in key:
+        if isinstance(part, str):
+            part = int.from_bytes(part.encode(), "little")
+        numbers.append(part)
+    return np.random.default_rng(numbers)
 
 
 def torch_generator(*key):
-    """A torch CPU generator that depends on nothing but the key."""
+    """A torch CPU generator that depends only on the key."""
     return torch.Generator().manual_seed(int(numpy_generator(*key).integers(2 ** 62)))
 
 
 def seed_dropout(seed, step, rank):
-    """Dropout's masks for this step, others on every rank; called at the top of each step, so that resuming is exact."""
+    """Sets dropout's masks of this step, others on every rank, so that resuming is exact."""
     torch.manual_seed(int(numpy_generator(seed, "dropout", step, rank).integers(2 ** 62)))
 
 
 def batch_indices(count, batch, seed, step):
-    """Indices of global batch number `step` (0, 1, ...) of an endlessly reshuffled data set of `count` examples.
+    """Which of `count` examples make global batch number `step` (0, 1, ...). Returns int32 [batch].
 
-    Each epoch is one permutation from (seed, epoch); a batch may straddle two. Nothing to save: step is the cursor.
+    An epoch is one permutation, cut into whole batches; what is left over waits for the next one.
+    Where a batch is larger than `count`, it holds every example, each as often as any other.
     """
-    positions = np.arange(step * batch, (step + 1) * batch)
-    epochs = positions // count
-    return np.concatenate([_permutation(count, seed, int(epoch))[positions[epochs == epoch] % count]
-                           for epoch in np.unique(epochs)])
+    epoch, place = divmod(step, max(1, count // batch))
+    order = _permutation(count, seed, epoch)
+    return np.resize(order[place * batch:(place + 1) * batch], batch)
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=1)
 def _permutation(count, seed, epoch):
-    return numpy_generator(seed, "order", epoch).permutation(count)
+    order = np.arange(count, dtype=np.int32)
+    numpy_generator(seed, "order", epoch).shuffle(order)
+    return order
 
 
 def derangement(count, generator):
-    """A random permutation of range(count) without a fixed point: who is whose negative. count >= 2."""
+    """A random permutation of range(count) without a fixed point: who is whose negative."""
     if count < 2:
-        raise ValueError("negatives need a global batch of at least 2 examples")
+        raise UserError("negatives need a global batch of at least 2 examples")
     while True:   # one in e tries succeeds
         order = generator.permutation(count)
-        if not (order == np.arange(count)).any():
+        if (order != np.arange(count)).all():
             return order
 
 
 def prefetch(make_batch, first, last, ahead=2):
-    """Yields make_batch(step) for step in [first, last), up to `ahead` of them being made in threads meanwhile."""
+    """Yields make_batch(step) for first <= step < last; threads make up to `ahead` meanwhile."""
     with ThreadPoolExecutor(ahead) as pool:
         waiting = []
         for step in range(first, last):
@@ -213,34 +244,43 @@ def prefetch(make_batch, first, last, ahead=2):
             yield future.result()
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Log and provenance
 
 
 class Log:
-    """One JSON object a line in log.jsonl, one aligned line on the screen. Only the master process writes."""
+    """One JSON object a line in log.jsonl, one aligned line on the screen, by the master alone."""
 
     def __init__(self, path, master, resume_step):
-        self.file, self.name = None, Path(path).parent.name   # the run's name, for stages that print side by side
-        self.start, self.first_step = time.time(), resume_step
-        if master:
-            # lines past the checkpoint will be written again; a cut last line is dropped
-            lines = Path(path).read_text().splitlines() if Path(path).exists() else []
-            write_text(path, "".join(line + "\n" for line in lines
-                                     if line.endswith("}") and json.loads(line)["step"] <= resume_step))
-            self.file = open(path, "a", buffering=1)
+        self.file = None
+        self.name = Path(path).parent.name   # stages may print side by side
+        self.start = time.time()
+        self.first_step = resume_step
+        if not master:
+            return
+        kept = ""
+        if Path(path).exists():
+            for line in Path(path).read_text().splitlines():
+                # the last line may be cut; lines past the checkpoint will be written again
+                if line.endswith("}") and json.loads(line)["step"] <= resume_step:
+                    kept += line + "\n"
+        write_text(path, kept)
+        self.file = open(path, "a", buffering=1)
 
     def __call__(self, step, total, **values):
-        """Logs numbers at a step; adds seconds since the start, steps per second and the time left."""
+        """Logs values at a step; adds seconds since the start, steps a second, the time left."""
         if self.file is None:
             return
         seconds = time.time() - self.start
-        rate = (step - self.first_step) / seconds if seconds > 0 else 0.0
-        left = (total - step) / rate if rate > 0 else float("nan")
-        self.file.write(json.dumps({"step": step, **values, "seconds": round(seconds, 2)}) + "\n")
-        shown = "  ".join(f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
-                          for name, value in values.items())
-        print(f"{self.name} {step:>6}/{total}  {shown}  | {rate:.1f} steps/s, {left:.0f} s left", flush=True)
+        line = {"step": step, **values, "seconds": round(seconds, 2)}
+        self.file.write(json.dumps(line) + "\n")
+        shown = ""
+        for name, value in values.items():
+            shown += f"  {name} {value:.4g}" if isinstance(value, float) else f"  {name} {value}"
+        rate = (step - self.first_step) / max(seconds, 1e-9)
+        left = (total - step) / rate if rate > 0 else math.nan
+        print(f"{self.name} {step:>6}/{total}{shown}  | {rate:.1f} steps/s, {left:.0f} s left",
+              flush=True)
 
 
 def write_text(path, text):
@@ -256,75 +296,121 @@ def write_json(path, value):
 
 
 def read_json(path, made_by):
-    """Reads JSON. Raises FileNotFoundError naming the command that makes the file, ValueError naming file and line."""
+    """Reads JSON. Raises UserError: the command that makes the file, or the line that is wrong."""
     path = Path(path)
     if not path.exists():
-        raise FileNotFoundError(f"{path} is missing; `{made_by}` makes it")
+        raise UserError(f"{path} is missing; `{made_by}` makes it")
     try:
         return json.loads(path.read_text(encoding="utf-8-sig"))
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not UTF-8 (byte {error.start})") from None
+        raise UserError(f"{path}: not UTF-8 (byte {error.start})") from None
     except json.JSONDecodeError as error:
-        raise ValueError(f"{path}, line {error.lineno}: not valid JSON ({error.msg})") from None
+        raise UserError(f"{path}, line {error.lineno}: not valid JSON ({error.msg})") from None
 
 
-def open_run(folder, arguments, processes, precision):
-    """Makes a run folder and its args.json; on a later start, refuses to go on with other arguments.
+# flags that change nothing of what a run computes; of the paths, what lies there decides
+FREE = ("device", "out", "dry_run", "log_every", "save_every",
+        "data", "text", "teacher", "init", "bank")
 
-    Going on means ending where a run without interruption would have ended, so a changed flag needs another folder.
-    Raises ValueError that lists the flags that differ.
+
+def open_run(folder, arguments, processes, precision, inputs=None):
+    """Makes a run folder and its args.json; refuses to go on with other arguments or inputs.
+
+    Going on means ending where a run without interruption would have ended. inputs: {name:
+    sha256} of all that is read. Raises UserError that lists what changed.
     """
     if not processes.master:
         return
     path = Path(folder) / "args.json"
-    if path.exists():
-        recorded = read_json(path, "")
-        before = {**recorded["arguments"], "settled_precision": recorded["precision"]}
-        free = ("device", "out", "dry_run", "log_every", "save_every")
-        changed = [f"--{key.replace('_', '-')} {before[key]} -> {value}"
-                   for key, value in {**arguments, "settled_precision": precision}.items()
-                   if key in before and key not in free and before[key] != value]
-        if changed:
-            raise ValueError(f"{folder} was started with other arguments or inputs ({', '.join(changed)}); "
-                             f"choose another --out, or delete the folder to start again")
+    now = {"arguments": arguments, "precision": precision, "inputs": inputs or {}}
+    if not path.exists():
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        facts = provenance(processes.device)
+        write_json(path, {**now, "processes": processes.world, **facts})
         return
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    write_json(path, {"arguments": arguments, "precision": precision, "processes": processes.world,
-                      **provenance(processes.device)})
+    before = read_json(path, "")
+    changed = []
+    if before["precision"] != precision:
+        changed.append(f"precision {before['precision']} -> {precision}")
+    for name, value in arguments.items():
+        old = before["arguments"].get(name, value)
+        if name not in FREE and old != value:
+            changed.append(f"--{name.replace('_', '-')} {old} -> {value}")
+    hashes = before.get("inputs", {})
+    for name in sorted(hashes.keys() | now["inputs"].keys()):
+        if hashes.get(name) != now["inputs"].get(name):
+            changed.append(f"another {name}")
+    if changed:
+        raise UserError(f"{folder} was started with other arguments or inputs "
+                        f"({', '.join(changed)}); choose another --out, or delete the folder to "
+                        f"start again")
+
+
+def weights_hash(folder):
+    """sha256 of a model folder's weights, over all their files."""
+    hashes = "".join(file_hash(path) for path in weight_files(folder))
+    return hashlib.sha256(hashes.encode()).hexdigest()
+
+
+def check_tokenizer(folder, config, tokenizer, text):
+    """Raises UserError unless the model in `folder` reads tokens as those of `text` were made."""
+    if tokenizer_hash(load_tokenizer(folder)) != tokenizer_hash(tokenizer):
+        raise UserError(f"{folder} splits text into other tokens than {text} was; make {text} anew "
+                        f"with --vocab {folder}")
+    if tokenizer.get_vocab_size() > config.vocab_size:
+        raise UserError(f"{folder}: its tokenizer has {tokenizer.get_vocab_size()} entries, its "
+                        f"embedding {config.vocab_size}")
 
 
 def print_plan(processes, modules, seconds_a_step, steps):
-    """`--dry-run`: what the whole run would take, from a few steps really run. Prints; only the master process."""
+    """`--dry-run`: what the whole run would take, judged by the few steps that were run."""
     if not processes.master:
         return
-    parameters = sum(parameter.numel() for module in modules for parameter in module.parameters())
+    parameters = 0
+    for module in modules:
+        parameters += sum(parameter.numel() for parameter in module.parameters())
     if processes.device.type == "cuda":
         memory = torch.cuda.max_memory_allocated(processes.device)
     else:
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        memory = peak if sys.platform == "darwin" else 1024 * peak   # Linux counts kilobytes
-    print(f"dry run: {parameters / 1e6:.1f} M trained parameters; {memory / 2 ** 30:.2f} GB a process; "
-          f"{1000 * seconds_a_step:.0f} ms a step x {steps} steps = {seconds_a_step * steps / 3600:.2f} hours; "
-          f"{16 * parameters / 2 ** 30:.2f} GB of disk (checkpoint with AdamW's two moments, and the model)")
+        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        if sys.platform != "darwin":   # Linux counts kilobytes
+            memory *= 1024
+    print(f"dry run: {parameters / 1e6:.1f} M trained parameters; "
+          f"{memory / 2 ** 30:.2f} GB a process; {1000 * seconds_a_step:.0f} ms a step "
+          f"x {steps} steps = {seconds_a_step * steps / 3600:.2f} hours; "
+          f"{16 * parameters / 2 ** 30:.2f} GB of disk (weights, AdamW's two moments, the model)")
+
+
+def git(*words):
+    """What a git command says of this repository, or None: no git, or no repository."""
+    try:
+        answer = subprocess.run(["git", *words], cwd=Path(__file__).parent, capture_output=True,
+                                text=True)
+    except FileNotFoundError:
+        return None
+    return answer.stdout.strip() if answer.returncode == 0 else None
 
 
 def provenance(device):
-    """What a result needs beside it to be believed: versions, commit, hardware."""
-    def git(*words):   # None: no git, or no repository
-        try:
-            answer = subprocess.run(["git", *words], cwd=Path(__file__).parent, capture_output=True, text=True)
-        except FileNotFoundError:
-            return None
-        return answer.stdout.strip() if answer.returncode == 0 else None
+    """What a result needs beside it to be believed: versions, commit, hardware. A dict."""
     hardware = platform.processor() or platform.machine()
     if Path("/proc/cpuinfo").exists():
-        names = [line.split(":", 1)[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")]
-        hardware = f"{len(names)} x {names[0]}" if names else hardware
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+        if names:
+            hardware = f"{len(names)} x {names[0]}"
     if device.type == "cuda":
         hardware = f"{torch.cuda.device_count()} x {torch.cuda.get_device_name(device)}"
-    return {"commit": git("rev-parse", "HEAD"), "uncommitted changes": bool(git("status", "--porcelain", "-uno")),
-            "python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__,
-            "tokenizers": tokenizers.__version__, "hardware": hardware, "threads": torch.get_num_threads()}
+    return {
+        "commit": git("rev-parse", "HEAD"),
+        "uncommitted changes": bool(git("status", "--porcelain", "-uno")),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "tokenizers": tokenizers.__version__,
+        "hardware": hardware,
+        "threads": torch.get_num_threads(),
+    }
 
 
 # ---------------------------------------------------------------------------------------------------------------------
