@@ -1,10 +1,10 @@
 """Stage 1: the video-text teacher (paper section 3.2), a contrastive loss of tokens and MLM.
 
-    python teacher.py --data data/mini --out runs/teacher                        # minutes on a laptop
-    torchrun --nproc_per_node=8 teacher.py --data data/howto100m --size base     # paper scale
-    python teacher.py --out runs/image --frames 1 --streams frame                # the image teacher
-    python teacher.py --out runs/captions --contrastive none                     # a text-only teacher
-    python teacher.py --out runs/shuffled --shuffle-pairs                        # control: others' clips
+    python teacher.py                                                         # data/mini, minutes
+    torchrun --nproc_per_node=8 teacher.py --data data/howto100m --size base  # paper scale
+    python teacher.py --out runs/image --frames 1 --streams frame             # an image teacher
+    python teacher.py --out runs/captions --contrastive none                  # a text-only teacher
+    python teacher.py --out runs/shuffled --shuffle-pairs                     # control: wrong clips
 
 Writes runs/NAME/{args.json, log.jsonl, checkpoint.pt, model/, model/video_encoder.pt}. Started
 again, it goes on from checkpoint.pt; complete, it says so.
@@ -48,7 +48,7 @@ def hinge_loss(text, video, mask, negatives, margin, rows=slice(None)):
     positive = torch.einsum("blh,bh->bl", text, video)                      # [B, L]
     other_video = torch.einsum("blh,bh->bl", text, video[negatives])        # [B, L]
     other_text = torch.einsum("blh,bh->bl", text[negatives], video)         # [B, L]
-    both = mask & mask[negatives]                                           # True = real in both texts
+    both = mask & mask[negatives]                                           # True = real in both
     by_video = F.relu(margin - positive + other_video) * mask
     by_text = F.relu(margin - positive + other_text) * both
     return (by_video[rows].sum() / mask.sum().clamp(min=1)
@@ -287,18 +287,10 @@ def main(argv=None):
     moving = [name for name in args.streams if train.frames_seen[name] > 1]
     if args.frames == 1 and moving:
         raise model.UserError(f"--frames 1 asks for an image teacher, but one step of "
-                              f"{', '.join(moving)} sees several frames; name the others by --streams")
+                              f"{', '.join(moving)} sees several frames; add --streams with the "
+                              f"others only")
     steps = args.steps or max(1, round(args.epochs * len(train) / args.batch))
     decay_steps = max(steps, round((args.decay_epochs or 0) * len(train) / args.batch))
-    if writes:
-        videos = "\n".join(train.ids + ["valid"] + valid.ids)
-        hashes = {"captions": train.sha256, "tokenizer": data.tokenizer_hash(tokenizer),
-                  "videos": hashlib.sha256(videos.encode()).hexdigest()}
-        for name in args.streams:
-            hashes[name] = data.file_hash(Path(args.data) / "features" / name / "stream.json")
-        if args.init:
-            hashes["init"] = data.weights_hash(args.init)
-        data.open_run(run, vars(args), processes, precision, hashes)
 
     # --- models: text encoder with its MLM head, video encoder
     if not args.init:
@@ -321,6 +313,15 @@ def main(argv=None):
     parameters = [each for group in optimizer.param_groups for each in group["params"]]
 
     # --- resume
+    if writes:
+        videos = "\n".join(train.ids + ["valid"] + valid.ids)
+        inputs = {"captions": train.sha256, "tokenizer": data.tokenizer_hash(tokenizer),
+                  "videos": hashlib.sha256(videos.encode()).hexdigest()}
+        for name in args.streams:
+            inputs[name] = data.file_hash(f"{args.data}/features/{name}/stream.json")
+        if args.init:
+            inputs["init"] = data.weights_hash(args.init)
+        data.open_run(run, vars(args), processes, precision, inputs)
     saved = {"bert": bert, "mlm_head": mlm_head, "video_encoder": video_encoder,
              "optimizer": optimizer}
     first_step = 0
@@ -345,8 +346,8 @@ def main(argv=None):
               f"{device.type}, {precision}; from step {first_step}", flush=True)
         repeats = args.batch - len(train)
         if repeats > 0 and args.contrastive != "none":
-            print(f"  warning: {len(train)} videos, so {repeats} of a batch's {args.batch} clips are "
-                  f"second ones of a video, yet count as negatives; try --batch {len(train)}")
+            print(f"  warning: only {len(train)} videos, so {repeats} of a batch's {args.batch} "
+                  f"clips are repeats of a video, yet its negatives; try --batch {len(train)}")
     log = data.Log(run / "log.jsonl", writes, first_step)
     other = partners(args, train, "train")
 
@@ -405,16 +406,16 @@ def main(argv=None):
                 processes.gather(ordinary), negatives, rows)
         loss = contrastive + args.mlm_weight * mlm
         if not torch.isfinite(loss):
-            raise model.UserError(f"loss is {loss.item()} at step {step} (contrastive "
-                                  f"{contrastive.item()}, MLM {mlm.item()}); the last good state is "
-                                  f"{run}/checkpoint.pt, try a lower --lr in another --out")
+            parts = f"contrastive {contrastive.item()}, MLM {mlm.item()}"
+            raise model.UserError(f"loss is {loss.item()} at step {step} ({parts}); the last good "
+                                  f"state is {run}/checkpoint.pt; try a lower --lr, another --out")
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         processes.sum_gradients(parameters)
         norm = torch.nn.utils.clip_grad_norm_(parameters, args.clip)
         if not torch.isfinite(norm):   # before the step, which would write it into every weight
             raise model.UserError(f"gradient norm is {norm.item()} at step {step}; the last good "
-                                  f"state is {run}/checkpoint.pt, try a lower --lr in another --out")
+                                  f"state is {run}/checkpoint.pt; try a lower --lr, another --out")
         optimizer.step()
 
         if step % args.log_every == 0 or step + 1 == steps:
