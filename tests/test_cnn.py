@@ -1,4 +1,4 @@
-"""The frozen CNNs: layout, output and three stages of each against an independent network on the same weights.
+"""The frozen CNNs, layout, output and stages, against independent networks of the same weights.
 
     python -m pytest tests/test_cnn.py
 """
@@ -137,13 +137,13 @@ def test_files_without_batch_counts_load(cnn_weights, tmp_path):
 
 
 def test_wrong_weights_are_refused(cnn_weights, tmp_path):
-    with pytest.raises(model.UserError, match="394f9c45.pth; `make data/weights/resnet152` fetches"):
+    with pytest.raises(model.UserError, match="394f9c45.pth; `make data/weights/resnet152`"):
         model.load_cnn("resnet152", tmp_path)
     path = tmp_path / "resnext101.pth"
     whole = (cnn_weights / "resnext101.pth").read_bytes()
     for content in (b"<html>not found</html>", whole[:10 ** 6], b""):
         path.write_bytes(content)
-        with pytest.raises(model.UserError, match="cannot be read: .*`make data/weights/resnext101`"):
+        with pytest.raises(model.UserError, match="be read: .*`make data/weights/resnext101`"):
             model.load_cnn("resnext101", tmp_path)
     with torch.device("meta"):
         names = list(model.resnext101_3d().state_dict())
@@ -151,5 +151,5 @@ def test_wrong_weights_are_refused(cnn_weights, tmp_path):
     other = torch.load(cnn_weights / "resnet152-394f9c45.pth", weights_only=True)
     for content in (release, other, {}):
         torch.save(content, path)
-        with pytest.raises(model.UserError, match="does not hold the published resnext101: .*conv1"):
+        with pytest.raises(model.UserError, match="not hold the published resnext101: .*conv1"):
             model.load_cnn("resnext101", tmp_path)
