@@ -202,8 +202,7 @@ def soft_label_loss(student_logits, teacher_logits, temperature, count=None):
     (None: N; with several processes: N of all). Called at the masked positions only: elsewhere
     both models see the token that they are asked for, and logits are the largest product of a
     step. The authors' code (in its history) took all positions at tau = 1 and the mean over
-    B x L x V times 1,000, which is 0.03 of this mean at 30,522 words; an older one asked a head of
-    its own for the teacher's likeliest word at masked positions.
+    B x L x V times 1,000, which is 0.03 of this mean at 30,522 words.
     """
     student = F.log_softmax(student_logits.float() / temperature, dim=1)
     teacher = F.log_softmax(teacher_logits.float() / temperature, dim=1)
@@ -366,6 +365,11 @@ OBJECTIVES = ("none", "nst", "crd", "ntxent", "soft-label", "regression", "voken
 MEASURED = 8   # --gradient-ratio: the last steps of warm-up, over which norms are averaged
 
 
+def weight_flag(objective):
+    """Where argparse keeps an objective's weight: soft-label -> soft_label_weight."""
+    return objective.replace("-", "_") + "_weight"
+
+
 def parse_args(argv=None):
     """Flags, filled up from the teacher's args.json and the column of DEFAULTS of --size."""
     parser = argparse.ArgumentParser(description=__doc__,
@@ -424,7 +428,7 @@ def parse_args(argv=None):
     if args.steps is not None:
         defaults["epochs"] = None
     for name in OBJECTIVES[1:]:
-        weight = f"{name.replace('-', '_')}_weight"
+        weight = weight_flag(name)
         if args.gradient_ratio is not None and getattr(args, weight) is not None:
             raise model.UserError("--gradient-ratio takes the place of the weights; give one only")
         defaults.setdefault(weight, 1.0)
@@ -450,7 +454,7 @@ def validate(text, student, mlm_head, tokenizer, device, limit=512):
     total = 0.0
     count = 0
     for start in range(0, limit, 64):
-        tokens = text.batch(range(start, min(start + 64, limit)))           # [64, L]
+        tokens = text.batch(range(start, min(start + 64, limit)))   # [64, L]
         generator = data.torch_generator(0, "validation", start)
         inputs, labels = data.mask_tokens(tokens, data.special_mask(tokens, ids), generator,
                                           ids["mask"], tokenizer.get_vocab_size())
@@ -514,7 +518,7 @@ def main(argv=None):
             module.to(device).eval().requires_grad_(False)
         teacher_width = teacher_config.hidden_size
     if "voken" in args.objective:
-        bank = bank_vectors(args, tokenizer, device, processes.master)      # [C, Ht]
+        bank = bank_vectors(args, tokenizer, device, processes.master)   # [C, Ht]
         classes = words if args.voken_labels == "token" else len(bank)
     crd = {"queue": args.crd_queue, "temperature": args.crd_temperature}
     heads = make_heads(args.objective, args.head, config, teacher_width, crd, classes)
@@ -524,10 +528,12 @@ def main(argv=None):
 
     # --- optimizer
     optimizer = model.optimizer_for(modules, args.lr, args.weight_decay)
-    parameters = [each for group in optimizer.param_groups for each in group["params"]]
+    parameters = []
+    for group in optimizer.param_groups:
+        parameters += group["params"]
     encoder_parameters = list(student.parameters())
-    weights = {name: getattr(args, f"{name.replace('-', '_')}_weight") for name in args.objective}
-    norms = {}   # of --gradient-ratio: sums over steps of the encoder's gradient norm, by loss
+    weights = {name: getattr(args, weight_flag(name)) for name in args.objective}
+    norms = {}   # for --gradient-ratio: sums over steps of each loss's gradient norm
 
     # --- resume
     if writes:
@@ -550,9 +556,6 @@ def main(argv=None):
         norms = state["norms"]
         for name, part in saved.items():
             part.load_state_dict(state[name])
-    if first_step > steps:
-        raise model.UserError(f"{run}/checkpoint.pt is at step {first_step}, past the {steps} of "
-                              f"this run: its data changed; choose another --out")
     if first_step == steps and (run / "model" / "distill_heads.pt").exists():
         if processes.master:
             print(f"{run}: complete after {steps} steps, nothing to do")
@@ -594,7 +597,7 @@ def main(argv=None):
             module.train()
         data.seed_dropout(args.seed, step, processes.rank)
 
-        tokens = next(batches)                                              # [b, L]
+        tokens = next(batches)   # [b, L]
         special = data.special_mask(tokens, ids)   # True = [CLS], [SEP]: left alone
         inputs, labels = data.mask_tokens(tokens, special,
                                           data.torch_generator(args.seed, "mask", step),
@@ -608,12 +611,12 @@ def main(argv=None):
         losses = {}
         mapped = {}   # the student's states through the head of each objective
         with torch.autocast(device.type, autocast_type, enabled=autocast_type is not None):
-            hidden = student(inputs)                                        # [b, L, Hs]
+            hidden = student(inputs)   # [b, L, Hs]
             losses["mlm"] = model.mlm_loss(mlm_head, hidden, labels, label_count)
             if set(args.objective) - {"voken"}:
                 with torch.no_grad():
-                    taught = teacher(inputs)                                # [b, L, Ht]
-                target = F.normalize(taught.float(), dim=-1)                # unit vectors
+                    taught = teacher(inputs)   # [b, L, Ht]
+                target = F.normalize(taught.float(), dim=-1)   # unit vectors
             if "voken" in args.objective:
                 with torch.no_grad():
                     clean = teacher(tokens.to(device))
@@ -626,15 +629,14 @@ def main(argv=None):
             for name in ("nst", "ntxent", "regression", "voken"):
                 if name in args.objective:
                     mapped[name] = heads[f"{name}_head"](hidden).float()
-        # The objectives themselves in fp32. Each process has equally many rows, so the mean over
-        # all is the sum over processes of mean / world.
+        # the objectives in fp32; equally many rows a process, so a mean is divided by the world
         if "nst" in args.objective:
             student_unit = F.normalize(mapped["nst"], dim=-1)
             losses["nst"] = nst_loss(student_unit, target, real) / processes.world
         if "crd" in args.objective:
             generator = data.torch_generator(args.seed, "crd", step)
             positions = sample_tokens(special, args.crd_tokens, generator, rows, args.batch)
-            positions = positions.to(device)                                # [b, crd_tokens]
+            positions = positions.to(device)   # [b, crd_tokens]
             sampled = heads["crd_head"](take_tokens(hidden, positions).float())
             loss = heads["crd"](sampled, take_tokens(target, positions), processes)
             losses["crd"] = loss / processes.world
@@ -647,7 +649,7 @@ def main(argv=None):
         if "voken" in args.objective:
             generator = data.torch_generator(args.seed, "voken", step)
             vokens = voken_labels(args.voken_labels, tokens, clean, bank, generator, rows,
-                                  args.batch)                               # [b, L]
+                                  args.batch)   # [b, L]
             loss = F.cross_entropy(mapped["voken"].flatten(0, 1), vokens.flatten().to(device))
             losses["voken"] = loss / processes.world
 
@@ -667,17 +669,14 @@ def main(argv=None):
                 if norms[name] > 0:
                     weights[name] = args.gradient_ratio * norms["mlm"] / norms[name]
         loss = losses["mlm"] + sum(weight * losses[name] for name, weight in weights.items())
-        if not torch.isfinite(loss):
-            parts = {name: value.item() for name, value in losses.items()}
-            raise model.UserError(f"loss is {loss.item()} at step {step} ({parts}); the last good "
-                                  f"state is {run}/checkpoint.pt; try a lower --lr, another --out")
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         processes.sum_gradients(parameters)
         norm = torch.nn.utils.clip_grad_norm_(parameters, args.clip)
-        if not torch.isfinite(norm):   # before the step, which would write it into every weight
-            raise model.UserError(f"gradient norm is {norm.item()} at step {step}; the last good "
-                                  f"state is {run}/checkpoint.pt; try a lower --lr, another --out")
+        if not torch.isfinite(loss + norm):   # a step would write it into every weight
+            parts = {name: value.item() for name, value in losses.items()}
+            raise model.UserError(f"{parts}, gradient norm {norm.item()} at step {step}; the last "
+                                  f"good state is {run}/checkpoint.pt; try a lower --lr")
         optimizer.step()
 
         if logged:

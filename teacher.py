@@ -115,30 +115,30 @@ def collapse_value(args):
 
 DEFAULTS = {   # sources: (a) the authors' scripts, (o) ours
     "mini": {
-        "contrastive": "nce", "pool": "sentence",       # (o) the hinge learns far more slowly here
-        "margin": 0.2,                                  # (o) for --contrastive hinge
-        "batch": 256,                                   # (o) among 64 clips colour tells most apart
-        "steps": 600, "epochs": None, "decay_epochs": None,                 # (o) what 150 s allow
-        "lr": 2e-3, "warmup": 100, "weight_decay": 0.01,                    # (o)
-        "dropout": 0.0,                                 # (o) too few steps to overfit
-        "max_steps_clip": 48, "precision": "auto",                          # (o)
-        "log_every": 50, "valid_every": 400, "save_every": 400,             # (o)
+        "contrastive": "nce", "pool": "sentence",  # (o) the hinge learns far more slowly here
+        "margin": 0.2,  # (o) for --contrastive hinge
+        "batch": 256,  # (o) colour tells most of 64 clips apart; among 256, motion must be learnt
+        "steps": 600, "epochs": None, "decay_epochs": None,  # (o) what 150 s allow
+        "lr": 2e-3, "warmup": 100, "weight_decay": 0.01,  # (o)
+        "dropout": 0.0,  # (o) too few steps to overfit
+        "max_steps_clip": 48, "precision": "auto",  # (o)
+        "log_every": 50, "valid_every": 400, "save_every": 400,  # (o)
     },
     "small": {
-        "contrastive": "hinge", "pool": "token", "margin": 1.0,             # (a)
-        "batch": 128,                                                       # (a)
-        "steps": None, "epochs": 20, "decay_epochs": 200,   # (a) checkpoint 19 of 200 epochs
-        "lr": 5e-5, "warmup": 0, "weight_decay": 0.01, "dropout": 0.1,      # (a)
-        "max_steps_clip": 384, "precision": "auto",                         # (a)
-        "log_every": 50, "valid_every": 2000, "save_every": 2000,           # (o)
+        "contrastive": "hinge", "pool": "token", "margin": 1.0,  # (a)
+        "batch": 128,  # (a)
+        "steps": None, "epochs": 20, "decay_epochs": 200,  # (a) checkpoint 19 of 200 epochs
+        "lr": 5e-5, "warmup": 0, "weight_decay": 0.01, "dropout": 0.1,  # (a)
+        "max_steps_clip": 384, "precision": "auto",  # (a)
+        "log_every": 50, "valid_every": 2000, "save_every": 2000,  # (o)
     },
     "base": {
-        "contrastive": "hinge", "pool": "token", "margin": 1.0,             # (a)
-        "batch": 64,                                                        # (a)
-        "steps": None, "epochs": 20, "decay_epochs": 200,                   # (a)
-        "lr": 5e-5, "warmup": 0, "weight_decay": 0.01, "dropout": 0.1,      # (a)
-        "max_steps_clip": 384, "precision": "auto",                         # (a)
-        "log_every": 50, "valid_every": 2000, "save_every": 2000,           # (o)
+        "contrastive": "hinge", "pool": "token", "margin": 1.0,  # (a)
+        "batch": 64,  # (a)
+        "steps": None, "epochs": 20, "decay_epochs": 200,  # (a)
+        "lr": 5e-5, "warmup": 0, "weight_decay": 0.01, "dropout": 0.1,  # (a)
+        "max_steps_clip": 384, "precision": "auto",  # (a)
+        "log_every": 50, "valid_every": 2000, "save_every": 2000,  # (o)
     },
 }
 
@@ -155,7 +155,7 @@ def parse_args(argv=None):
     flag("--init", help="BERT folder in Hugging Face form, from which the text encoder starts")
     flag("--streams", nargs="+", help="feature streams (default: all in the data folder)")
     flag("--frames", type=int, help="video steps that stand for a clip; 1: an image teacher")
-    flag("--contrastive", choices=["hinge", "hinge-all", "nce", "none"])
+    flag("--contrastive", choices=["hinge", "hinge-all", "nce", "none"], help="none: MLM alone")
     flag("--pool", choices=["token", "sentence"], help="for nce")
     flag("--margin", type=float, help="for the hinges, in cosine")
     flag("--temperature", type=float, default=0.07, help="for nce")
@@ -272,10 +272,10 @@ def main(argv=None):
     tokenizer = data.load_tokenizer(args.data)
     ids = data.special_ids(tokenizer)
     words = tokenizer.get_vocab_size()
-    shape = dataclasses.replace(model.SIZES[args.size], vocab_size=words,
-                                hidden_dropout_prob=args.dropout,
-                                attention_probs_dropout_prob=args.dropout)
-    config = shape
+    config = dataclasses.replace(model.SIZES[args.size], vocab_size=words,
+                                 hidden_dropout_prob=args.dropout,
+                                 attention_probs_dropout_prob=args.dropout)
+    shape = config
     if args.init:
         config, bert, mlm_head = model.load_hf(args.init)
         data.check_tokenizer(args.init, config, tokenizer, args.data)
@@ -310,7 +310,9 @@ def main(argv=None):
 
     # --- optimizer
     optimizer = model.optimizer_for(modules, args.lr, args.weight_decay)
-    parameters = [each for group in optimizer.param_groups for each in group["params"]]
+    parameters = []
+    for group in optimizer.param_groups:
+        parameters += group["params"]
 
     # --- resume
     if writes:
@@ -330,9 +332,6 @@ def main(argv=None):
         first_step = state["step"]
         for name, part in saved.items():
             part.load_state_dict(state[name])
-    if first_step > steps:
-        raise model.UserError(f"{run}/checkpoint.pt is at step {first_step}, past the {steps} of "
-                              f"this run: its data changed; choose another --out")
     if first_step == steps and (run / "model" / "video_encoder.pt").exists():
         if processes.master:
             print(f"{run}: complete after {steps} steps, nothing to do")
@@ -387,17 +386,17 @@ def main(argv=None):
                                           ids["mask"], words, rows=rows, batch=args.batch)
         label_count = int(processes.sum((labels != -100).sum().item()))
         negatives = data.derangement(args.batch, data.numpy_generator(args.seed, "negatives", step))
-        negatives = torch.from_numpy(negatives).to(device)                  # [B]
-        inputs = inputs.to(device)                                          # [b, L]
+        negatives = torch.from_numpy(negatives).to(device)   # [B]
+        inputs = inputs.to(device)   # [b, L]
         labels = labels.to(device)
         token_mask = token_mask.to(device)
         ordinary = ~special.to(device)
 
         with torch.autocast(device.type, autocast_type, enabled=autocast_type is not None):
-            hidden = bert(inputs, token_mask)                               # [b, L, H]
+            hidden = bert(inputs, token_mask)   # [b, L, H]
             mlm = model.mlm_loss(mlm_head, hidden, labels, label_count)
             if args.contrastive != "none":
-                video = video_encoder(features.to(device), step_mask.to(device))    # [b, H]
+                video = video_encoder(features.to(device), step_mask.to(device))   # [b, H]
         contrastive = torch.zeros((), device=device)
         if args.contrastive != "none":
             # every process sees all texts and videos, and counts the loss of its own
@@ -405,17 +404,14 @@ def main(argv=None):
                 args, processes.gather(hidden.float()), processes.gather(video.float()),
                 processes.gather(ordinary), negatives, rows)
         loss = contrastive + args.mlm_weight * mlm
-        if not torch.isfinite(loss):
-            parts = f"contrastive {contrastive.item()}, MLM {mlm.item()}"
-            raise model.UserError(f"loss is {loss.item()} at step {step} ({parts}); the last good "
-                                  f"state is {run}/checkpoint.pt; try a lower --lr, another --out")
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         processes.sum_gradients(parameters)
         norm = torch.nn.utils.clip_grad_norm_(parameters, args.clip)
-        if not torch.isfinite(norm):   # before the step, which would write it into every weight
-            raise model.UserError(f"gradient norm is {norm.item()} at step {step}; the last good "
-                                  f"state is {run}/checkpoint.pt; try a lower --lr, another --out")
+        if not torch.isfinite(loss + norm):   # a step would write it into every weight
+            parts = f"contrastive {contrastive.item()}, MLM {mlm.item()}"
+            raise model.UserError(f"{parts}, gradient norm {norm.item()} at step {step}; the last "
+                                  f"good state is {run}/checkpoint.pt; try a lower --lr")
         optimizer.step()
 
         if step % args.log_every == 0 or step + 1 == steps:
