@@ -383,14 +383,14 @@ def parse_args(argv=None):
     flag("--init", help="BERT folder in Hugging Face form, from which the student starts")
     flag("--objective", nargs="+", choices=OBJECTIVES, default=["nst", "crd"], help="one or more")
     for name in OBJECTIVES[1:]:
-        flag(f"--{name}-weight", type=float)
+        flag(f"--{name}-weight", type=float, help="times this loss in the sum")
     flag("--gradient-ratio", type=float, help="sets the weights: the gradient of each objective in "
          "the encoder is this times MLM's, measured at step 0 and, for good, as warm-up ends")
     flag("--crd-queue", type=int, help="negatives a side")
     flag("--crd-tokens", type=int, help="anchors a sequence")
-    flag("--crd-temperature", type=float, default=0.07, help="(Tian et al.)")
-    flag("--ntxent-temperature", type=float, default=1.0, help="(a)")
-    flag("--soft-label-temperature", type=float, default=1.0, help="(a); Tian et al.: 4")
+    flag("--crd-temperature", type=float, default=0.07, help="as Tian et al.")
+    flag("--ntxent-temperature", type=float, default=1.0, help="as the authors")
+    flag("--soft-label-temperature", type=float, default=1.0, help="as the authors; Tian et al.: 4")
     flag("--bank", help="clips for voken, by `data.py bank` (default: --data + /bank.json)")
     flag("--voken-labels", choices=VOKEN_LABELS, default="nearest", help="others are ablations")
     flag("--head", choices=["mlp", "none"], default="mlp", help="between student and objective "
