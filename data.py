@@ -21,7 +21,6 @@ import codecs
 import csv
 import hashlib
 import html
-import http.client
 import json
 import math
 import multiprocessing
@@ -30,21 +29,17 @@ import platform
 import re
 import resource
 import shutil
-import stat
 import subprocess
 import sys
 import time
-import urllib.request
-import zipfile
-import zlib
-from collections import Counter
+from collections import Counter, deque
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
 from fractions import Fraction
 from functools import lru_cache, partial
-from itertools import chain, islice, repeat
-from pathlib import Path, PurePosixPath
+from itertools import chain, islice
+from pathlib import Path
 from typing import NamedTuple
 
 import av
@@ -54,6 +49,8 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from tqdm import tqdm
+
+from model import UserError
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Processes
@@ -327,90 +324,110 @@ def provenance(device):
             "tokenizers": tokenizers.__version__, "hardware": hardware, "threads": torch.get_num_threads()}
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Tokenizer: BERT's WordPiece, cased or uncased, by the tokenizers library
+# --------------------------------------------------------------------------------------------------
+# Tokenizer: BERT's WordPiece, by the tokenizers library. A folder's tokenizer.json is its own.
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
 
-def _bert_tokenizer(wordpiece, **normalizer):
-    tokenizer = tokenizers.Tokenizer(wordpiece)
-    tokenizer.normalizer = tokenizers.normalizers.BertNormalizer(**normalizer)
-    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
-    tokenizer.decoder = tokenizers.decoders.WordPiece(prefix="##")
+def load_tokenizer(path, cased=None):
+    """Reads a folder's tokenizer.json, else its vocab.txt, or the named one of the two.
+
+    Returns a tokenizers.Tokenizer whose `encode(text).ids` holds [CLS] ... [SEP]. tokenizer.json is
+    followed as it stands; for vocab.txt see read_vocabulary. Raises UserError if it is not BERT's.
+    """
+    path = Path(path)
+    if path.is_dir():
+        candidates = [path / "tokenizer.json", path / "vocab.txt"]
+    else:
+        candidates = [path, path.with_name("tokenizer.json")]
+    candidates = [candidate for candidate in candidates if candidate.exists()]
+    if not candidates:
+        raise UserError(f"no vocabulary at {path}; `python data.py mini` makes one, for the sizes "
+                        f"small and base `make data/weights/bert-base-uncased` fetches one")
+    path = candidates[0]
+    if path.suffix != ".json":
+        tokenizer = read_vocabulary(path, cased)
+    elif cased is None:
+        try:
+            tokenizer = tokenizers.Tokenizer.from_file(str(path))
+        except Exception as error:   # the library raises nothing narrower
+            raise UserError(f"{path}: not a tokenizer.json ({error})") from None
+    else:
+        raise UserError(f"{path} is followed as it stands: --cased, --uncased are for a vocab.txt")
+    kind = type(tokenizer.model).__name__
+    if kind != "WordPiece":
+        raise UserError(f"{path} holds a {kind} tokenizer, BERT's is WordPiece")
+    check_special(path, tokenizer.get_vocab())
+    sep, cls = [(token, tokenizer.token_to_id(token)) for token in ("[SEP]", "[CLS]")]
+    tokenizer.post_processor = tokenizers.processors.BertProcessing(sep, cls)
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
     return tokenizer
 
 
-def normalizer_of(folder, words):
-    """How text must be normalised for the vocabulary `words` found in folder: arguments of BertNormalizer.
+def read_vocabulary(path, cased=None):
+    """The tokenizer of a vocab.txt, one piece a line, with BERT's own rules.
 
-    As tokenizer_config.json says, else tokenizer.json; where neither does, text is lower-cased unless the vocabulary
-    has an entry with a capital besides its [bracketed] ones, which lower-cased text could never meet. strip_accents
-    None means as lowercase, BERT's own rule; some German and Turkish models lower-case but keep the accents.
+    Text is lower-cased where tokenizer_config.json beside it says so, or without one, if no entry
+    has a capital; `cased` overrides both.
     """
-    path = Path(folder) / "tokenizer_config.json"
-    config = read_json(path, "") if path.exists() else {}
-    if "do_lower_case" in config:
-        return {"lowercase": config["do_lower_case"], "strip_accents": config.get("strip_accents"),
-                "handle_chinese_chars": config.get("tokenize_chinese_chars", True)}
-    path = Path(folder) / "tokenizer.json"
-    stated = (read_json(path, "") if path.exists() else {}).get("normalizer") or {}
-    if stated.get("type") == "BertNormalizer":
-        return {key: stated[key] for key in ("lowercase", "strip_accents", "handle_chinese_chars")}
-    return {"lowercase": all(word == word.lower() or word[:1] + word[-1:] == "[]" for word in words)}
+    try:
+        # not splitlines(), which also cuts at U+2028 and its like
+        words = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not a vocabulary: not UTF-8 (byte {error.start})") from None
+    vocabulary = {}
+    for index, word in enumerate(words):
+        if word in vocabulary:
+            raise UserError(f"{path}, line {index + 1}: {word!r} stands in line "
+                            f"{vocabulary[word] + 1} too; replace one by [unusedN]")
+        vocabulary[word] = index
+    check_special(path, vocabulary)
+    config = path.with_name("tokenizer_config.json")
+    rules = read_json(config, "") if config.exists() else {}
+    if cased is not None:
+        rules = {"do_lower_case": not cased}
+    elif "do_lower_case" not in rules:
+        spelt = [word for word in words if not (word.startswith("[") and word.endswith("]"))]
+        rules["do_lower_case"] = spelt == [word.lower() for word in spelt]
+    bert = tokenizers.BertWordPieceTokenizer(
+        vocabulary, lowercase=rules["do_lower_case"], strip_accents=rules.get("strip_accents"),
+        handle_chinese_chars=rules.get("tokenize_chinese_chars", True))
+    return tokenizers.Tokenizer.from_str(bert.to_str())
 
 
-def load_tokenizer(path, cased=None):
-    """Reads vocab.txt, or of a folder its vocab.txt, else its tokenizer.json, into a tokenizers.Tokenizer.
-
-    `encode(text).ids` then holds [CLS] ... [SEP]; pass add_special_tokens=False for the bare pieces. cased: True or
-    False overrides normalizer_of. Raises FileNotFoundError naming what makes the file, ValueError if one of BERT's five
-    special tokens is not in it or an entry stands twice.
-    """
-    path = _vocab_file(path)
-    if path.exists():
-        try:   # not splitlines(): it also cuts at U+2028 and its like, which stand in real vocabularies
-            words = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{path} is not a vocabulary: not UTF-8 (byte {error.start})") from None
-        vocabulary = {word: index for index, word in enumerate(words)}
-        if len(vocabulary) < len(words):   # a model's own vocab.txt would leave one out and number the rest anew
-            twice = next(index for index, word in enumerate(words) if vocabulary[word] != index)
-            raise ValueError(f"{path}, line {twice + 1}: {words[twice]!r} stands again in line "
-                             f"{vocabulary[words[twice]] + 1}; replace one by [unusedN], N of your choice")
-    elif (whole := path.with_name("tokenizer.json")).exists():   # all that transformers 5 saves
-        found = read_json(whole, "").get("model", {})
-        if found.get("type") != "WordPiece":
-            raise ValueError(f"{whole} holds a {found.get('type')} tokenizer, BERT's is WordPiece")
-        vocabulary = found["vocab"]
-    else:
-        raise FileNotFoundError(f"no vocabulary at {path}; `python data.py mini` trains one, and for the sizes small "
-                                f"and base `python data.py weights bert-base-uncased` fetches one")
+def check_special(path, vocabulary):
+    """Raises UserError where one of BERT's five special tokens is missing."""
     missing = [token for token in SPECIAL if token not in vocabulary]
     if missing:
-        raise ValueError(f"{path} is not a BERT vocabulary: it lacks {', '.join(missing)}")
-    normalizer = normalizer_of(path.parent, vocabulary) if cased is None else {"lowercase": not cased}
-    tokenizer = _bert_tokenizer(tokenizers.models.WordPiece(
-        vocabulary, unk_token="[UNK]", max_input_chars_per_word=100), **normalizer)
-    tokenizer.add_special_tokens(SPECIAL)
-    tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1",
-        special_tokens=[(token, vocabulary[token]) for token in ("[CLS]", "[SEP]")])
-    return tokenizer
+        raise UserError(f"{path} is not a BERT vocabulary: it lacks {', '.join(missing)}")
 
 
-def train_tokenizer(files, size, path, cased=False):
-    """Trains a WordPiece vocabulary of at most `size` entries on text files and writes it to path (vocab.txt)."""
-    # Rejected: tokenizers' WordPieceTrainer, which gives other pieces and ids at every call (its maps are not ordered).
-    tokenizer, counts = _bert_tokenizer(tokenizers.models.WordPiece(unk_token="[UNK]"), lowercase=not cased), Counter()
+def train_tokenizer(files, size, folder, cased=False):
+    """Writes folder/tokenizer.json: the letters of the text files, then their most frequent words,
+    at most `size` pieces. The same files give the same ids."""
+    normalizer = tokenizers.normalizers.BertNormalizer(lowercase=not cased)
+    pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
+    counts = Counter()
     for file in files:
-        for line in open(file, encoding="utf-8"):
-            line = tokenizer.normalizer.normalize_str(line)
-            counts.update(word for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(line))
+        with open(file, encoding="utf-8") as lines:
+            for line in lines:
+                words = pre_tokenizer.pre_tokenize_str(normalizer.normalize_str(line))
+                counts.update(word for word, _ in words)
     letters = sorted(set("".join(counts)))
-    pieces = letters + ["##" + letter for letter in letters]   # any word of these letters can be spelt
-    whole = sorted((word for word in counts if len(word) > 1), key=lambda word: (-counts[word], word))
-    write_text(path, "".join(word + "\n" for word in (SPECIAL + pieces + whole)[:size]))
+    inside = ["##" + letter for letter in letters]   # any word of these letters can be spelt
+    whole = [word for word in counts if len(word) > 1]
+    whole.sort(key=lambda word: (-counts[word], word))
+    pieces = (SPECIAL + letters + inside + whole)[:size]
+    vocabulary = {piece: index for index, piece in enumerate(pieces)}
+    bert = tokenizers.BertWordPieceTokenizer(vocabulary, lowercase=not cased)
+    keep_tokenizer(bert, folder)
+
+
+def keep_tokenizer(tokenizer, folder):
+    """Writes folder/tokenizer.json: beside tokens lies the tokenizer that made them."""
+    write_text(Path(folder) / "tokenizer.json", tokenizer.to_str(pretty=True))
 
 
 def special_ids(tokenizer):
@@ -418,26 +435,11 @@ def special_ids(tokenizer):
     return {token.strip("[]").lower(): tokenizer.token_to_id(token) for token in SPECIAL}
 
 
-def _vocab_file(path):
-    return Path(path) / "vocab.txt" if Path(path).is_dir() else Path(path)
-
-
-def keep_vocab(vocab, folder, cased=None):
-    """Copies the vocabulary that a folder's tokens were made with into the folder, where the stages look for it.
-
-    How it was normalised goes along, in tokenizer_config.json (transformers' names). Returns the copy's path.
-    """
-    tokenizer, vocab, kept = load_tokenizer(vocab, cased), _vocab_file(vocab), Path(folder) / "vocab.txt"
-    normalizer, pieces = tokenizer.normalizer, tokenizer.get_vocab()
-    if not vocab.exists():   # a folder with tokenizer.json alone
-        write_text(kept, "".join(piece + "\n" for piece in sorted(pieces, key=pieces.get)))
-    elif vocab.resolve() != kept.resolve():
-        shutil.copyfile(vocab, kept.with_suffix(".tmp"))
-        os.replace(kept.with_suffix(".tmp"), kept)
-    write_json(kept.with_name("tokenizer_config.json"), {
-        "tokenizer_class": "BertTokenizer", "do_lower_case": normalizer.lowercase,
-        "strip_accents": normalizer.strip_accents, "tokenize_chinese_chars": normalizer.handle_chinese_chars})
-    return kept
+def tokenizer_hash(tokenizer):
+    """sha256 of all that decides which tokens a text becomes."""
+    rules = json.loads(tokenizer.to_str())
+    rules = [rules[key] for key in ("added_tokens", "normalizer", "pre_tokenizer", "model")]
+    return hashlib.sha256(json.dumps(rules).encode()).hexdigest()
 
 
 def file_hash(path):
@@ -446,628 +448,216 @@ def file_hash(path):
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def tokenizer_hash(tokenizer):
-    """sha256 of all that decides which tokens a text becomes: pieces and how text is normalised."""
-    return hashlib.sha256(tokenizer.to_str().encode()).hexdigest()
+def listing_hash(paths, *settings):
+    """sha256 of files' names, sizes and mtimes, and of settings: has anything changed?"""
+    stats = [(path.name, path.stat()) for path in paths]
+    files = [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]
+    return hashlib.sha256(json.dumps([files, *settings]).encode()).hexdigest()
 
 
 def smallest_integer(vocabulary_size):
     """The smallest unsigned type that holds every token id."""
-    return np.uint16 if vocabulary_size <= 2 ** 16 else np.uint32
+    return np.dtype(np.uint16 if vocabulary_size <= 2 ** 16 else np.uint32)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Text -> packed tokens. A split is NAME.bin (all token ids, no separators) and, written last, NAME.json.
+# --------------------------------------------------------------------------------------------------
+# Text -> packed tokens. A split is NAME.bin (all token ids, no separators) and, written last,
+# NAME.json.
 
 MIN_WORDS = 5            # between spaces; shorter lines are dropped, as for the authors' corpora
 LONGEST_LINE = 1 << 26   # bytes; what has no newline in 64 MB is not text
-PIECE = 1 << 20          # bytes of text a process tokenises at a time: what bounds memory
 
 
 def text_files(paths):
-    """Paths of the corpus files among files and folders; a folder stands for all files under it, sorted by path, as in
-    WikiExtractor's AA/wiki_00, AA/wiki_01, ..., AB/wiki_00. Raises FileNotFoundError; ValueError for an empty one."""
+    """The files among files and folders (all files under one, sorted, but dot files)."""
     files = []
     for path in map(Path, paths):
         if not path.exists():
-            raise FileNotFoundError(f"no text file {path}; `python data.py mini` makes the mini world's, `python "
-                                    f"data.py text` lists what can be fetched")
-        found = [path] if not path.is_dir() else sorted(
-            file for file in path.rglob("*") if file.is_file() and file.name[0] != "." and file.stat().st_size)
-        if not found or not found[0].stat().st_size:
-            raise ValueError(f"{path} is empty")
-        files += found
+            raise UserError(f"no text file {path}; `python data.py mini` makes the mini world's, "
+                            f"`make data/wiki` fetches WikiText-103")
+        inside = sorted(path.rglob("[!.]*")) if path.is_dir() else [path]
+        inside = [file for file in inside if file.is_file() and file.stat().st_size]
+        if not inside:
+            raise UserError(f"{path} is empty")
+        files += inside
     return files
 
 
-def text_lines(path, start=0, stop=None, min_words=MIN_WORDS):
-    """Yields the lines of a corpus file worth training on, as the code of vokenization (Tan & Bansal 2020) chose them.
+def text_lines(path, min_words=MIN_WORDS, bar=None):
+    """Yields the lines of a corpus file worth training on, as the code of vokenization (Tan &
+    Bansal 2020) chose them. bar: counts the bytes read.
 
-    Dropped: WikiText headings (` = Title = `), WikiExtractor's <doc> marks, lines of fewer than 5 words between spaces.
-    start, stop: only the lines that begin in these bytes; start must begin a line. Raises ValueError naming file and
-    line where the text is not UTF-8 or not text.
+    Dropped: WikiText headings (` = Title = `), WikiExtractor's <doc> marks, lines of fewer than
+    min_words words between spaces. Of WikiExtractor --json the lines of each "text" are read.
     """
-    return (line for _, line in _placed_lines(path, start, stop, min_words))
+    for line in whole_lines(path, bar):
+        text = line.strip()
+        heading = line.startswith(" = ")
+        mark = text.startswith("<doc id=") or text.endswith("</doc>")
+        if text and not heading and not mark and text.count(" ") + 1 >= min_words:
+            yield text
 
 
-def _placed_lines(path, start, stop, min_words):
-    place, stop = start, os.path.getsize(path) if stop is None else stop
+def whole_lines(path, bar=None):
+    """Yields all lines of a text file. Raises UserError naming file and line where it is none."""
+    is_json = False
+    number = 0
     with open(path, "rb") as file:
-        file.seek(start)
-        while place < stop and (raw := file.readline(LONGEST_LINE)):
+        while raw := file.readline(LONGEST_LINE):
+            number += 1
+            place = f"{path}, line {number}"
+            if b"\0" in raw:
+                raise UserError(f"{place}: holds a zero byte, so this is no text file")
+            if len(raw) == LONGEST_LINE:
+                raise UserError(f"{place}: over 64 MB without a newline, so this is no text file")
             try:
-                if len(raw) == LONGEST_LINE or b"\0" in raw:
-                    raise ValueError("holds a zero byte" if b"\0" in raw else "over 64 MB without a newline")
-                line = raw.decode("utf-8-sig" if place == 0 else "utf-8")
-            except ValueError as error:   # only now are the lines before it counted
-                reason = (f"not UTF-8 ({error.reason} at byte {error.start})" if isinstance(error, UnicodeDecodeError)
-                          else f"{error}, so this is not a text file")
-                raise ValueError(f"{path}, line {_newlines(path, place) + 1}: {reason}") from None
-            text = line.strip()
-            if not (line.startswith(" = ") or text.startswith("<doc id=") or text.endswith("</doc>")
-                    or not text or text.count(" ") + 1 < min_words):
-                yield place, text
-            place += len(raw)
+                line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeDecodeError as error:
+                reason = f"{error.reason} at byte {error.start}"
+                raise UserError(f"{place}: not UTF-8 ({reason})") from None
+            if number == 1:
+                is_json = json_text(line) is not None
+            if not is_json:
+                yield line
+            elif line.strip():
+                text = json_text(line)
+                if text is None:
+                    raise UserError(f'{place}: no JSON object with a "text", unlike line 1')
+                yield from text.split("\n")
+            if bar is not None:
+                bar.update(len(raw))
 
 
-def _newlines(path, stop):
-    with open(path, "rb") as file:
-        return sum(file.read(min(1 << 20, stop - at)).count(b"\n") for at in range(0, stop, 1 << 20))
-
-
-def last_lines(files, lines, min_words=MIN_WORDS):
-    """Splits a corpus into (train, valid), lists of (path, start, stop): valid is the last `lines` lines that pass
-    text_lines, as the authors held out the end of English Wikipedia. Reads backwards, and no more than it needs."""
-    ranges = [(path, 0, path.stat().st_size) for path in files]
-    train, valid, wanted = [piece for group in _cut(ranges) for piece in group], [], lines
-    while train and wanted:
-        path, start, stop = train.pop()
-        places = [place for place, _ in _placed_lines(path, start, stop, min_words)][-wanted:]
-        wanted -= len(places)
-        middle = places[0] if places and not wanted else start
-        train += [(path, start, middle)] * (middle > start)
-        valid.insert(0, (path, middle, stop))
-    if wanted or not train:
-        raise ValueError(f"--valid-lines {lines}: the corpus has {lines - wanted} usable lines; at least one more is "
-                         f"needed to train on")
-    return train, valid
-
-
-def _cut(ranges):
-    """Groups [(path, start, stop)] into lists of about PIECE bytes, cutting files at newlines only."""
-    group, room = [], PIECE
-    for path, start, stop in ranges:
-        with open(path, "rb") as file:
-            while start < stop:
-                end = stop
-                if stop - start > room:
-                    file.seek(start + room - 1)
-                    file.readline(LONGEST_LINE)
-                    end = min(file.tell(), stop)
-                group.append((path, start, end))
-                room, start = room - (end - start), end
-                if room <= 0:
-                    yield group
-                    group, room = [], PIECE
-    if group:
-        yield group
-
-
-def pack_text(files, vocab, out, name, workers=1, cased=None, min_words=MIN_WORDS):
-    """Tokenises files, folders or parts of files (path, start, stop) into out/NAME.bin and out/NAME.json; does nothing
-    if that was done from the same ones. The bytes are the same for any number of processes, and memory for any corpus.
-
-    Raises FileNotFoundError, and ValueError where a file is not text or no line is worth training on.
-    """
-    out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
-    ranges = []
-    for part in files:
-        ranges += [part] if isinstance(part, tuple) else [(path, 0, path.stat().st_size) for path in text_files([part])]
-    tokenizer = load_tokenizer(vocab, cased)
-    listing = [[path.name, path.stat().st_size, path.stat().st_mtime_ns, start, stop] for path, start, stop in ranges]
-    source = {"files": len({path for path, *_ in ranges}), "bytes": sum(stop - start for _, start, stop in ranges),
-              "listing_sha256": hashlib.sha256(json.dumps(listing).encode()).hexdigest(), "min_words": min_words,
-              "tokenizer_sha256": tokenizer_hash(tokenizer)}
-    described, temporary = out / f"{name}.json", out / f"{name}.bin.tmp"
-    if (described.exists() and (out / f"{name}.bin").exists() and
-            read_json(described, "python data.py text")["source"] == source):
-        print(f"{described}: up to date")
-        return
-    kind, total, progress = np.dtype(smallest_integer(tokenizer.get_vocab_size())), 0, {"unit": "B", "unit_scale": True}
-    with open(temporary, "wb") as file, tqdm(total=source["bytes"], desc=f"text {name}", **progress) as bar:
-        for size, tokens in _in_order(tokenizer, list(_cut(ranges)), kind, min_words, workers):
-            file.write(tokens)
-            total += len(tokens) // kind.itemsize
-            bar.update(size)
-    if total == 0:
-        raise ValueError(f"{', '.join(str(path) for path, *_ in ranges[:3])}: not one line of {min_words} words or "
-                         f"more, so no text to train on (--min-words 1 suits languages written without spaces)")
-    described.unlink(missing_ok=True)   # it vouches for the tokens, so it goes before them and comes after
-    os.replace(temporary, out / f"{name}.bin")
-    keep_vocab(vocab, out, cased)
-    write_json(described, {"tokens": total, "dtype": kind.name, "source": source})
-    print(f"{out / name}.bin: {total:,} tokens, {'uncased' if tokenizer.normalizer.lowercase else 'cased'}")
-
-
-def _in_order(tokenizer, groups, kind, min_words, workers):
-    """Yields (bytes of text, token bytes) a group, in the groups' order. What comes back is a few MB a group; rejected:
-    a part file a process, which a killed run leaves behind and which are written twice."""
-    jobs = groups, repeat(kind), repeat(min_words)
-    workers = min(workers, len(groups))
-    if workers <= 1:   # in this process, on the tokenizers library's own threads
-        _start_tokens(tokenizer)
-        yield from map(_tokens, *jobs)
-        return
-    with ProcessPoolExecutor(workers, initializer=_start_tokens, initargs=(tokenizer, "false")) as pool:
-        yield from pool.map(_tokens, *jobs)
-
-
-def _start_tokens(tokenizer, threads=None):
-    _tokens.tokenizer = tokenizer
-    if threads:   # a process is one core; and after a fork the library's own threads would wait for ever
-        os.environ["TOKENIZERS_PARALLELISM"] = threads
-
-
-def _tokens(group, kind, min_words):
-    lines = (line for path, start, stop in group for line in text_lines(path, start, stop, min_words))
-    packed = []
-    while batch := list(islice(lines, 1000)):
-        # encode_batch_fast leaves out the offsets, which nobody needs here
-        ids = [encoding.ids for encoding in _tokens.tokenizer.encode_batch_fast(batch, add_special_tokens=False)]
-        packed.append(np.fromiter(chain.from_iterable(ids), dtype=kind).tobytes())
-    return sum(stop - start for _, start, stop in group), b"".join(packed)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Downloads: published files, which get their name only once they are verified. What is not ours to fetch says where to
-# ask. Archives stay in OUT/downloads, so that a later call can see without a request whether all is whole; delete them
-# when you like.
-
-
-class DownloadError(Exception):
-    """A file that could not be had. The message says what to do."""
-
-
-class Remote(NamedTuple):
-    """One published file."""
-    url: str
-    size: int | None      # bytes
-    sha256: str | None    # all 64 digits, or the leading ones; None: nobody published it
-    keep: str | dict      # place under --out; for a zip {member, or the end of its path: place}
-
-
-class Source(NamedTuple):
-    """A data set or a set of weights."""
-    files: list           # of Remote
-    sums: str             # where the checksums come from
-    terms: str            # licence, as far as known
-    ask: str = ""         # what cannot be fetched here, and where to ask for it
-
-
-def _files(base, folder, *named):
-    return [Remote(base + name, size, sha256, f"{folder}/{name}") for name, size, sha256 in named]
-
-
-def _zip(url, size, sha256, *members):
-    return Remote(url, size, sha256, dict(zip(members, members)))
-
-
-def _glue(task, zipped, size, sha256, terms="not stated", splits=("train", "dev", "test")):
-    return Source([_zip(GLUE + zipped, size, sha256, *[f"{task}/{split}.tsv" for split in splits])], GLUE_SUMS, terms)
-
-
-def _wikitext(name, size, sha256):
-    members = [f"{name}/wiki.{split}.raw" for split in ("train", "valid", "test")]
-    return Source([_zip(f"{WIKITEXT}{name}-v1.zip", size, sha256, *members)], "datasets", "CC BY-SA 3.0, GFDL")
-
-
-# Names of libraries stand for the checksum files they carry: datasets' dataset_infos.json, tensorflow_datasets'
-# url_checksums. Row counts of what was fetched are finetune.py's, which says where a split has others.
-GLUE, GLUE_SUMS = "https://dl.fbaipublicfiles.com/glue/data/", "datasets, tensorflow_datasets"
-PARAPHRASE = "https://dl.fbaipublicfiles.com/senteval/senteval_data/"
-SQUAD = "https://rajpurkar.github.io/SQuAD-explorer/dataset/"
-SWAG = "https://raw.githubusercontent.com/rowanz/swagaf/master/data/"
-PHYSICAL = "https://storage.googleapis.com/ai2-mosaic/public/physicaliqa/physicaliqa-train-dev.zip"
-# The commit whose files the sums were taken from, rather than a branch, which may move. Nobody here could follow the
-# link: if it is dead, the sums still tell whether a copy from elsewhere is the one.
-TRACIE = "https://raw.githubusercontent.com/allenai/tracie/e495da6af7cc2f70b04f740cff03f0d01c659d88/data/"
-WIKITEXT = "https://s3.amazonaws.com/research.metamind.io/wikitext/"
-HOWTO100M = "https://www.rocq.inria.fr/cluster-willow/amiech/howto100m/"
-
-DOWNLOADS = {"tasks": {
-    "CoLA": _glue("CoLA", "CoLA.zip", 376971, "f212fcd832b8f7b435fb991f101abf89f96b933ab400603bf198960dfc32cbff",
-                  "excerpts of published works, no licence stated"),
-    "SST-2": _glue("SST-2", "SST-2.zip", 7439277, "d67e16fb55739c1b32cdce9877596db1c127dc322d93c082281f64057c16deaa"),
-    "MRPC": Source(_files(
-        PARAPHRASE, "MRPC",
-        ("msr_paraphrase_train.txt", 1047044, "60a9b09084528f0673eedee2b69cb941920f0b8cd0eeccefc464a98768457f89"),
-        ("msr_paraphrase_test.txt", 441275, "a04e271090879aaba6423d65b94950c089298587d9c084bf9cd7439bd785f784"))
-        + _files(GLUE, "MRPC", (
-            "mrpc_dev_ids.tsv", 6222, "971d7767d81b997fd9060ade0ec23c4fc31cbb226a55d1bd4a1bac474eb81dc7")),
-        GLUE_SUMS, "Microsoft's own, for research"),
-    "STS-B": _glue("STS-B", "STS-B.zip", 802872, "e60a6393de5a8b5b9bac5020a1554b54e3691f9d600b775bd131e613ac179c85",
-                   "mixed, by source"),
-    "QQP": _glue("QQP", "QQP-clean.zip", 41696084, "40e7c862c04eb26ee04b67fd900e76c45c6ba8e6d8fab4f8f1f8072a1a3fbae0",
-                 "Quora's own, non-commercial"),
-    "MNLI": _glue("MNLI", "MNLI.zip", 312783507, "e7c1d896d26ed6caf700110645df426cc2d8ebf02a5ab743d5a5c68ac1c83633",
-                  "mixed, by source", ("train", "dev_matched", "dev_mismatched", "test_matched", "test_mismatched")),
-    "QNLI": _glue("QNLI", "QNLIv2.zip", 10627589, "e634e78627a29adaecd4f955359b22bf5e70f2cbd93b493f2d624138a0c0e5f5",
-                  "CC BY-SA 4.0, as SQuAD"),
-    "RTE": _glue("RTE", "RTE.zip", 697150, "6bf86de103ecd335f3441bd43574d23fef87ecc695977a63b82d5efb206556ee"),
-    "WNLI": _glue("WNLI", "WNLI.zip", 28999, "ae0e8e4d16f4d46d4a0a566ec7ecceccfd3fbfaa4a7a4b4e02848c0f2561ac46"),
-    "AX": Source(_files(
-        GLUE, "AX", ("AX.tsv", 222257, "0e13510b1bb14436ff7e2ee82338f0efb0133ecf2e73507a697dc210db3f05fd")),
-        GLUE_SUMS, "not stated"),
-    "diagnostics": Source([Remote("https://www.dropbox.com/s/ju7d95ifb072q9f/diagnostic-full.tsv?dl=1", None, None,
-                                  "diagnostics/diagnostic-full.tsv")], "", "not stated"),
-    "SQuAD1": Source(_files(
-        SQUAD, "SQuAD1",
-        ("train-v1.1.json", 30288272, "3527663986b8295af4f7fcdff1ba1ff3f72d07d61a20f487cb238a6ef92fd955"),
-        ("dev-v1.1.json", 4854279, "95aa6a52d5d6a735563366753ca50492a658031da74f301ac5238b03966972c9")),
-        "datasets", "CC BY-SA 4.0"),
-    "SQuAD2": Source(_files(
-        SQUAD, "SQuAD2",
-        ("train-v2.0.json", 42123633, "68dcfbb971bd3e96d5b46c7177b16c1a4e7d4bdef19fb204502738552dede002"),
-        ("dev-v2.0.json", 4370528, "80a5225e94905956a6446d296ca1093975c4d3b3260f1d6c8f68bc2ab77182d8")),
-        "datasets", "CC BY-SA 4.0"),
-    "SWAG": Source(_files(
-        SWAG, "SWAG", ("train.csv", 28243333, "5748b51126ac255c5a6f26e1ba473b51116d6c822aeb25e63ecba282c9d0e610"),
-        ("val.csv", 7893588, "c0497b2cd7f3e6b7df995524b1853f62285d60d110d659b19545ca80b2903234"),
-        ("test.csv", 7817885, "a689a1a4e892a65ca625c1f0fcf77bcce004b59ad1caeb134ca5ec080a711cb6")),
-        "datasets", "not stated with the data"),
-    "PIQA": Source([Remote(   # its dev split is what the authors of PIQA, and finetune.py, call valid
-        PHYSICAL, 1824009, "54d32a04f59a7e354396f321723c8d7ec35cc6b08506563d8d1ffcc15ce98ddd",
-        {f"physicaliqa-train-dev/{ours.replace('valid', 'dev')}": f"PIQA/{ours}" for ours in
-         ("train.jsonl", "train-labels.lst", "valid.jsonl", "valid-labels.lst")})] + _files(
-        "https://yonatanbisk.com/piqa/data/", "PIQA",
-        ("tests.jsonl", 814616, "402f1e2e61347db773e6e5e0a6b24f97396b59f6fd046dcdcbc12f483ac8553b")),
-        "datasets", "AFL 3.0"),
-    "TRACIE": Source(_files(   # one test file serves both splits; finetune.py looks for it in iid
-        TRACIE + "iid/", "TRACIE/iid",
-        ("tracie_train.txt", 399919, "7f8774abf836655bcf83ddd453eb08cba53dfa47b2eba960515d8757cc89d3ec")) + _files(
-        TRACIE + "uniform-prior/", "TRACIE/iid",
-        ("tracie_test.txt", 1454424, "63b3c217028a21e05b9d0eabb223671a23532e326f4550765cf6e015bb5d9070")) + _files(
-        TRACIE + "uniform-prior/", "TRACIE/uniform-prior",
-        ("tracie_train_uniform_prior.txt", 292492, "412f62edbdf1a3b02d9e6960372deb772b120a75d4de57a6fddc81736801ca8e")),
-        "the repository's files, hashed by us", "not stated in the repository's README"),
-}, "text": {
-    "wikitext-103-raw": _wikitext("wikitext-103-raw", 191984949,
-                                  "91c00ae287f0d699e18605c84afc9e45c192bc6b7797ff8837e5474655a33794"),
-    "wikitext-2-raw": _wikitext("wikitext-2-raw", 4721645,
-                                "ef7edb566e3e2b2d31b29c1fdb0c89a4cc683597484c3dc2517919c615435a11"),
-    "english-wikipedia": Source([], "", "CC BY-SA 4.0", """about 20 GB, and replaced twice a month, so no checksum:
-    wget -c https://dumps.wikimedia.org/enwiki/latest/enwiki-latest-pages-articles.xml.bz2
-    git clone https://github.com/attardi/wikiextractor
-    git -C wikiextractor checkout e4abb4cb    # the authors' version
-    python wikiextractor/WikiExtractor.py enwiki-latest-pages-articles.xml.bz2 --processes 8 -o enwiki
-    python data.py text --train enwiki --valid-lines 5000 --vocab vocab.txt --out data/enwiki"""),
-    "howto100m-captions": Source(
-        [_zip(HOWTO100M + "raw_caption.zip", None, None, "raw_caption.json")], "", "not stated",
-        "the videos (12 TB) are given on request only, by the form at\n"
-        "    https://www.di.ens.fr/willow/research/howto100m/"),
-}, "weights": {
-    "resnet152": Source(_files(
-        "https://download.pytorch.org/models/", ".", ("resnet152-394f9c45.pth", None, "394f9c45")),
-        "its name, as is that host's rule", "BSD 3-Clause, torchvision"),
-    "resnext101": Source(_files(HOWTO100M + "models/", ".", ("resnext101.pth", None, None)), "", "not stated"),
-    "bert-base-uncased": Source(_files(
-        "https://huggingface.co/google-bert/bert-base-uncased/resolve/main/", "bert-base-uncased",
-        ("vocab.txt", 231508, "07eced375cec144d27c900241f3e339478dec958f92fddbc551f295c992038a3")),
-        "several projects' pins", "Apache 2.0"),
-    "vidlankd": Source([], "", "not stated", "the authors' models lie on Google Drive, linked from the README of\n    "
-                       "https://github.com/zinengtang/VidLanKD; take them with a browser"),
-}}
-
-TRIES = 5                  # in a row without a new byte
-PAUSE = 1.0                # seconds before the second try; doubles with each
-UNPACKED_AT_MOST = 100     # times the archive's size; text shrinks about fourfold, a zip bomb a thousandfold
-
-
-def fetch(remote, path, mirror=None):
-    """Downloads one file to path: resumed where it was cut, verified by size and sha256, then renamed.
-
-    A good file that is there costs no request, a wrong one is set aside as NAME.wrong. mirror: another base URL.
-    Raises DownloadError.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    name = remote.url.partition("?")[0].rpartition("/")[2]
-    url = f"{mirror.rstrip('/')}/{name}" if mirror else remote.url
-    part, aside = path.with_name(path.name + ".part"), path.with_name(path.name + ".wrong")
-    advice = (f"Try again later, or from another server (--mirror URL, which must have URL/{name}), or put the file at "
-              f"{path} yourself: it is checked in the same way")
-    if path.exists():
-        wrong = _wrong(remote, path, path)
-        if not wrong:
-            return _vouch(remote, path)
-        print(f"{path}: {wrong}; kept as {aside.name}, fetched again", flush=True)
-        os.replace(path, aside)
-    tries = 0
-    while True:
-        had = part.stat().st_size if part.exists() else 0
-        try:
-            _receive(url, part, remote.size)
-            break
-        except (OSError, http.client.HTTPException) as error:
-            code = getattr(error, "code", None)
-            if code == 416:   # nothing comes after what we have, so it is of another file
-                part.unlink(missing_ok=True)
-            elif code and code not in (408, 429, 500, 502, 503, 504):
-                raise DownloadError(f"{url}: the server says {code} {error.reason}. {advice}") from None
-            tries = 1 if part.exists() and part.stat().st_size > had else tries + 1
-            if tries == TRIES:
-                raise DownloadError(f"{url}: {error}, {TRIES} times. What has come is kept. {advice}") from None
-            print(f"{url}: {error}; trying again", flush=True)
-            time.sleep(PAUSE * 2 ** (tries - 1))
-    wrong = _wrong(remote, part, path)
-    _note(part).unlink()
-    if wrong:
-        os.replace(part, aside)
-        raise DownloadError(f"{url}: {wrong}; kept as {aside}. The publisher may have changed the file. {advice}")
-    os.replace(part, path)
-    return _vouch(remote, path)
-
-
-def _note(part):
-    return part.with_name(part.name + ".json")   # of which file it is the beginning
-
-
-def _receive(url, part, size):
-    """One request. Goes on after what part holds; starts again if the server cannot, or if its file is not the one that
-    part is the beginning of. Raises OSError or HTTPException where another try may help, else DownloadError."""
-    before = read_json(_note(part), "") if part.exists() and _note(part).exists() else {}
-    have = part.stat().st_size if before.get("url") == url else 0
-    if have and have == before["size"]:   # killed between the last byte and the check
-        return
-    headers = {"User-Agent": "vidlankd-data", "Accept-Encoding": "identity"}
-    if have:
-        headers["Range"] = f"bytes={have}-"
-    with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=60) as answer:
-        if answer.status != 206:
-            have = 0
-        length = answer.headers["Content-Length"]
-        described = {"url": url, "tag": answer.headers["ETag"] or answer.headers["Last-Modified"],
-                     "size": None if length is None else have + int(length)}
-        if have and described != before:
-            part.unlink()
-            raise ConnectionError("the file on the server has changed")
-        total = described["size"]
-        if None not in (size, total) and total != size:
-            raise DownloadError(f"{url}: {total:,} bytes, expected {size:,}. The publisher may have changed the file; "
-                                f"name another server by --mirror URL")
-        need_space(part.parent, (total or size or 0) - have, url)
-        write_json(_note(part), described)
-        with open(part, "ab" if have else "wb", buffering=0) as file, \
-                tqdm(total=total, initial=have, unit="B", unit_scale=True, desc=part.stem) as bar:
-            while piece := answer.read(1 << 18):
-                _write(file, piece, part)
-                bar.update(len(piece))
-    if total is not None and part.stat().st_size < total:
-        raise ConnectionError(f"cut after {part.stat().st_size:,} of {total:,} bytes")
-
-
-def _write(file, piece, path):
+def json_text(line):
+    """The "text" of a line that is a JSON object, entities undone; None of any other line."""
     try:
-        left = memoryview(piece)
-        while left:   # a nearly full disk takes a part
-            left = left[file.write(left):]
-    except OSError as error:
-        raise DownloadError(f"{path}: {error.strerror}; make room and start again") from None
-
-
-def need_space(folder, needed, what):
-    """Raises DownloadError unless the disk of folder has room for `needed` bytes."""
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        raise DownloadError(f"{what} needs {needed:,} bytes in {folder}, where {free:,} are free; make room, or name "
-                            f"another disk by --out")
-
-
-def _wrong(remote, path, final):
-    """What is wrong with a file, or None. Where no sha256 is known, what came first counts (NAME.sha256 beside it)."""
-    record = final.with_name(final.name + ".sha256")
-    expected = remote.sha256 or (record.read_text().split()[0] if record.exists() else "")
-    size, found = path.stat().st_size, file_hash(path)
-    if remote.size not in (None, size):
-        return f"{size:,} bytes, expected {remote.size:,}"
-    if not found.startswith(expected):
-        return f"sha256 {found}, expected {expected}{'...' if len(expected) < 64 else ''}"
-    with open(path, "rb") as file:
-        if not remote.sha256 and file.read(100).lstrip().lower().startswith((b"<!doctype", b"<html")):
-            return "a web page instead of the file"
+        value = json.loads(line) if line.startswith("{") else {}
+    except json.JSONDecodeError:
+        return None
+    text = value.get("text")
+    if isinstance(text, str) and is_unicode(text):
+        return html.unescape(text)
     return None
 
 
-def _vouch(remote, path):
-    """Writes NAME.sha256 beside a file whose sha256 nobody published, and says so. Returns path."""
-    record = path.with_name(path.name + ".sha256")
-    if len(remote.sha256 or "") < 64 and not record.exists():
-        digest = file_hash(path)
-        write_text(record, f"{digest}  {path.name}\n")   # the form that sha256sum -c reads
-        known = (f"of which the first {len(remote.sha256)} digits are published, and agree" if remote.sha256 else
-                 "but none is published to compare it with, so only a later change can be noticed")
-        print(f"{path}: sha256 {digest}, {known}; kept in {record.name}")
-    return path
+def pack_text(files, vocab, out, name, cased=None, min_words=MIN_WORDS, valid_lines=0):
+    """Tokenises files and folders into out/NAME.bin and out/NAME.json, the last `valid_lines` lines
+    into out/valid.* instead; does nothing if that was done from the same ones."""
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    files = text_files(files)
+    tokenizer = load_tokenizer(vocab, cased)
+    made_from = listing_hash(files, tokenizer_hash(tokenizer), min_words, valid_lines)
+    splits = [name, "valid"] if valid_lines else [name]
+    if all(is_packed(out, split, made_from) for split in splits):
+        print(f"{out}/{name}.json: up to date")
+        return
+    last = deque()
+    size = sum(path.stat().st_size for path in files)
+    with tqdm(total=size, desc=f"text {name}", unit="B", unit_scale=True) as bar:
+        lines = chain.from_iterable(text_lines(path, min_words, bar) for path in files)
+        lines = all_but_last(lines, valid_lines, last)
+        tokens = {name: write_tokens(lines, tokenizer, out / f"{name}.bin.tmp")}
+    if tokens[name] == 0:
+        raise UserError(f"{', '.join(map(str, files[:3]))}: no more than {len(last)} lines of "
+                        f"{min_words} words or more, so no text to train on (--min-words 1 suits "
+                        f"languages written without spaces)")
+    if valid_lines:
+        tokens["valid"] = write_tokens(iter(last), tokenizer, out / "valid.bin.tmp")
+    kind = smallest_integer(tokenizer.get_vocab_size())
+    for split in splits:   # the JSON vouches for the tokens: it goes before them, comes after them
+        (out / f"{split}.json").unlink(missing_ok=True)
+        os.replace(out / f"{split}.bin.tmp", out / f"{split}.bin")
+    keep_tokenizer(tokenizer, out)
+    for split in splits:
+        described = {"tokens": tokens[split], "dtype": kind.name, "made_from": made_from}
+        write_json(out / f"{split}.json", described)
+        print(f"{out}/{split}.bin: {tokens[split]:,} tokens")
 
 
-def unpack(archive, members, out):
-    """Unpacks members of a zip, {end of their path: place under out}, all or none. Returns the places.
-
-    Passes over what is there whole (by size and CRC). Raises DownloadError for a damaged zip and for one with a member
-    that no honest data set has: a path that leaves the folder, a link, contents beyond all proportion.
-    """
-    archive, places = Path(archive), [Path(out) / place for place in members.values()]
-    temporary = archive.with_name(archive.name + ".unpacking")
-    shutil.rmtree(temporary, ignore_errors=True)   # of a killed run
-    try:
-        with zipfile.ZipFile(archive) as zipped:
-            wanted = [_member(zipped, end, archive) for end in members]
-            todo = [(info, place) for info, place in zip(wanted, places) if not _is_whole(info, place)]
-            needed = sum(info.file_size for info, _ in todo)
-            need_space(archive.parent, needed, f"unpacking {archive}")
-            temporary.mkdir()
-            with tqdm(total=needed, unit="B", unit_scale=True, desc=f"unpack {archive.name}", disable=not todo) as bar:
-                for number, (info, _) in enumerate(todo):
-                    with zipped.open(info) as source, open(temporary / str(number), "wb", 0) as target:
-                        while piece := source.read(1 << 20):
-                            _write(target, piece, target.name)
-                            bar.update(len(piece))
-        for number, (_, place) in enumerate(todo):
-            place.parent.mkdir(parents=True, exist_ok=True)
-            os.replace(temporary / str(number), place)
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
-        raise DownloadError(f"{archive} is damaged ({error}); delete it and start again") from None
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    return places
+def all_but_last(lines, count, last):
+    """Yields all lines but the last `count`, which are then in the deque `last`."""
+    for line in lines:
+        last.append(line)
+        if len(last) > count:
+            yield last.popleft()
 
 
-def _member(zipped, end, archive):
-    """The one member whose path ends so, after a look at all of them."""
-    for info in zipped.infolist():
-        path = PurePosixPath(info.filename.replace("\\", "/"))
-        if path.is_absolute() or ".." in path.parts or ":" in "".join(path.parts[:1]):
-            raise DownloadError(f"{archive}: member {info.filename!r} would lie outside its folder; not unpacked")
-        if stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
-            raise DownloadError(f"{archive}: member {info.filename!r} is a link or a device; not unpacked")
-    total, most = sum(info.file_size for info in zipped.infolist()), UNPACKED_AT_MOST * archive.stat().st_size
-    if total > most:
-        raise DownloadError(f"{archive}: would grow to {total:,} bytes, over {UNPACKED_AT_MOST} times its size; "
-                            f"not unpacked")
-    found = [info for info in zipped.infolist()
-             if f"/{info.filename}".endswith(f"/{end}") and "__MACOSX" not in info.filename]
-    if len(found) != 1:
-        raise DownloadError(f"{archive}: {len(found)} members {end}, expected one; it holds "
-                            f"{', '.join(sorted(zipped.namelist())[:20])}")
-    return found[0]
+def write_tokens(lines, tokenizer, path):
+    """Writes the token ids of an iterator's lines; returns how many they are."""
+    kind = smallest_integer(tokenizer.get_vocab_size())
+    with open(path, "wb") as file:
+        while batch := list(islice(lines, 2000)):
+            # the fast one leaves out offsets, and uses all cores
+            encoded = tokenizer.encode_batch_fast(batch, add_special_tokens=False)
+            ids = chain.from_iterable(encoding.ids for encoding in encoded)
+            file.write(np.fromiter(ids, kind).tobytes())
+        return file.tell() // kind.itemsize
 
 
-def _is_whole(info, place):
-    if not place.is_file() or place.stat().st_size != info.file_size:
+def is_packed(out, name, made_from):
+    """True where out/NAME.bin holds the tokens of just these inputs."""
+    described = out / f"{name}.json"
+    if not described.exists() or not (out / f"{name}.bin").exists():
         return False
-    crc = 0
-    with open(place, "rb") as file:
-        while piece := file.read(1 << 20):
-            crc = zlib.crc32(piece, crc)
-    return crc == info.CRC
+    return read_json(described, "python data.py text").get("made_from") == made_from
 
 
-def download(command, names, out, mirror=None):
-    """Fetches and unpacks the named data sets of DOWNLOADS[command] under out. One that fails does not stop the others.
-
-    Returns the places of their files. Raises DownloadError with all that failed, ValueError for an unknown name.
-    """
-    known = {name.lower(): name for name in DOWNLOADS[command]}
-    names = list(known) if "all" in names else [name.lower() for name in names]
-    unknown = [name for name in names if name not in known]
-    if unknown:
-        raise ValueError(f"unknown: {', '.join(unknown)}; there are {', '.join(known.values())}")
-    out, places, failed = Path(out), [], []
-    for name in (known[name] for name in names):
-        source = DOWNLOADS[command][name]
-        if source.ask:
-            print(f"{name}: {source.ask}")
-        try:
-            for remote in source.files:
-                if isinstance(remote.keep, str):
-                    places.append(fetch(remote, out / remote.keep, mirror))
-                else:
-                    archive = fetch(remote, out / "downloads" / remote.url.rpartition("/")[2], mirror)
-                    places += unpack(archive, remote.keep, out)
-        except DownloadError as error:
-            failed.append(f"{name}: {error}")
-        else:
-            if source.files:
-                print(f"{name}: whole, in {out}")
-    if failed:
-        raise DownloadError("\n".join(failed))
-    return places
-
-
-def list_downloads(command):
-    """Prints what can be fetched: name, files, size, checksums, terms."""
-    print(f"python data.py {command} NAME ... --out FOLDER [--mirror URL]      (terms: as far as known)\n")
-    for name, source in DOWNLOADS[command].items():
-        if source.files:
-            sizes = [remote.size for remote in source.files]
-            size = "size unknown" if None in sizes else f"{sum(sizes):,} bytes"
-            known = min(len(remote.sha256 or "") for remote in source.files)
-            sums = {0: "no sha256", 64: f"sha256 from {source.sums}"}.get(
-                known, f"first {known} digits of sha256 from {source.sums}")
-            print(f"{name:<20}{len(sizes)} file{'s' if len(sizes) > 1 else ''}, {size}; {sums}; terms: {source.terms}")
-        if source.ask:
-            print(f"{'' if source.files else name:<20}{source.ask}")
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Captions -> packed tokens. HowTo100M's are 3.4 GB of JSON, 1.2 M videos and 136 M captions, so they are read one video
-# at a time, and written as flat files that every process maps instead of reading: captions/tokens.bin, all tokens;
-# bounds.bin, where each caption's tokens begin (int64: 2^31 tokens are near); times.bin, start and end in seconds
-# (float32: 4 ms at ten hours); spans.bin, each video's first caption and the one after its last; and, written last,
+# --------------------------------------------------------------------------------------------------
+# Captions -> packed tokens. HowTo100M's are 3.4 GB of JSON, so they are read one video at a time
+# and written as flat files that every process maps: captions/tokens.bin, all tokens; bounds.bin,
+# where each caption's tokens begin (int64); times.bin, start and end in seconds (float32);
+# spans.bin, each video's first caption and the one after its last (int64); and, written last,
 # index.json with the ids in sorted order, the row order of spans.
 
 CAPTION_ARRAYS = ("tokens", "bounds", "times", "spans")
-BLANKS = re.compile(r"[ \t\n\r]*")   # JSON's
-BESIDE = (".srt", ".vtt", ".en.srt", ".en.vtt", ".csv")   # endings of a caption file beside a video; the first is taken
-TIMING = re.compile(r"\s*{0}\s*-->\s*{0}(\s.*)?".format(r"(?:(\d+):)?([0-5]?\d):([0-5]?\d[.,]\d{1,3})"))
-MARKUP = re.compile(r"</?[a-zA-Z][^>]*>|<[\d:.]+>|\{\\[^}]*\}")   # <c>, </i>, <00:00:01.000>, {\an8}; not "a < b"
+LONGEST_ENTRY = 1 << 26   # letters of one video's captions in JSON
+FLASH = 0.05              # seconds; no reader takes in a shorter caption
+PAIR = re.compile(r'\s*([{,])\s*("(?:[^"\\]|\\.)*")\s*:\s*')   # of JSON: the mark, the key
+CLOCK = r"(?:(\d+):)?([0-5]?\d):([0-5]?\d(?:[.,]\d{1,3})?)"
+TIMES = re.compile(rf"\s*{CLOCK}\s*-->\s*{CLOCK}(?:\s.*)?")
+# what is meant as times, well written or not: a number and an arrow, a clock and an arrow or clock
+LIKE_TIMES = re.compile(r"\s*-?(?:[\d:., ]+-->|\d+:\d+[:.,]\d[\d:.,]*\W*(?:[>→]|\d+:\d+[:.,]\d))")
+MARKUP = re.compile(r"</?[a-zA-Z][^>]*>|<[\d:.]+>|\{\\[^}]*\}")   # <c>, <00:00:01.000>, {\an8}
 
 
 def json_entries(path, bar, piece=1 << 22):
-    """Yields (key, value) of a file that is one JSON object, holding one entry and `piece` bytes of it at a time.
-
-    bar: counts the bytes read. Raises ValueError naming file, line, byte and key where it is not JSON or not UTF-8.
-    """
-    decoder, ended, mark, key = codecs.getincrementaldecoder("utf-8")(), False, "{", None
-    text, at, line, byte = "", 0, 1, 0   # the buffer, the place in it, and of its beginning the file's line and byte
-    with open(path, "rb") as file:
-        while mark != "}":
+    """Yields (key, value) of a file that is one JSON object of objects, with `piece` letters and
+    one entry in memory. bar: counts what is read. Raises UserError naming file, byte and key."""
+    decoder = json.JSONDecoder()
+    buffer = ""
+    byte = 0       # of the file, where the buffer begins
+    key = None
+    mark = "{"
+    ended = False
+    with open(path, encoding="utf-8-sig", newline="") as file:
+        while not ended and len(buffer) < LONGEST_ENTRY:
             try:
-                key, value, mark, at = _json_pair(text, at, mark)
-            except json.JSONDecodeError as error:
-                # Cut off by the buffer's end, or wrong? What the end cuts fails there, or is a string without its end.
-                cut = error.msg.startswith("Unterminated string") or error.pos > len(text) - 16
-                if ended or not cut:
-                    here = re.match(r'[{\s]*"([^"]*)"\s*:', text[at:at + 1000])
-                    raise ValueError(f"{path}, line {line + text.count(chr(10), 0, error.pos)}, byte "
-                                     f"{byte + len(text[:error.pos].encode())}, "
-                                     + (f"in video {here[1]!r}" if here else f"after video {key!r}") +
-                                     f": not one JSON object of videos ({error.msg})") from None
-                line, byte = line + text.count("\n", 0, at), byte + len(text[:at].encode())
-                raw, begun = file.read(piece), len(decoder.getstate()[0])
-                ended = not raw
-                bar.update(len(raw))
+                text = file.read(piece)
+            except UnicodeDecodeError as error:
+                place = file.buffer.tell() - len(error.object) + error.start
+                raise UserError(f"{path}, byte {place}, after video {key!r}: not UTF-8") from None
+            bar.update(len(text))
+            ended = not text
+            buffer += text
+            place = 0
+            problem = f"expected {mark}"
+            while (pair := PAIR.match(buffer, place)) and pair[1] == mark:
                 try:
-                    text, at = text[at:] + decoder.decode(raw, ended), 0
-                except UnicodeDecodeError as error:
-                    place = file.tell() - len(raw) - begun + error.start
-                    raise ValueError(f"{path}, byte {place}, after video {key!r}: not UTF-8 ({error.reason})") from None
-                continue
-            if key is not None:
+                    value, end = decoder.raw_decode(buffer, pair.end())
+                except json.JSONDecodeError as error:
+                    # wrong, or cut by the buffer's end: then it succeeds with more of the file
+                    problem = f"{error.msg} at byte {byte + len(buffer[:error.pos].encode())}"
+                    break
+                key = json.loads(pair[2])
                 yield key, value
-        if text[at:].strip() or file.read(1 << 20).strip():
-            raise ValueError(f"{path}, after video {key!r}: more follows the }} that ends the object")
-
-
-def _json_pair(text, at, mark):
-    """`"key": value` at text[at:], and the , or } that ends it -> (key, value, that mark, the place after it)."""
-    def expect(marks, at):
-        at = BLANKS.match(text, at).end()
-        if at == len(text) or text[at] not in marks:
-            raise json.JSONDecodeError(f"expected {' or '.join(marks)}", text, at)
-        return text[at], at + 1
-
-    scan = json.JSONDecoder().raw_decode
-    if mark == "{":   # the first pair; a byte order mark may stand before it
-        _, at = expect("{", at + text.startswith("\ufeff", at))
-        if text.startswith("}", BLANKS.match(text, at).end()):
-            return None, None, *expect("}", at)
-    expect('"', at)
-    key, at = scan(text, BLANKS.match(text, at).end())
-    _, at = expect(":", at)
-    value, at = scan(text, BLANKS.match(text, at).end())
-    return key, value, *expect(",}", at)
+                mark = ","
+                place = end
+            byte += len(buffer[:place].encode())
+            buffer = buffer[place:]
+    if "".join(buffer.split()) != ("{}" if key is None else "}"):
+        raise UserError(f"{path}, byte {byte}, after video {key!r}: not one JSON object of videos "
+                        f"({problem})")
 
 
 def is_unicode(text):
@@ -1080,231 +670,380 @@ def is_unicode(text):
 
 
 def check_captions(entry, video, path):
-    """Raises ValueError naming file, video and caption, unless entry is {"text": [], "start": [], "end": []}, seconds.
-
-    Whether the times make sense is not asked here: pack_captions lists and leaves out a caption whose do not. None and
-    NaN, a table's mark of an empty cell, become empty texts.
-    """
-    if not isinstance(entry, dict) or not {"text", "start", "end"} <= set(entry):
-        raise ValueError(f"{path}: video {video!r} needs the keys text, start and end")
-    lengths = [len(entry[key]) if isinstance(entry[key], list) else None for key in ("text", "start", "end")]
-    if None in lengths or len(set(lengths)) != 1:
-        raise ValueError(f"{path}: video {video!r}: text, start and end must be lists of one length, not {lengths}")
-    kinds = [set(map(type, entry[key])) for key in ("text", "start", "end")]
-    if kinds[0] <= {str} and kinds[1] | kinds[2] <= {int, float} and is_unicode("".join(entry["text"])):
-        return
+    """Raises UserError naming file, video and caption, unless entry is {"text": [], "start": [],
+    "end": []}. None and NaN, a table's mark of an empty cell, become empty texts."""
+    keys = ("text", "start", "end")
+    if not isinstance(entry, dict) or not set(keys) <= set(entry):
+        raise UserError(f"{path}: video {video!r} needs the keys text, start and end")
+    columns = [entry[key] for key in keys]
+    lengths = {len(column) if isinstance(column, list) else None for column in columns}
+    if None in lengths or len(lengths) != 1:
+        raise UserError(f"{path}: video {video!r}: text, start and end must be lists of one length")
     entry["text"] = ["" if text is None or text != text else text for text in entry["text"]]
-    for number, (text, start, end) in enumerate(zip(entry["text"], entry["start"], entry["end"])):
-        if type(text) is not str or not is_unicode(text) or not {type(start), type(end)} <= {int, float}:
-            raise ValueError(f"{path}: video {video!r}, caption {number}: needs a text and two numbers, "
-                             f"not {text!r}, {start!r}, {end!r}")
+    for number, (text, start, end) in enumerate(zip(*[entry[key] for key in keys])):
+        good = type(text) is str and {type(start), type(end)} <= {int, float} and is_unicode(text)
+        if not good:
+            raise UserError(f"{path}: video {video!r}, caption {number}: needs a text and two "
+                            f"numbers, not {text!r}, {start!r}, {end!r}")
 
 
 def csv_rows(path, columns):
-    """Yields (line number, {column: cell}) of a CSV with a header. Raises ValueError naming file and line."""
+    """Yields (line number, {column: cell}) of a CSV with a header. Raises UserError naming file and
+    line."""
     with open(path, encoding="utf-8-sig", newline="") as file:
+        reader = csv.DictReader(file, strict=True)
         try:
-            reader = csv.DictReader(file, strict=True)
-            missing = [name for name in columns if name not in (reader.fieldnames or [])]
+            header = reader.fieldnames or []
+            missing = [name for name in columns if name not in header]
             if missing:
-                raise ValueError(f"{path}, line 1: no column {', '.join(missing)}; found "
-                                 f"{', '.join(reader.fieldnames or [])}")
+                raise UserError(f"{path}, line 1: no column {', '.join(missing)}; there are "
+                                f"{', '.join(header)}")
             for row in reader:
                 if None in row or None in row.values():
-                    raise ValueError(f"{path}, line {reader.line_num}: needs {len(reader.fieldnames)} cells")
+                    raise UserError(f"{path}, line {reader.line_num}: needs {len(header)} cells")
                 yield reader.line_num, row
-        except csv.Error as error:
-            raise ValueError(f"{path}, line {reader.line_num + 1}: {error}") from None   # the row's first line
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{path}, line {reader.line_num + 1} or soon after: not UTF-8 ({error.reason})") from None
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise UserError(f"{path}, line {reader.line_num + 1} or soon after: {error}") from None
 
 
 def csv_captions(path, video):
-    """{video id: captions} of a CSV of start, end, text; with a video_id too, of many videos, else of `video`.
-
-    Held in memory at once, since a table's videos need not stand together.
-    """
-    found = {}
+    """{video: captions} of a CSV of start, end, text; with a video_id too, of many videos, else of
+    `video`. All in memory: a table's videos need not stand together."""
+    videos = {}
     for line, row in csv_rows(path, ("start", "end", "text")):
-        entry = found.setdefault(row.get("video_id", video), {"text": [], "start": [], "end": []})
+        entry = videos.setdefault(row.get("video_id", video), {"text": [], "start": [], "end": []})
         try:
-            entry["start"].append(float(row["start"])), entry["end"].append(float(row["end"]))
+            entry["start"].append(float(row["start"]))
+            entry["end"].append(float(row["end"]))
         except ValueError:
-            raise ValueError(f"{path}, line {line}: start and end must be seconds, not {row['start']!r}, "
-                             f"{row['end']!r}") from None
+            raise UserError(f"{path}, line {line}: start and end must be seconds, not "
+                            f"{row['start']!r}, {row['end']!r}") from None
         entry["text"].append(row["text"])
-    return found
+    return videos
 
 
 def subtitles(path):
-    """The captions of an .srt or .vtt file, without markup, a cue's lines joined. Raises ValueError naming the line."""
+    """The captions of an .srt or .vtt file, without markup, a cue's lines joined.
+
+    What a player would not show (a cue with malformed times, text outside of a cue, a file that is
+    not UTF-8) becomes a caption whose times are NaN, which unroll lists.
+    """
+    entry = {"text": [], "start": [], "end": []}
+
+    def add(text, start=math.nan, end=math.nan):
+        entry["text"].append(" ".join(html.unescape(MARKUP.sub("", text)).split()))
+        entry["start"].append(start)
+        entry["end"].append(end)
+
+    raw = path.read_bytes()
+    utf16 = raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")   # read_text has made \r\n and \r to \n
+        text = raw.decode("utf-16" if utf16 else "utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path}, byte {error.start}: not UTF-8 ({error.reason})") from None
-    webvtt = path.suffix.lower() == ".vtt"
-    if webvtt and not lines[0].startswith("WEBVTT"):
-        raise ValueError(f"{path}, line 1: not WebVTT, which begins with WEBVTT")
-    entry, spoken = {"text": [], "start": [], "end": []}, None   # None: between cues, where numbers, NOTE, STYLE stand
-    for number, line in enumerate([*lines, ""], 1):
-        if "-->" in line or not (line if webvtt else line.strip()):   # YouTube's cues hold lines of one blank
-            if spoken is not None:
-                entry["text"].append(" ".join(html.unescape(MARKUP.sub("", " ".join(spoken))).split()))
-            spoken = None
-        if "-->" in line:
-            timing = TIMING.fullmatch(line)
-            if not timing:
-                raise ValueError(f"{path}, line {number}: malformed times {line!r}")
-            for key, (hours, minutes, seconds) in zip(("start", "end"), (timing.groups()[:3], timing.groups()[3:6])):
-                entry[key].append(3600 * int(hours or 0) + 60 * int(minutes) + float(seconds.replace(",", ".")))
-            spoken = []
-        elif spoken is not None:
-            spoken.append(line)
+        add(f"not UTF-8 at byte {error.start}")
+        return entry
+    text = re.sub(r"\r\n?", "\n", text)
+    webvtt = text.startswith("WEBVTT")
+    # an empty line ends a cue of WebVTT (YouTube's lines of one blank do not), not one of SubRip
+    blocks = re.split(r"\n\n+", text) if webvtt else [text]
+    for block in blocks:
+        lines = block.split("\n")
+        places = [place for place, line in enumerate(lines) if LIKE_TIMES.match(line)]
+        if webvtt and lines[0].startswith(("NOTE", "STYLE", "REGION")):
+            continue
+        if webvtt and not places and not block.startswith("WEBVTT") and block.strip():
+            add(block)
+        for place, following in zip(places, [*places[1:], None]):
+            spoken = "\n".join(lines[place + 1:following])
+            if following:   # the number of the next cue
+                spoken = re.sub(r"(^|\n)\s*\d+\s*$", "", spoken)
+            clocks = TIMES.fullmatch(lines[place])
+            if clocks:
+                add(spoken, seconds_of(*clocks.groups()[:3]), seconds_of(*clocks.groups()[3:]))
+            else:
+                add(f"{lines[place]} {spoken}")
     return entry
 
 
+def seconds_of(hours, minutes, seconds):
+    """Seconds of the three parts of a clock, as text; hours may be None."""
+    return 3600 * int(hours or 0) + 60 * int(minutes) + float(seconds.replace(",", "."))
+
+
 def caption_files(source, ids):
-    """[(path, video id)]: of a folder, the caption files of `ids`; of one file, that (JSON holds ids of its own)."""
+    """[(path, video)]: of a folder, one caption file of each of the ids that has some; of a file,
+    that one.
+
+    In a folder, ID.srt and ID.vtt come before ID.LANGUAGE.srt or .vtt, of these English before
+    others, then the alphabetically first; ID.csv comes last.
+    """
     source = Path(source)
-    if source.is_dir():
-        names = {path.name for path in source.iterdir()}
-        beside = {video: [video + end for end in BESIDE if video + end in names] for video in sorted(ids)}
-        return [(source / found[0], video) for video, found in beside.items() if found]
     if not source.exists():
-        raise FileNotFoundError(f"{source} is missing; `python data.py mini` makes the mini world's captions")
-    if source.suffix.lower() not in (".json", ".csv", ".srt", ".vtt"):
-        raise ValueError(f"{source}: captions are a .json, .csv, .srt or .vtt file, or a folder of them")
-    return [(source, source.stem.removesuffix(".en"))]
+        raise UserError(f"{source} is missing; `python data.py mini` makes the mini world's captions")
+    kind = source.suffix.lower()
+    if source.is_dir():
+        ids = set(ids)
+        beside = {}
+        for path in source.iterdir():
+            kind = path.suffix.lower()
+            video, language = path.stem, ""
+            if video not in ids:
+                video, _, language = video.rpartition(".")
+            if video not in ids or kind not in (".srt", ".vtt", ".csv"):
+                continue
+            english = re.match(r"(en|eng|english)\b", language.lower())
+            rank = (kind == ".csv", language != "", not english, language, kind)
+            beside.setdefault(video, []).append((rank, path))
+        return [(min(beside[video])[1], video) for video in sorted(beside)]
+    if kind not in (".json", ".csv", ".srt", ".vtt"):
+        raise UserError(f"{source}: captions are a .json, .csv, .srt or .vtt file, or a folder of "
+                        f"them")
+    if source.stem in ids:
+        return [(source, source.stem)]
+    return [(source, source.stem.rpartition(".")[0] or source.stem)]
 
 
 def read_captions(source, ids, title):
-    """Yields (video id, {"text": [], "start": [], "end": []}) of --captions, one video at a time, in the file's order.
+    """Yields (video, {"text": [], "start": [], "end": []}) of --captions, in the file's order.
 
-    source: HowTo100M's JSON, a CSV, or a folder of ID.srt, ID.vtt, ID.csv for the ids. Shows progress under `title`.
-    Raises ValueError naming file and place; also where a video occurs twice.
+    source: HowTo100M's JSON, a CSV, an .srt or .vtt file, or a folder of these beside the videos
+    `ids` (see caption_files). Shows progress under `title`.
+    Raises UserError naming file and place; also where a video occurs twice.
     """
-    files, seen = caption_files(source, ids), set()
-    with tqdm(total=sum(path.stat().st_size for path, _ in files), unit="B", unit_scale=True, desc=title) as bar:
+    files = caption_files(source, ids)
+    seen = set()
+    size = sum(path.stat().st_size for path, _ in files)
+    with tqdm(total=size, unit="B", unit_scale=True, desc=title) as bar:
         for path, name in files:
             kind = path.suffix.lower()
-            for video, entry in (json_entries(path, bar) if kind == ".json" else csv_captions(path, name).items()
-                                 if kind == ".csv" else [(name, subtitles(path))]):
+            if kind == ".json":
+                entries = json_entries(path, bar)
+            elif kind == ".csv":
+                entries = csv_captions(path, name).items()
+            else:
+                entries = [(name, subtitles(path))]
+            for video, entry in entries:
                 check_captions(entry, video, path)
                 if video in seen:
-                    raise ValueError(f"{path}: video {video!r} occurs twice")
+                    raise UserError(f"{path}: video {video!r} occurs twice")
                 seen.add(video)
                 yield video, entry
-            bar.update(0 if kind == ".json" else path.stat().st_size)
+            if kind != ".json":
+                bar.update(path.stat().st_size)
 
 
 def overlap(previous, following, inside=frozenset()):
-    """How many of the first tokens of `following` repeat the last tokens of `previous` (rolling speech captions).
-
-    inside: tokens that go on with a word; nothing is cut in front of one, so "bake" does not roll into "baking".
-    """
+    """How many of the first tokens of `following` repeat the last tokens of `previous` (rolling
+    captions). inside: tokens that go on with a word; nothing is cut in front of one, so "bake" does
+    not roll into "baking"."""
     for count in range(min(len(previous), len(following)), 0, -1):   # the longest first
-        if (previous[-count] == following[0] and previous[-count:] == following[:count]
-                and not (count < len(following) and following[count] in inside)):
-            return count
+        if previous[-count:] == following[:count]:
+            if count == len(following) or following[count] not in inside:
+                return count
     return 0
 
 
 def unroll(entry, pieces, seconds, inside):
-    """What of one video's captions can be used: -> ([(token ids, start, end)], [(caption number, why it cannot)]).
+    """What of one video's captions can be used: -> ([(token ids, start, end)], [(caption number,
+    why it cannot)]).
 
-    pieces: token ids of each caption; seconds: of video. In order of time; the part of a caption that repeats the end
-    of the one before is removed, and a caption without anything new, or without a text, is passed over.
+    pieces: token ids of each caption; seconds: of video. In order of time; the part of a caption
+    that repeats the end of the one before is removed, and a caption without anything new is passed
+    over. A new text shown for a moment only, as converters of rolling captions leave them, takes
+    the time of the caption that it follows.
     """
-    used, left_out, previous = [], [], []
-    timed = [number for number, (start, end) in enumerate(zip(entry["start"], entry["end"])) if 0 <= start < end]
-    if len(timed) < len(pieces):
-        left_out = [(number, f"{entry['start'][number]} to {entry['end'][number]} s is no stretch of time")
-                    for number in sorted(set(range(len(pieces))) - set(timed))]
-    for number in sorted(timed, key=entry["start"].__getitem__):
-        start, end, ids = entry["start"][number], entry["end"][number], pieces[number]
-        if start >= seconds:
+    timed = []
+    left_out = []
+    for number, (start, end) in enumerate(zip(entry["start"], entry["end"])):
+        if math.isnan(start + end):
+            left_out.append((number, f"no times that can be read: {entry['text'][number]!r}"))
+        elif not 0 <= start < end:
+            left_out.append((number, f"{start} to {end} s is no stretch of time"))
+        elif start >= seconds:
             left_out.append((number, f"starts at {start} s, the video ends at {seconds} s"))
-        elif ids:
-            new, previous = ids[overlap(previous, ids, inside):], ids
-            if new:
-                used.append((new, start, min(end, seconds)))
+        else:
+            timed.append((start, end, pieces[number]))
+    used = []
+    previous = []
+    before = (0.0, -1.0)   # start and end of the caption before
+    for start, end, ids in sorted(timed, key=lambda caption: caption[0]):
+        if end - start < FLASH and abs(start - before[1]) < FLASH:
+            start, end = before
+        before = (start, end)
+        new = ids[overlap(previous, ids, inside):]
+        if new:
+            used.append((new, start, min(end, seconds)))
+        if ids:
+            previous = ids
     return used, left_out
 
 
-def pack_captions(source, durations, vocab, out, cased=None):
-    """Tokenises the captions of the videos in `durations` ({id: seconds}) into out/captions/ (see the section's head).
+def pack_captions(source, seconds, tokenizer, out):
+    """Tokenises the captions of the videos in `seconds` ({id: length}) into out/captions/ (see the
+    section's head); does nothing if that was done from the same files.
 
-    Does nothing if that was done from the same files. Captions whose times make no sense are listed in
-    captions/left_out.tsv (video, caption number, reason). Returns how many captions were "read", how many "kept".
+    captions/left_out.tsv lists captions that cannot be used (video, caption number, reason).
+    Returns index.json: its "ids" have a usable caption, its "left_out" says why others have none.
     """
-    folder, ids = Path(out) / "captions", sorted(durations)
-    files = [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path, _ in caption_files(source, ids)]
-    made_from = {name: hashlib.sha256(json.dumps(value).encode()).hexdigest() for name, value in
-                 (("captions", files), ("videos", [[video, durations[video]] for video in ids]))}
-    tokenizer = load_tokenizer(vocab, cased)
-    made_from["tokenizer"] = tokenizer_hash(tokenizer)
-    if (folder / "index.json").exists() and all((folder / f"{name}.bin").exists() for name in CAPTION_ARRAYS):
-        index = read_json(folder / "index.json", "python data.py video")
+    folder = Path(out) / "captions"
+    stats = [(path.name, path.stat()) for path, _ in caption_files(source, seconds)]
+    files = [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]
+    inputs = json.dumps([files, sorted(seconds.items()), tokenizer_hash(tokenizer)])
+    made_from = hashlib.sha256(inputs.encode()).hexdigest()
+    parts = [folder / f"{name}.bin" for name in CAPTION_ARRAYS]
+    if (folder / "index.json").exists() and all(path.exists() for path in parts):
+        index = read_json(folder / "index.json", "python data.py captions")
         if index["made_from"] == made_from:
             print(f"{folder}: up to date")
-            return index["counts"]
-    folder.mkdir(exist_ok=True)
-    kind = smallest_integer(tokenizer.get_vocab_size())
-    inside = frozenset(index for piece, index in tokenizer.get_vocab().items() if piece.startswith("##"))
-    counts, spans = {"read": 0, "kept": 0, "tokens": 0}, {}
+            return index
+    folder.mkdir(parents=True, exist_ok=True)
+    kind = np.dtype(smallest_integer(tokenizer.get_vocab_size()))
+    prefix = tokenizer.model.continuing_subword_prefix
+    vocabulary = tokenizer.get_vocab()
+    inside = frozenset(index for piece, index in vocabulary.items() if piece.startswith(prefix))
+    counts = {"read": 0, "kept": 0, "tokens": 0}
+    spans = {}
+    left_out = dict.fromkeys(seconds, "no captions")
     with ExitStack() as stack:
-        arrays = [stack.enter_context(open(folder / f"{name}.bin.tmp", "wb")) for name in CAPTION_ARRAYS[:3]]
+        tokens, bounds, times = [stack.enter_context(open(f"{path}.tmp", "wb")) for path in parts[:3]]
         listed = stack.enter_context(open(folder / "left_out.tsv", "w", encoding="utf-8"))
-        arrays[1].write(np.int64(0).tobytes())
-        usable = (pair for pair in read_captions(source, ids, "captions") if pair[0] in durations)
-        while videos := list(islice(usable, 200)):   # the tokenizer spreads a large batch over all cores
-            texts = [text for _, entry in videos for text in entry["text"]]
+        bounds.write(np.int64(0).tobytes())
+        captioned = read_captions(source, seconds, "captions")
+        captioned = ((video, entry) for video, entry in captioned if video in seconds)
+        while videos := list(islice(captioned, 200)):   # the tokenizer uses all cores for a batch
+            texts = list(chain.from_iterable(entry["text"] for _, entry in videos))
             encoded = iter(tokenizer.encode_batch_fast(texts, add_special_tokens=False))
-            tokens, bounds, times = [], [], []
+            counts["read"] += len(texts)
             for video, entry in videos:
-                used, left_out = unroll(entry, [next(encoded).ids for _ in entry["text"]], durations[video], inside)
-                spans[video] = counts["kept"] + len(times), counts["kept"] + len(times) + len(used)
+                pieces = [encoding.ids for encoding in islice(encoded, len(entry["text"]))]
+                used, unusable = unroll(entry, pieces, seconds[video], inside)
+                listed.writelines(f"{video}\t{number}\t{why}\n" for number, why in unusable)
+                left_out[video] = f"none of its {len(pieces)} captions can be used"
+                if used:
+                    del left_out[video]
+                    spans[video] = (counts["kept"], counts["kept"] + len(used))
                 for new, start, end in used:
-                    tokens.extend(new), bounds.append(counts["tokens"] + len(tokens)), times.append((start, end))
-                listed.writelines(f"{video}\t{number}\t{reason}\n" for number, reason in left_out)
-            for file, values, of in zip(arrays, (tokens, bounds, times), (kind, np.int64, np.float32)):
-                file.write(np.array(values, of).tobytes())
-            for key, more in (("read", texts), ("kept", times), ("tokens", tokens)):
-                counts[key] += len(more)
-    if not counts["kept"]:
-        raise ValueError(f"{source}: not one caption that can be used; those with wrong times are in {listed.name}")
+                    counts["kept"] += 1
+                    counts["tokens"] += len(new)
+                    tokens.write(np.array(new, kind).tobytes())
+                    bounds.write(np.int64(counts["tokens"]).tobytes())
+                    times.write(np.array([start, end], np.float32).tobytes())
     np.array([spans[video] for video in sorted(spans)], np.int64).tofile(folder / "spans.bin.tmp")
-    (folder / "index.json").unlink(missing_ok=True)   # it vouches for the arrays: goes before them and comes after
-    for name in CAPTION_ARRAYS:
-        os.replace(folder / f"{name}.bin.tmp", folder / f"{name}.bin")
-    write_json(folder / "index.json", {
-        "counts": counts, "dtype": np.dtype(kind).name, "made_from": made_from, "ids": sorted(spans),
-        "sha256": {name: file_hash(folder / f"{name}.bin") for name in CAPTION_ARRAYS}})
-    return counts
+    # index.json vouches for the arrays, so it goes before them and comes after
+    (folder / "index.json").unlink(missing_ok=True)
+    for path in parts:
+        os.replace(f"{path}.tmp", path)
+    index = {"counts": counts, "dtype": kind.name, "made_from": made_from, "ids": sorted(spans),
+             "left_out": left_out, "sha256": {path.stem: file_hash(path) for path in parts}}
+    write_json(folder / "index.json", index)
+    return index
 
 
 def hold_out(ids, count, folder):
-    """The held-out videos as a set: those of folder/valid_ids.json where it brings one, else `count` of them.
+    """The held-out videos as a set: those of folder/valid_ids.json where it brings one, else
+    `count` of them, or if None a fiftieth, at most 10,000 (as many as the paper held out).
 
-    Those whose id has the smallest sha256, so that adding videos moves few others. count None: 10,000 or a fiftieth,
-    whichever is fewer (the paper held out 10,000). Raises ValueError if none would be left to train on.
+    Those whose id has the smallest sha256, so that adding videos moves few others. Raises UserError
+    if none would be left to train on.
     """
-    if (Path(folder) / "valid_ids.json").exists():
-        return set(read_json(Path(folder) / "valid_ids.json", "python data.py mini")).intersection(ids)
+    listed = Path(folder) / "valid_ids.json"
+    if listed.exists():
+        return set(read_json(listed, "python data.py mini")).intersection(ids)
     if count is None:
-        count = min(10000, max(1, len(ids) // 50)) if len(ids) > 1 else 0
+        count = min(10000, max(1, len(ids) // 50), len(ids) - 1)
     if not 0 <= count < len(ids):
-        raise ValueError(f"--held-out {count} of {len(ids)} videos leaves none to train on")
-    return set(sorted(ids, key=lambda video: hashlib.sha256(video.encode()).digest())[:count])
+        raise UserError(f"--held-out {count} of {len(ids)} videos leaves none to train on")
+    ordered = sorted(ids, key=lambda video: hashlib.sha256(video.encode()).digest())
+    return set(ordered[:count])
 
 
 def listed_videos(path, category=None):
-    """The ids in a CSV such as HowTo100M_v1.csv (column video_id); with a category, of rows whose category_1 it is."""
-    rows = csv_rows(path, ("video_id", "category_1") if category else ("video_id",))
-    ids = {row["video_id"] for _, row in rows if not category or row["category_1"] == category}
-    if not ids:
-        raise ValueError(f"{path}: no row" + (f" with category_1 {category!r}" if category else ""))
-    return ids
+    """The ids in a CSV such as HowTo100M_v1.csv (column video_id); with a category, of rows whose
+    category_1 it is."""
+    columns = ("video_id", "category_1") if category else ("video_id",)
+    rows = [row for _, row in csv_rows(path, columns)]
+    if category:
+        rows = [row for row in rows if row["category_1"] == category]
+    if not rows:
+        raise UserError(f"{path}: no row" + (f" with category_1 {category!r}" if category else ""))
+    return {row["video_id"] for row in rows}
+
+
+def feature_seconds(out):
+    """{id: seconds} of the videos that have features in every stream folder of out/features."""
+    lengths = []
+    for described in sorted((Path(out) / "features").glob("*/stream.json")):
+        folder = described.parent
+        rate = read_stream(folder, "python data.py video")["rate"]
+        paths = folder.glob("[!.]*.npy")
+        lengths.append({path.stem: len(np.load(path, mmap_mode="r")) / rate for path in paths})
+    if not lengths:
+        raise UserError(f"no features in {out}/features; `python data.py video --out {out}` makes them")
+    everywhere = set(lengths[0]).intersection(*lengths)
+    return {video: max(stream[video] for stream in lengths) for video in sorted(everywhere)}
+
+
+def feature_failures(out):
+    """{id: why it has no features}, as `data.py video` listed it. Raises UserError naming the
+    shards that are not complete."""
+    reasons = {}
+    complete = {}   # number of shards -> those that are done
+    for path in sorted((Path(out) / "features").glob("left_out*.tsv*")):
+        if path.suffix == ".tsv":
+            lines = path.read_text(encoding="utf-8").splitlines()
+            reasons |= dict(line.split("\t", 1) for line in lines)
+        shard = re.match(r"left_out\.(\d+)-of-(\d+)\.tsv", path.name)
+        if shard:
+            done = complete.setdefault(int(shard[2]), set())
+            if path.suffix == ".tsv":
+                done.add(int(shard[1]))
+    for count, done in complete.items():
+        missing = sorted(set(range(1, count + 1)) - done)
+        if missing:
+            raise UserError(f"{out}: shards are missing: {', '.join(map(str, missing))} of {count}; "
+                            f"run `python data.py video --shard K/{count}` for each of them")
+    return reasons
+
+
+def film_files(folder):
+    """{id: path} of the films in a folder."""
+    return {path.stem: path for path in Path(folder).glob("[!.]*.mp4")}
+
+
+def make_captions(videos, captions, vocab, out, held_out=None, only=None, cased=None):
+    """`data.py captions`: packs the captions of all videos that have features, and splits these.
+
+    captions: what read_captions reads; None: the files beside the videos. held_out: see hold_out.
+    only: the ids to use, None for all. Writes out/captions/, out/tokenizer.json, out/left_out.tsv
+    (video, reason) and, last, out/splits.json.
+    """
+    out = Path(out)
+    tokenizer = load_tokenizer(vocab, cased)
+    failures = feature_failures(out)
+    seconds = feature_seconds(out)
+    left_out = dict.fromkeys(film_files(videos), "no features: `python data.py video` makes them")
+    left_out |= failures
+    left_out |= dict.fromkeys(seconds, "not one of --only")
+    seconds = {video: length for video, length in seconds.items() if only is None or video in only}
+    (out / "splits.json").unlink(missing_ok=True)   # written last: where it is, all is
+    index = pack_captions(captions or videos, seconds, tokenizer, out)
+    left_out |= index["left_out"]
+    for video in index["ids"]:
+        del left_out[video]
+    rows = [f"{video}\t{reason}\n" for video, reason in sorted(left_out.items())]
+    write_text(out / "left_out.tsv", "".join(rows))
+    if not index["ids"]:
+        raise UserError(f"not one usable video in {videos}; the reasons are in "
+                        f"{out}/left_out.tsv and {out}/captions/left_out.tsv")
+    keep_tokenizer(tokenizer, out)
+    valid = hold_out(index["ids"], held_out, out)
+    train = sorted(set(index["ids"]) - valid)
+    write_json(out / "splits.json", {"train": train, "valid": sorted(valid), "videos": str(videos)})
+    counts = index["counts"]
+    hours = sum(seconds[video] for video in index["ids"]) / 3600
+    print(f"{len(index['ids']):,} videos, {len(valid):,} of them held out, {hours:.2f} hours, "
+          f"{counts['kept']:,} captions ({counts['read'] - counts['kept']:,} held nothing new or had "
+          f"no time in their video); left out: {len(left_out)} videos, listed in {out}/left_out.tsv")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -2661,25 +2400,6 @@ def make_mini(seed, out, videos_a_noun, documents, workers):
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def text_command(args):
-    """`data.py text`: fetches the named corpora, then packs them and the given files; without either, lists corpora."""
-    if not args.names and not args.train:
-        return list_downloads("text")
-    if args.train and not args.vocab:
-        raise ValueError("--vocab vocab.txt is needed to pack text")
-    files = download("text", args.names, args.out, args.mirror)
-    train, valid = ([path for path in files if f".{split}." in path.name] + given
-                    for split, given in (("train", args.train), ("valid", args.valid)))
-    if not train or not args.vocab:
-        return files and print(f"fetched: {', '.join(map(str, files))}; add --vocab vocab.txt to pack a corpus")
-    if bool(valid) == bool(args.valid_lines):
-        raise ValueError("one of --valid FILES and --valid-lines N is needed")
-    if args.valid_lines:
-        train, valid = last_lines(text_files(train), args.valid_lines, args.min_words)
-    for name, part in (("train", train), ("valid", valid)):
-        pack_text(part, args.vocab, args.out, name, args.workers, args.cased, args.min_words)
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
@@ -2710,31 +2430,44 @@ def main():
     bank.add_argument("--seed", type=int, default=0)
     bank.add_argument("--block", type=int, default=128, help="tokens of a text, as the stages' size has it (mini: 32)")
     bank.add_argument("--out", help="the file (default: DATA/bank.json)")
-    text = commands.add_parser("text", help="text -> packed tokens; without arguments: list what can be fetched")
-    text.add_argument("names", nargs="*", help="corpora to fetch, then to pack with the files")
-    text.add_argument("--train", nargs="+", default=[], help="text files, a paragraph a line, or folders of them")
-    text.add_argument("--valid", nargs="+", default=[])
-    text.add_argument("--valid-lines", type=int, help="in place of --valid: hold out the training text's last lines")
-    text.add_argument("--min-words", type=int, default=MIN_WORDS, help="drop lines of fewer words between spaces; 1 "
-                      "suits languages written without spaces")
-    text.add_argument("--vocab", help="vocab.txt")
+    text = commands.add_parser("text", help="text -> packed tokens")
+    text.add_argument("--train", nargs="+", required=True,
+                      help="text files, a paragraph a line, or folders of them")
+    held_out = text.add_mutually_exclusive_group(required=True)
+    held_out.add_argument("--valid", nargs="+", help="files or folders to validate on")
+    held_out.add_argument("--valid-lines", type=int,
+                          help="in place of --valid: hold out the training text's last lines")
+    text.add_argument("--min-words", type=int, default=MIN_WORDS,
+                      help="drop lines of fewer words between spaces; 1 suits languages written "
+                      "without spaces")
+    text.add_argument("--vocab", required=True, help="a vocab.txt, a tokenizer.json or its folder")
     text.add_argument("--out", default="data/text")
-    for command in (mini, text):
-        command.add_argument("--workers", type=int, default=os.cpu_count(), help="processes")
+
+    captions = commands.add_parser("captions", help="captions of videos with features -> tokens")
+    captions.add_argument("--videos", required=True, help="folder of video files, named ID.anything")
+    captions.add_argument("--captions",
+                          help="JSON {id: {text: [], start: [], end: []}}, seconds; or a CSV (start, "
+                          "end, text, video_id); or a folder of ID.srt, ID.vtt, ID.LANGUAGE.vtt, "
+                          "ID.csv (default: the folder of videos)")
+    captions.add_argument("--only",
+                          help="a CSV with a column video_id, such as HowTo100M_v1.csv: use no other "
+                          "videos")
+    captions.add_argument("--category", help="of --only, the rows of this category_1")
+    captions.add_argument("--held-out", type=int,
+                          help="videos held out for validation (default: a fiftieth, at most 10,000; "
+                          "where OUT/valid_ids.json lists some, always those)")
+    captions.add_argument("--vocab", required=True,
+                          help="a vocab.txt, a tokenizer.json or its folder")
+    captions.add_argument("--out", required=True, help="the folder that has the features")
+
+    mini.add_argument("--workers", type=int, default=os.cpu_count(), help="processes")
     video.add_argument("--workers", type=int, help="processes; default: one a core, with CNNs on a GPU 4")
-    for command in (video, text):
+    for command in (video, text, captions):
         case = command.add_mutually_exclusive_group()
-        case.add_argument("--cased", action="store_true", default=None, help="keep capitals and accents; by default as "
-                          "tokenizer_config.json beside the vocabulary says, else as its entries show")
+        case.add_argument("--cased", action="store_true", default=None,
+                          help="of a vocab.txt: keep capitals and accents (default: as "
+                          "tokenizer_config.json beside it says, else as its entries show)")
         case.add_argument("--uncased", action="store_false", dest="cased", default=None)
-    tasks = commands.add_parser("tasks", help="fetch task files; without names: list them")
-    tasks.add_argument("--out", default="data/tasks")
-    weights = commands.add_parser("weights", help="fetch networks and a vocabulary; without names: list them")
-    weights.add_argument("--out", default="data/weights")
-    for command in (tasks, weights):
-        command.add_argument("names", nargs="*", help="of the list, or `all`")
-    for command in (text, tasks, weights):
-        command.add_argument("--mirror", help="fetch URL/FILE NAME instead of from the publisher")
     args = parser.parse_args()
     try:
         if args.command == "mini":
@@ -2752,12 +2485,19 @@ def main():
             out = args.out or Path(args.data) / "bank.json"
             make_bank(args.data, args.split, args.clips, args.seed, args.block, out)
         elif args.command == "text":
-            text_command(args)
-        elif args.names:
-            download(args.command, args.names, args.out, args.mirror)
-        else:
-            list_downloads(args.command)
-    except (OSError, ValueError, DownloadError) as error:
+            rules = {"cased": args.cased, "min_words": args.min_words}
+            valid_lines = args.valid_lines or 0
+            pack_text(args.train, args.vocab, args.out, "train", valid_lines=valid_lines, **rules)
+            if args.valid:
+                pack_text(args.valid, args.vocab, args.out, "valid", **rules)
+        elif args.command == "captions":
+            if args.category and not args.only:
+                raise UserError("--category narrows --only, the CSV that says which video is of "
+                                "which category")
+            only = listed_videos(args.only, args.category) if args.only else None
+            make_captions(args.videos, args.captions, args.vocab, args.out, args.held_out, only,
+                          args.cased)
+    except (OSError, ValueError) as error:
         sys.exit(f"data.py {args.command}: {error}")
     except BrokenProcessPool as error:
         sys.exit(f"data.py {args.command}: a process was killed, likely for memory: go on with fewer --workers "
