@@ -331,21 +331,21 @@ SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
 
 def load_tokenizer(path, cased=None):
-    """Reads a folder's tokenizer.json, else its vocab.txt, or the named one of the two.
+    """Reads a folder's tokenizer.json, else its vocab.txt; or the one of them that path names.
 
-    Returns a tokenizers.Tokenizer whose `encode(text).ids` holds [CLS] ... [SEP]. tokenizer.json is
-    followed as it stands; for vocab.txt see read_vocabulary. Raises UserError if it is not BERT's.
+    Returns a tokenizers.Tokenizer whose `encode(text).ids` holds [CLS] ... [SEP]. A tokenizer.json
+    is followed as it stands. Raises UserError where the tokenizer is missing or not BERT's kind.
     """
     path = Path(path)
     if path.is_dir():
-        candidates = [path / "tokenizer.json", path / "vocab.txt"]
-    else:
-        candidates = [path, path.with_name("tokenizer.json")]
-    candidates = [candidate for candidate in candidates if candidate.exists()]
-    if not candidates:
+        path = path / "vocab.txt"
+        if path.with_name("tokenizer.json").exists():
+            path = path.with_name("tokenizer.json")
+    elif path.name == "vocab.txt" and not path.exists():   # newer libraries save the other only
+        path = path.with_name("tokenizer.json")
+    if not path.exists():
         raise UserError(f"no vocabulary at {path}; `python data.py mini` makes one, for the sizes "
                         f"small and base `make data/weights/bert-base-uncased` fetches one")
-    path = candidates[0]
     if path.suffix != ".json":
         tokenizer = read_vocabulary(path, cased)
     elif cased is None:
@@ -359,38 +359,39 @@ def load_tokenizer(path, cased=None):
     if kind != "WordPiece":
         raise UserError(f"{path} holds a {kind} tokenizer, BERT's is WordPiece")
     check_special(path, tokenizer.get_vocab())
-    sep, cls = [(token, tokenizer.token_to_id(token)) for token in ("[SEP]", "[CLS]")]
-    tokenizer.post_processor = tokenizers.processors.BertProcessing(sep, cls)
+    ids = special_ids(tokenizer)
+    ends = [("[SEP]", ids["sep"]), ("[CLS]", ids["cls"])]
+    tokenizer.post_processor = tokenizers.processors.BertProcessing(*ends)
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer
 
 
 def read_vocabulary(path, cased=None):
-    """The tokenizer of a vocab.txt, one piece a line, with BERT's own rules.
+    """The tokenizer of a vocab.txt, one piece a line.
 
-    Text is lower-cased where tokenizer_config.json beside it says so, or without one, if no entry
-    has a capital; `cased` overrides both.
+    Text is lower-cased if tokenizer_config.json beside it says so, or without one if no piece has a
+    capital; `cased` overrides both.
     """
     try:
         # not splitlines(), which also cuts at U+2028 and its like
-        words = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+        pieces = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not a vocabulary: not UTF-8 (byte {error.start})") from None
     vocabulary = {}
-    for index, word in enumerate(words):
-        if word in vocabulary:
-            raise UserError(f"{path}, line {index + 1}: {word!r} stands in line "
-                            f"{vocabulary[word] + 1} too; replace one by [unusedN]")
-        vocabulary[word] = index
+    for index, piece in enumerate(pieces):
+        if piece in vocabulary:
+            raise UserError(f"{path}, line {index + 1}: {piece!r} stands in line "
+                            f"{vocabulary[piece] + 1} too; replace one by [unusedN]")
+        vocabulary[piece] = index
     check_special(path, vocabulary)
     config = path.with_name("tokenizer_config.json")
     rules = read_json(config, "") if config.exists() else {}
     if cased is not None:
         rules = {"do_lower_case": not cased}
     elif "do_lower_case" not in rules:
-        spelt = [word for word in words if not (word.startswith("[") and word.endswith("]"))]
-        rules["do_lower_case"] = spelt == [word.lower() for word in spelt]
+        spelt = [piece for piece in pieces if not re.fullmatch(r"\[.*\]", piece)]
+        rules["do_lower_case"] = spelt == [piece.lower() for piece in spelt]
     bert = tokenizers.BertWordPieceTokenizer(
         vocabulary, lowercase=rules["do_lower_case"], strip_accents=rules.get("strip_accents"),
         handle_chinese_chars=rules.get("tokenize_chinese_chars", True))
@@ -421,8 +422,7 @@ def train_tokenizer(files, size, folder, cased=False):
     whole.sort(key=lambda word: (-counts[word], word))
     pieces = (SPECIAL + letters + inside + whole)[:size]
     vocabulary = {piece: index for index, piece in enumerate(pieces)}
-    bert = tokenizers.BertWordPieceTokenizer(vocabulary, lowercase=not cased)
-    keep_tokenizer(bert, folder)
+    keep_tokenizer(tokenizers.BertWordPieceTokenizer(vocabulary, lowercase=not cased), folder)
 
 
 def keep_tokenizer(tokenizer, folder):
@@ -448,11 +448,16 @@ def file_hash(path):
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def listing_hash(paths, *settings):
-    """sha256 of files' names, sizes and mtimes, and of settings: has anything changed?"""
+def inputs_hash(paths, *settings):
+    """sha256 of the names, sizes and mtimes of files, and of settings."""
     stats = [(path.name, path.stat()) for path in paths]
     files = [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]
     return hashlib.sha256(json.dumps([files, *settings]).encode()).hexdigest()
+
+
+def is_made_from(path, inputs):
+    """True where the JSON file at path says that it was made from just these inputs."""
+    return path.exists() and read_json(path, "").get("made_from") == inputs
 
 
 def smallest_integer(vocabulary_size):
@@ -465,11 +470,11 @@ def smallest_integer(vocabulary_size):
 # NAME.json.
 
 MIN_WORDS = 5            # between spaces; shorter lines are dropped, as for the authors' corpora
-LONGEST_LINE = 1 << 26   # bytes; what has no newline in 64 MB is not text
+LONGEST_LINE = 1 << 26   # bytes
 
 
 def text_files(paths):
-    """The files among files and folders (all files under one, sorted, but dot files)."""
+    """The files among files and folders; a folder stands for all files under it but dot files."""
     files = []
     for path in map(Path, paths):
         if not path.exists():
@@ -485,45 +490,34 @@ def text_files(paths):
 
 def text_lines(path, min_words=MIN_WORDS, bar=None):
     """Yields the lines of a corpus file worth training on, as the code of vokenization (Tan &
-    Bansal 2020) chose them. bar: counts the bytes read.
+    Bansal 2020) chose them. bar: counts the bytes read. Raises UserError naming file and line.
 
     Dropped: WikiText headings (` = Title = `), WikiExtractor's <doc> marks, lines of fewer than
     min_words words between spaces. Of WikiExtractor --json the lines of each "text" are read.
     """
-    for line in whole_lines(path, bar):
-        text = line.strip()
-        heading = line.startswith(" = ")
-        mark = text.startswith("<doc id=") or text.endswith("</doc>")
-        if text and not heading and not mark and text.count(" ") + 1 >= min_words:
-            yield text
-
-
-def whole_lines(path, bar=None):
-    """Yields all lines of a text file. Raises UserError naming file and line where it is none."""
     is_json = False
-    number = 0
     with open(path, "rb") as file:
-        while raw := file.readline(LONGEST_LINE):
-            number += 1
+        for number, raw in enumerate(iter(partial(file.readline, LONGEST_LINE), b""), 1):
             place = f"{path}, line {number}"
-            if b"\0" in raw:
-                raise UserError(f"{place}: holds a zero byte, so this is no text file")
-            if len(raw) == LONGEST_LINE:
-                raise UserError(f"{place}: over 64 MB without a newline, so this is no text file")
+            if b"\0" in raw or len(raw) == LONGEST_LINE:
+                raise UserError(f"{place}: a zero byte or 64 MB without a newline, so no text file")
             try:
-                line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
+                text = raw.decode("utf-8-sig" if number == 1 else "utf-8")
             except UnicodeDecodeError as error:
                 reason = f"{error.reason} at byte {error.start}"
                 raise UserError(f"{place}: not UTF-8 ({reason})") from None
             if number == 1:
-                is_json = json_text(line) is not None
-            if not is_json:
-                yield line
-            elif line.strip():
-                text = json_text(line)
+                is_json = json_text(text) is not None
+            if is_json and text.strip():
+                text = json_text(text)
                 if text is None:
                     raise UserError(f'{place}: no JSON object with a "text", unlike line 1')
-                yield from text.split("\n")
+            for line in text.split("\n"):
+                bare = line.strip()
+                heading = line.startswith(" = ")
+                mark = bare.startswith("<doc id=") or bare.endswith("</doc>")
+                if bare and not heading and not mark and bare.count(" ") + 1 >= min_words:
+                    yield bare
             if bar is not None:
                 bar.update(len(raw))
 
@@ -531,10 +525,9 @@ def whole_lines(path, bar=None):
 def json_text(line):
     """The "text" of a line that is a JSON object, entities undone; None of any other line."""
     try:
-        value = json.loads(line) if line.startswith("{") else {}
-    except json.JSONDecodeError:
+        text = json.loads(line)["text"] if line.startswith("{") else None
+    except (json.JSONDecodeError, KeyError):
         return None
-    text = value.get("text")
     if isinstance(text, str) and is_unicode(text):
         return html.unescape(text)
     return None
@@ -547,9 +540,9 @@ def pack_text(files, vocab, out, name, cased=None, min_words=MIN_WORDS, valid_li
     out.mkdir(parents=True, exist_ok=True)
     files = text_files(files)
     tokenizer = load_tokenizer(vocab, cased)
-    made_from = listing_hash(files, tokenizer_hash(tokenizer), min_words, valid_lines)
+    inputs = inputs_hash(files, tokenizer_hash(tokenizer), min_words, valid_lines)
     splits = [name, "valid"] if valid_lines else [name]
-    if all(is_packed(out, split, made_from) for split in splits):
+    if all(is_made_from(out / f"{split}.json", inputs) for split in splits):
         print(f"{out}/{name}.json: up to date")
         return
     last = deque()
@@ -570,7 +563,7 @@ def pack_text(files, vocab, out, name, cased=None, min_words=MIN_WORDS, valid_li
         os.replace(out / f"{split}.bin.tmp", out / f"{split}.bin")
     keep_tokenizer(tokenizer, out)
     for split in splits:
-        described = {"tokens": tokens[split], "dtype": kind.name, "made_from": made_from}
+        described = {"tokens": tokens[split], "dtype": kind.name, "made_from": inputs}
         write_json(out / f"{split}.json", described)
         print(f"{out}/{split}.bin: {tokens[split]:,} tokens")
 
@@ -595,12 +588,14 @@ def write_tokens(lines, tokenizer, path):
         return file.tell() // kind.itemsize
 
 
-def is_packed(out, name, made_from):
-    """True where out/NAME.bin holds the tokens of just these inputs."""
-    described = out / f"{name}.json"
-    if not described.exists() or not (out / f"{name}.bin").exists():
-        return False
-    return read_json(described, "python data.py text").get("made_from") == made_from
+def text_command(args):
+    """`data.py text`: packs the training text, and the validation text or the end of the other."""
+    valid_lines = 0 if args.valid else args.valid_lines
+    if valid_lines < 0 or not args.valid and valid_lines == 0:
+        raise UserError(f"--valid-lines {valid_lines}: needs at least 1")
+    pack_text(args.train, args.vocab, args.out, "train", args.cased, args.min_words, valid_lines)
+    if args.valid:
+        pack_text(args.valid, args.vocab, args.out, "valid", args.cased, args.min_words)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -612,52 +607,67 @@ def is_packed(out, name, made_from):
 
 CAPTION_ARRAYS = ("tokens", "bounds", "times", "spans")
 LONGEST_ENTRY = 1 << 26   # letters of one video's captions in JSON
-FLASH = 0.05              # seconds; no reader takes in a shorter caption
-PAIR = re.compile(r'\s*([{,])\s*("(?:[^"\\]|\\.)*")\s*:\s*')   # of JSON: the mark, the key
+FLASH = 0.05              # seconds; what is shown for less is there for its text alone
+PAIR = re.compile(r'\s*([{,])\s*("(?:[^"\\]|\\.)*")\s*:\s*')   # of JSON: a mark, a key
 CLOCK = r"(?:(\d+):)?([0-5]?\d):([0-5]?\d(?:[.,]\d{1,3})?)"
 TIMES = re.compile(rf"\s*{CLOCK}\s*-->\s*{CLOCK}(?:\s.*)?")
-# what is meant as times, well written or not: a number and an arrow, a clock and an arrow or clock
+# what is meant as times, well written or not: a number and an arrow; a clock and an arrow or clock
 LIKE_TIMES = re.compile(r"\s*-?(?:[\d:., ]+-->|\d+:\d+[:.,]\d[\d:.,]*\W*(?:[>→]|\d+:\d+[:.,]\d))")
 MARKUP = re.compile(r"</?[a-zA-Z][^>]*>|<[\d:.]+>|\{\\[^}]*\}")   # <c>, <00:00:01.000>, {\an8}
 
 
-def json_entries(path, bar, piece=1 << 22):
-    """Yields (key, value) of a file that is one JSON object of objects, with `piece` letters and
-    one entry in memory. bar: counts what is read. Raises UserError naming file, byte and key."""
+def json_captions(path, _, bar, piece=1 << 22):
+    """Yields (video, captions) of HowTo100M's form {video: {"text": [], "start": [], "end": []}},
+    with `piece` letters and one entry in memory. Raises UserError naming file, byte and video."""
     decoder = json.JSONDecoder()
     buffer = ""
-    byte = 0       # of the file, where the buffer begins
-    key = None
+    byte = 0   # of the file, where the buffer begins
+    video = None
     mark = "{"
-    ended = False
+    read = True
     with open(path, encoding="utf-8-sig", newline="") as file:
-        while not ended and len(buffer) < LONGEST_ENTRY:
+        while read and len(buffer) < LONGEST_ENTRY:
             try:
-                text = file.read(piece)
+                read = file.read(piece)
             except UnicodeDecodeError as error:
-                place = file.buffer.tell() - len(error.object) + error.start
-                raise UserError(f"{path}, byte {place}, after video {key!r}: not UTF-8") from None
-            bar.update(len(text))
-            ended = not text
-            buffer += text
+                at = file.buffer.tell() - len(error.object) + error.start
+                raise UserError(f"{path}, byte {at}, after video {video!r}: not UTF-8") from None
+            bar.update(len(read))
+            buffer += read
             place = 0
             problem = f"expected {mark}"
             while (pair := PAIR.match(buffer, place)) and pair[1] == mark:
                 try:
-                    value, end = decoder.raw_decode(buffer, pair.end())
-                except json.JSONDecodeError as error:
-                    # wrong, or cut by the buffer's end: then it succeeds with more of the file
+                    entry, end = decoder.raw_decode(buffer, pair.end())
+                except json.JSONDecodeError as error:   # wrong, or cut by the buffer's end
                     problem = f"{error.msg} at byte {byte + len(buffer[:error.pos].encode())}"
                     break
-                key = json.loads(pair[2])
-                yield key, value
+                video = json.loads(pair[2])
+                check_captions(entry, video, path)
+                yield video, entry
                 mark = ","
                 place = end
             byte += len(buffer[:place].encode())
             buffer = buffer[place:]
-    if "".join(buffer.split()) != ("{}" if key is None else "}"):
-        raise UserError(f"{path}, byte {byte}, after video {key!r}: not one JSON object of videos "
-                        f"({problem})")
+    if "".join(buffer.split()) != ("{}" if video is None else "}"):
+        raise UserError(f"{path}, byte {byte}, after video {video!r}: not one JSON object of "
+                        f"videos ({problem})")
+
+
+def check_captions(entry, video, path):
+    """Raises UserError unless entry is {"text": [], "start": [], "end": []}. None and NaN, a
+    table's marks of an empty cell, become empty texts."""
+    columns = []
+    if isinstance(entry, dict):
+        columns = [entry.get(key) for key in ("text", "start", "end")]
+    lengths = {len(column) if isinstance(column, list) else None for column in columns}
+    if None in lengths or len(lengths) != 1:
+        raise UserError(f"{path}: video {video!r} needs lists text, start and end of one length")
+    entry["text"] = ["" if text is None or text != text else text for text in entry["text"]]
+    for number, (text, *times) in enumerate(zip(entry["text"], entry["start"], entry["end"])):
+        if type(text) is not str or not is_unicode(text) or not {*map(type, times)} <= {int, float}:
+            raise UserError(f"{path}: video {video!r}, caption {number}: needs a text and two "
+                            f"numbers, not {text!r}, {times}")
 
 
 def is_unicode(text):
@@ -669,27 +679,8 @@ def is_unicode(text):
     return True
 
 
-def check_captions(entry, video, path):
-    """Raises UserError naming file, video and caption, unless entry is {"text": [], "start": [],
-    "end": []}. None and NaN, a table's mark of an empty cell, become empty texts."""
-    keys = ("text", "start", "end")
-    if not isinstance(entry, dict) or not set(keys) <= set(entry):
-        raise UserError(f"{path}: video {video!r} needs the keys text, start and end")
-    columns = [entry[key] for key in keys]
-    lengths = {len(column) if isinstance(column, list) else None for column in columns}
-    if None in lengths or len(lengths) != 1:
-        raise UserError(f"{path}: video {video!r}: text, start and end must be lists of one length")
-    entry["text"] = ["" if text is None or text != text else text for text in entry["text"]]
-    for number, (text, start, end) in enumerate(zip(*[entry[key] for key in keys])):
-        good = type(text) is str and {type(start), type(end)} <= {int, float} and is_unicode(text)
-        if not good:
-            raise UserError(f"{path}: video {video!r}, caption {number}: needs a text and two "
-                            f"numbers, not {text!r}, {start!r}, {end!r}")
-
-
 def csv_rows(path, columns):
-    """Yields (line number, {column: cell}) of a CSV with a header. Raises UserError naming file and
-    line."""
+    """Yields (line number, {column: cell}) of a CSV. Raises UserError naming file and line."""
     with open(path, encoding="utf-8-sig", newline="") as file:
         reader = csv.DictReader(file, strict=True)
         try:
@@ -703,133 +694,116 @@ def csv_rows(path, columns):
                     raise UserError(f"{path}, line {reader.line_num}: needs {len(header)} cells")
                 yield reader.line_num, row
         except (csv.Error, UnicodeDecodeError) as error:
-            raise UserError(f"{path}, line {reader.line_num + 1} or soon after: {error}") from None
+            raise UserError(f"{path}, line {reader.line_num + 1} or after: {error}") from None
 
 
-def csv_captions(path, video):
-    """{video: captions} of a CSV of start, end, text; with a video_id too, of many videos, else of
-    `video`. All in memory: a table's videos need not stand together."""
+def csv_captions(path, video, bar):
+    """Yields (video, captions) of a CSV of start, end, text; with a video_id too, of many videos.
+    All is in memory: the rows of a video need not stand together."""
     videos = {}
     for line, row in csv_rows(path, ("start", "end", "text")):
         entry = videos.setdefault(row.get("video_id", video), {"text": [], "start": [], "end": []})
         try:
             entry["start"].append(float(row["start"]))
             entry["end"].append(float(row["end"]))
-        except ValueError:
-            raise UserError(f"{path}, line {line}: start and end must be seconds, not "
-                            f"{row['start']!r}, {row['end']!r}") from None
+        except ValueError as error:
+            raise UserError(f"{path}, line {line}: start and end are seconds; {error}") from None
         entry["text"].append(row["text"])
-    return videos
+    bar.update(path.stat().st_size)
+    yield from videos.items()
 
 
-def subtitles(path):
-    """The captions of an .srt or .vtt file, without markup, a cue's lines joined.
+def subtitles(path, video, bar):
+    """Yields (video, captions) of an .srt or .vtt file, without markup, a cue's lines joined.
 
-    What a player would not show (a cue with malformed times, text outside of a cue, a file that is
-    not UTF-8) becomes a caption whose times are NaN, which unroll lists.
+    What no player would show (a cue with malformed times, text outside of a cue, a file that is not
+    UTF-8) becomes a caption whose times are NaN, which unroll lists.
     """
-    entry = {"text": [], "start": [], "end": []}
-
-    def add(text, start=math.nan, end=math.nan):
-        entry["text"].append(" ".join(html.unescape(MARKUP.sub("", text)).split()))
-        entry["start"].append(start)
-        entry["end"].append(end)
-
     raw = path.read_bytes()
+    bar.update(len(raw))
     utf16 = raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    cues = []   # [(text, start, end)]
     try:
-        text = raw.decode("utf-16" if utf16 else "utf-8-sig")
+        content = re.sub(r"\r\n?", "\n", raw.decode("utf-16" if utf16 else "utf-8-sig"))
     except UnicodeDecodeError as error:
-        add(f"not UTF-8 at byte {error.start}")
-        return entry
-    text = re.sub(r"\r\n?", "\n", text)
-    webvtt = text.startswith("WEBVTT")
+        content = ""
+        cues.append((f"not UTF-8 at byte {error.start}", math.nan, math.nan))
     # an empty line ends a cue of WebVTT (YouTube's lines of one blank do not), not one of SubRip
-    blocks = re.split(r"\n\n+", text) if webvtt else [text]
-    for block in blocks:
+    webvtt = content.startswith("WEBVTT")
+    for block in re.split("\n\n+", content) if webvtt else [content]:
         lines = block.split("\n")
         places = [place for place, line in enumerate(lines) if LIKE_TIMES.match(line)]
         if webvtt and lines[0].startswith(("NOTE", "STYLE", "REGION")):
             continue
         if webvtt and not places and not block.startswith("WEBVTT") and block.strip():
-            add(block)
+            cues.append((block, math.nan, math.nan))
         for place, following in zip(places, [*places[1:], None]):
-            spoken = "\n".join(lines[place + 1:following])
+            text = "\n".join(lines[place + 1:following])
             if following:   # the number of the next cue
-                spoken = re.sub(r"(^|\n)\s*\d+\s*$", "", spoken)
-            clocks = TIMES.fullmatch(lines[place])
-            if clocks:
-                add(spoken, seconds_of(*clocks.groups()[:3]), seconds_of(*clocks.groups()[3:]))
+                text = re.sub(r"(^|\n)\s*\d+\s*$", "", text)
+            times = TIMES.fullmatch(lines[place])
+            if times:
+                clocks = times.groups()
+                cues.append((text, clock_seconds(*clocks[:3]), clock_seconds(*clocks[3:])))
             else:
-                add(f"{lines[place]} {spoken}")
-    return entry
+                cues.append((f"{lines[place]} {text}", math.nan, math.nan))
+    texts = [" ".join(html.unescape(MARKUP.sub("", text)).split()) for text, _, _ in cues]
+    starts = [start for _, start, _ in cues]
+    yield video, {"text": texts, "start": starts, "end": [end for _, _, end in cues]}
 
 
-def seconds_of(hours, minutes, seconds):
-    """Seconds of the three parts of a clock, as text; hours may be None."""
+def clock_seconds(hours, minutes, seconds):
+    """Seconds of the parts of a clock, which are text, or None for no hours."""
     return 3600 * int(hours or 0) + 60 * int(minutes) + float(seconds.replace(",", "."))
 
 
-def caption_files(source, ids):
-    """[(path, video)]: of a folder, one caption file of each of the ids that has some; of a file,
-    that one.
+READERS = {".json": json_captions, ".csv": csv_captions, ".srt": subtitles, ".vtt": subtitles}
 
-    In a folder, ID.srt and ID.vtt come before ID.LANGUAGE.srt or .vtt, of these English before
-    others, then the alphabetically first; ID.csv comes last.
+
+def caption_files(source, ids):
+    """[(path, video)]: of a folder, one file for each of the ids that has some; or that one file.
+
+    ID.srt and ID.vtt come before ID.LANGUAGE.srt or .vtt, of these English before others, then the
+    alphabetically first; ID.csv comes last. Whisper's ID.json is not of HowTo100M's form.
     """
     source = Path(source)
     if not source.exists():
-        raise UserError(f"{source} is missing; `python data.py mini` makes the mini world's captions")
-    kind = source.suffix.lower()
-    if source.is_dir():
-        ids = set(ids)
-        beside = {}
-        for path in source.iterdir():
-            kind = path.suffix.lower()
-            video, language = path.stem, ""
-            if video not in ids:
-                video, _, language = video.rpartition(".")
-            if video not in ids or kind not in (".srt", ".vtt", ".csv"):
-                continue
-            english = re.match(r"(en|eng|english)\b", language.lower())
-            rank = (kind == ".csv", language != "", not english, language, kind)
+        raise UserError(f"{source} is missing; `python data.py mini` makes the mini world's")
+    if not source.is_dir():
+        if source.suffix.lower() not in READERS:
+            raise UserError(f"{source}: captions are a file of {', '.join(READERS)}, or a folder")
+        bare, _, language = source.stem.rpartition(".")
+        return [(source, bare if bare and source.stem not in ids else source.stem)]
+    beside = {}
+    for path in source.iterdir():
+        kind = path.suffix.lower()
+        video = path.stem
+        language = ""
+        if video not in ids:
+            video, _, language = path.stem.rpartition(".")
+        if video in ids and kind in (".srt", ".vtt", ".csv"):
+            foreign = not re.match(r"(en|eng|english)?\b", language.lower())
+            rank = (kind == ".csv", language != "", foreign, language, kind)
             beside.setdefault(video, []).append((rank, path))
-        return [(min(beside[video])[1], video) for video in sorted(beside)]
-    if kind not in (".json", ".csv", ".srt", ".vtt"):
-        raise UserError(f"{source}: captions are a .json, .csv, .srt or .vtt file, or a folder of "
-                        f"them")
-    if source.stem in ids:
-        return [(source, source.stem)]
-    return [(source, source.stem.rpartition(".")[0] or source.stem)]
+    return [(min(beside[video])[1], video) for video in sorted(beside)]
 
 
 def read_captions(source, ids, title):
     """Yields (video, {"text": [], "start": [], "end": []}) of --captions, in the file's order.
 
-    source: HowTo100M's JSON, a CSV, an .srt or .vtt file, or a folder of these beside the videos
-    `ids` (see caption_files). Shows progress under `title`.
-    Raises UserError naming file and place; also where a video occurs twice.
+    source, ids: see caption_files. Shows progress under `title`. Raises UserError naming file and
+    place where something is malformed, or a video occurs twice.
     """
     files = caption_files(source, ids)
     seen = set()
     size = sum(path.stat().st_size for path, _ in files)
     with tqdm(total=size, unit="B", unit_scale=True, desc=title) as bar:
         for path, name in files:
-            kind = path.suffix.lower()
-            if kind == ".json":
-                entries = json_entries(path, bar)
-            elif kind == ".csv":
-                entries = csv_captions(path, name).items()
-            else:
-                entries = [(name, subtitles(path))]
-            for video, entry in entries:
-                check_captions(entry, video, path)
+            for video, entry in READERS[path.suffix.lower()](path, name, bar):
                 if video in seen:
                     raise UserError(f"{path}: video {video!r} occurs twice")
                 seen.add(video)
                 yield video, entry
-            if kind != ".json":
-                bar.update(path.stat().st_size)
 
 
 def overlap(previous, following, inside=frozenset()):
@@ -845,12 +819,11 @@ def overlap(previous, following, inside=frozenset()):
 
 def unroll(entry, pieces, seconds, inside):
     """What of one video's captions can be used: -> ([(token ids, start, end)], [(caption number,
-    why it cannot)]).
+    why it cannot)]). pieces: token ids of each caption; seconds: of video.
 
-    pieces: token ids of each caption; seconds: of video. In order of time; the part of a caption
-    that repeats the end of the one before is removed, and a caption without anything new is passed
-    over. A new text shown for a moment only, as converters of rolling captions leave them, takes
-    the time of the caption that it follows.
+    In order of time, the part of a caption that repeats the end of the one before is removed. New
+    text that is shown for a moment only, as converters of rolling captions leave it, takes the time
+    of the caption before.
     """
     timed = []
     left_out = []
@@ -865,51 +838,46 @@ def unroll(entry, pieces, seconds, inside):
             timed.append((start, end, pieces[number]))
     used = []
     previous = []
-    before = (0.0, -1.0)   # start and end of the caption before
+    before = (0.0, -1.0)   # start and end
     for start, end, ids in sorted(timed, key=lambda caption: caption[0]):
         if end - start < FLASH and abs(start - before[1]) < FLASH:
             start, end = before
         before = (start, end)
         new = ids[overlap(previous, ids, inside):]
+        previous = ids or previous
         if new:
             used.append((new, start, min(end, seconds)))
-        if ids:
-            previous = ids
     return used, left_out
 
 
 def pack_captions(source, seconds, tokenizer, out):
-    """Tokenises the captions of the videos in `seconds` ({id: length}) into out/captions/ (see the
-    section's head); does nothing if that was done from the same files.
+    """Tokenises the captions of the videos in `seconds` ({id: length}) into out/captions/; does
+    nothing if that was done from the same files.
 
     captions/left_out.tsv lists captions that cannot be used (video, caption number, reason).
     Returns index.json: its "ids" have a usable caption, its "left_out" says why others have none.
     """
     folder = Path(out) / "captions"
-    stats = [(path.name, path.stat()) for path, _ in caption_files(source, seconds)]
-    files = [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]
-    inputs = json.dumps([files, sorted(seconds.items()), tokenizer_hash(tokenizer)])
-    made_from = hashlib.sha256(inputs.encode()).hexdigest()
-    parts = [folder / f"{name}.bin" for name in CAPTION_ARRAYS]
-    if (folder / "index.json").exists() and all(path.exists() for path in parts):
-        index = read_json(folder / "index.json", "python data.py captions")
-        if index["made_from"] == made_from:
-            print(f"{folder}: up to date")
-            return index
     folder.mkdir(parents=True, exist_ok=True)
-    kind = np.dtype(smallest_integer(tokenizer.get_vocab_size()))
+    files = [path for path, _ in caption_files(source, seconds)]
+    inputs = inputs_hash(files, sorted(seconds.items()), tokenizer_hash(tokenizer))
+    if is_made_from(folder / "index.json", inputs):
+        print(f"{folder}: up to date")
+        return read_json(folder / "index.json", "")
+    kind = smallest_integer(tokenizer.get_vocab_size())
     prefix = tokenizer.model.continuing_subword_prefix
     vocabulary = tokenizer.get_vocab()
-    inside = frozenset(index for piece, index in vocabulary.items() if piece.startswith(prefix))
+    inside = {index for piece, index in vocabulary.items() if piece.startswith(prefix)}
     counts = {"read": 0, "kept": 0, "tokens": 0}
     spans = {}
     left_out = dict.fromkeys(seconds, "no captions")
+    captioned = read_captions(source, seconds, "captions")
+    captioned = (pair for pair in captioned if pair[0] in seconds)
     with ExitStack() as stack:
-        tokens, bounds, times = [stack.enter_context(open(f"{path}.tmp", "wb")) for path in parts[:3]]
+        tokens, bounds, times = [stack.enter_context(open(folder / f"{name}.bin.tmp", "wb"))
+                                 for name in CAPTION_ARRAYS[:3]]
         listed = stack.enter_context(open(folder / "left_out.tsv", "w", encoding="utf-8"))
         bounds.write(np.int64(0).tobytes())
-        captioned = read_captions(source, seconds, "captions")
-        captioned = ((video, entry) for video, entry in captioned if video in seconds)
         while videos := list(islice(captioned, 200)):   # the tokenizer uses all cores for a batch
             texts = list(chain.from_iterable(entry["text"] for _, entry in videos))
             encoded = iter(tokenizer.encode_batch_fast(texts, add_special_tokens=False))
@@ -929,22 +897,22 @@ def pack_captions(source, seconds, tokenizer, out):
                     bounds.write(np.int64(counts["tokens"]).tobytes())
                     times.write(np.array([start, end], np.float32).tobytes())
     np.array([spans[video] for video in sorted(spans)], np.int64).tofile(folder / "spans.bin.tmp")
-    # index.json vouches for the arrays, so it goes before them and comes after
+    # index.json vouches for the arrays: it goes before them, comes after them
     (folder / "index.json").unlink(missing_ok=True)
-    for path in parts:
-        os.replace(f"{path}.tmp", path)
-    index = {"counts": counts, "dtype": kind.name, "made_from": made_from, "ids": sorted(spans),
-             "left_out": left_out, "sha256": {path.stem: file_hash(path) for path in parts}}
+    for name in CAPTION_ARRAYS:
+        os.replace(folder / f"{name}.bin.tmp", folder / f"{name}.bin")
+    hashes = {name: file_hash(folder / f"{name}.bin") for name in CAPTION_ARRAYS}
+    index = {"counts": counts, "dtype": kind.name, "made_from": inputs, "ids": sorted(spans),
+             "left_out": left_out, "sha256": hashes}
     write_json(folder / "index.json", index)
     return index
 
 
 def hold_out(ids, count, folder):
     """The held-out videos as a set: those of folder/valid_ids.json where it brings one, else
-    `count` of them, or if None a fiftieth, at most 10,000 (as many as the paper held out).
+    `count`, or if that is None a fiftieth, at most the 10,000 that the paper held out.
 
-    Those whose id has the smallest sha256, so that adding videos moves few others. Raises UserError
-    if none would be left to train on.
+    Those whose id has the smallest sha256, so that adding videos moves few others.
     """
     listed = Path(folder) / "valid_ids.json"
     if listed.exists():
@@ -958,51 +926,27 @@ def hold_out(ids, count, folder):
 
 
 def listed_videos(path, category=None):
-    """The ids in a CSV such as HowTo100M_v1.csv (column video_id); with a category, of rows whose
-    category_1 it is."""
+    """The ids of a CSV such as HowTo100M_v1.csv (column video_id), or of one category_1 of it."""
     columns = ("video_id", "category_1") if category else ("video_id",)
     rows = [row for _, row in csv_rows(path, columns)]
-    if category:
-        rows = [row for row in rows if row["category_1"] == category]
-    if not rows:
+    ids = {row["video_id"] for row in rows if not category or row["category_1"] == category}
+    if not ids:
         raise UserError(f"{path}: no row" + (f" with category_1 {category!r}" if category else ""))
-    return {row["video_id"] for row in rows}
+    return ids
 
 
 def feature_seconds(out):
-    """{id: seconds} of the videos that have features in every stream folder of out/features."""
+    """{id: seconds} of the videos that have features in every folder of out/features."""
+    made_by = f"python data.py video --out {out}"
     lengths = []
     for described in sorted((Path(out) / "features").glob("*/stream.json")):
-        folder = described.parent
-        rate = read_stream(folder, "python data.py video")["rate"]
-        paths = folder.glob("[!.]*.npy")
+        rate = read_stream(described.parent, made_by)["rate"]
+        paths = described.parent.glob("[!.]*.npy")
         lengths.append({path.stem: len(np.load(path, mmap_mode="r")) / rate for path in paths})
     if not lengths:
-        raise UserError(f"no features in {out}/features; `python data.py video --out {out}` makes them")
-    everywhere = set(lengths[0]).intersection(*lengths)
-    return {video: max(stream[video] for stream in lengths) for video in sorted(everywhere)}
-
-
-def feature_failures(out):
-    """{id: why it has no features}, as `data.py video` listed it. Raises UserError naming the
-    shards that are not complete."""
-    reasons = {}
-    complete = {}   # number of shards -> those that are done
-    for path in sorted((Path(out) / "features").glob("left_out*.tsv*")):
-        if path.suffix == ".tsv":
-            lines = path.read_text(encoding="utf-8").splitlines()
-            reasons |= dict(line.split("\t", 1) for line in lines)
-        shard = re.match(r"left_out\.(\d+)-of-(\d+)\.tsv", path.name)
-        if shard:
-            done = complete.setdefault(int(shard[2]), set())
-            if path.suffix == ".tsv":
-                done.add(int(shard[1]))
-    for count, done in complete.items():
-        missing = sorted(set(range(1, count + 1)) - done)
-        if missing:
-            raise UserError(f"{out}: shards are missing: {', '.join(map(str, missing))} of {count}; "
-                            f"run `python data.py video --shard K/{count}` for each of them")
-    return reasons
+        raise UserError(f"no features in {out}/features; `{made_by}` makes them")
+    everywhere = sorted(set(lengths[0]).intersection(*lengths))
+    return {video: max(stream[video] for stream in lengths) for video in everywhere}
 
 
 def film_files(folder):
@@ -1010,40 +954,54 @@ def film_files(folder):
     return {path.stem: path for path in Path(folder).glob("[!.]*.mp4")}
 
 
-def make_captions(videos, captions, vocab, out, held_out=None, only=None, cased=None):
+def missing_shards(out):
+    """The shards that were not run to their end."""
+    folder = Path(out) / "features"
+    return [path.name.split(".")[1] for path in folder.glob("left_out.*-of-*.tsv.tmp")]
+
+
+def captions_command(args):
     """`data.py captions`: packs the captions of all videos that have features, and splits these.
 
-    captions: what read_captions reads; None: the files beside the videos. held_out: see hold_out.
-    only: the ids to use, None for all. Writes out/captions/, out/tokenizer.json, out/left_out.tsv
-    (video, reason) and, last, out/splits.json.
+    Writes OUT/captions/, OUT/tokenizer.json, OUT/left_out.tsv (video, reason) and, last,
+    OUT/splits.json.
     """
-    out = Path(out)
-    tokenizer = load_tokenizer(vocab, cased)
-    failures = feature_failures(out)
+    out = Path(args.out)
+    if args.category and not args.only:
+        raise UserError("--category narrows --only, the CSV that says which video is of which "
+                        "category")
+    tokenizer = load_tokenizer(args.vocab, args.cased)
+    missing = missing_shards(out)
+    if missing:
+        raise UserError(f"{out}: shards {', '.join(missing)} are not complete: run them first")
+    left_out = dict.fromkeys(film_files(args.videos), "no features")
+    for path in sorted(out.glob("features/left_out*.tsv")):
+        lines = path.read_text(encoding="utf-8").splitlines()
+        left_out.update(line.split("\t", 1) for line in lines)
     seconds = feature_seconds(out)
-    left_out = dict.fromkeys(film_files(videos), "no features: `python data.py video` makes them")
-    left_out |= failures
-    left_out |= dict.fromkeys(seconds, "not one of --only")
-    seconds = {video: length for video, length in seconds.items() if only is None or video in only}
-    (out / "splits.json").unlink(missing_ok=True)   # written last: where it is, all is
-    index = pack_captions(captions or videos, seconds, tokenizer, out)
+    if args.only:
+        only = listed_videos(args.only, args.category)
+        left_out |= dict.fromkeys(set(seconds) - only, "not one of --only")
+        seconds = {video: length for video, length in seconds.items() if video in only}
+    (out / "splits.json").unlink(missing_ok=True)   # where it is, all is
+    index = pack_captions(args.captions or args.videos, seconds, tokenizer, out)
     left_out |= index["left_out"]
-    for video in index["ids"]:
-        del left_out[video]
-    rows = [f"{video}\t{reason}\n" for video, reason in sorted(left_out.items())]
+    usable = index["ids"]
+    rows = [f"{video}\t{left_out[video]}\n" for video in sorted(set(left_out).difference(usable))]
     write_text(out / "left_out.tsv", "".join(rows))
-    if not index["ids"]:
-        raise UserError(f"not one usable video in {videos}; the reasons are in "
+    if not usable:
+        raise UserError(f"not one usable video in {args.videos}; the reasons are in "
                         f"{out}/left_out.tsv and {out}/captions/left_out.tsv")
     keep_tokenizer(tokenizer, out)
-    valid = hold_out(index["ids"], held_out, out)
-    train = sorted(set(index["ids"]) - valid)
-    write_json(out / "splits.json", {"train": train, "valid": sorted(valid), "videos": str(videos)})
-    counts = index["counts"]
-    hours = sum(seconds[video] for video in index["ids"]) / 3600
-    print(f"{len(index['ids']):,} videos, {len(valid):,} of them held out, {hours:.2f} hours, "
-          f"{counts['kept']:,} captions ({counts['read'] - counts['kept']:,} held nothing new or had "
-          f"no time in their video); left out: {len(left_out)} videos, listed in {out}/left_out.tsv")
+    valid = hold_out(usable, args.held_out, out)
+    write_json(out / "splits.json", {"train": sorted(set(usable) - valid), "valid": sorted(valid),
+                                     "videos": str(args.videos)})
+    hours = sum(seconds[video] for video in usable) / 3600
+    read = index["counts"]["read"]
+    kept = index["counts"]["kept"]
+    print(f"{len(usable):,} videos, {len(valid):,} of them held out, {hours:.2f} hours, {kept:,} "
+          f"captions ({read - kept:,} held nothing new or had no time in their video); left out: "
+          f"{len(rows)} videos, listed in {out}/left_out.tsv")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -2485,18 +2443,9 @@ def main():
             out = args.out or Path(args.data) / "bank.json"
             make_bank(args.data, args.split, args.clips, args.seed, args.block, out)
         elif args.command == "text":
-            rules = {"cased": args.cased, "min_words": args.min_words}
-            valid_lines = args.valid_lines or 0
-            pack_text(args.train, args.vocab, args.out, "train", valid_lines=valid_lines, **rules)
-            if args.valid:
-                pack_text(args.valid, args.vocab, args.out, "valid", **rules)
+            text_command(args)
         elif args.command == "captions":
-            if args.category and not args.only:
-                raise UserError("--category narrows --only, the CSV that says which video is of "
-                                "which category")
-            only = listed_videos(args.only, args.category) if args.only else None
-            make_captions(args.videos, args.captions, args.vocab, args.out, args.held_out, only,
-                          args.cased)
+            captions_command(args)
     except (OSError, ValueError) as error:
         sys.exit(f"data.py {args.command}: {error}")
     except BrokenProcessPool as error:
