@@ -782,8 +782,8 @@ def caption_files(source, ids):
         if video not in ids:
             video, _, language = path.stem.rpartition(".")
         if video in ids and kind in (".srt", ".vtt", ".csv"):
-            foreign = not re.match(r"(en|eng|english)?\b", language.lower())
-            rank = (kind == ".csv", language != "", foreign, language, kind)
+            english = re.fullmatch(r"(en|eng|english)([-_].*)?", language.lower())
+            rank = (kind == ".csv", language != "", english is None, language, kind)
             beside.setdefault(video, []).append((rank, path))
     return [(min(beside[video])[1], video) for video in sorted(beside)]
 
