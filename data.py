@@ -346,19 +346,10 @@ def load_tokenizer(path, cased=None):
     if not path.exists():
         raise UserError(f"no vocabulary at {path}; `python data.py mini` makes one, for the sizes "
                         f"small and base `make data/weights/bert-base-uncased` fetches one")
-    if path.suffix != ".json":
-        tokenizer = read_vocabulary(path, cased)
-    elif cased is None:
-        try:
-            tokenizer = tokenizers.Tokenizer.from_file(str(path))
-        except Exception as error:   # the library raises nothing narrower
-            raise UserError(f"{path}: not a tokenizer.json ({error})") from None
+    if path.suffix == ".json":
+        tokenizer = read_tokenizer(path, cased)
     else:
-        raise UserError(f"{path} is followed as it stands: --cased, --uncased are for a vocab.txt")
-    kind = type(tokenizer.model).__name__
-    if kind != "WordPiece":
-        raise UserError(f"{path} holds a {kind} tokenizer, BERT's is WordPiece")
-    check_special(path, tokenizer.get_vocab())
+        tokenizer = read_vocabulary(path, cased)
     ids = special_ids(tokenizer)
     ends = [("[SEP]", ids["sep"]), ("[CLS]", ids["cls"])]
     tokenizer.post_processor = tokenizers.processors.BertProcessing(*ends)
@@ -367,12 +358,24 @@ def load_tokenizer(path, cased=None):
     return tokenizer
 
 
-def read_vocabulary(path, cased=None):
-    """The tokenizer of a vocab.txt, one piece a line.
+def read_tokenizer(path, cased):
+    """The tokenizer of a tokenizer.json."""
+    if cased is not None:
+        raise UserError(f"{path} is followed as it stands: --cased, --uncased are for a vocab.txt")
+    try:
+        tokenizer = tokenizers.Tokenizer.from_file(str(path))
+    except Exception as error:   # the library raises nothing narrower
+        raise UserError(f"{path}: not a tokenizer.json ({error})") from None
+    kind = type(tokenizer.model).__name__
+    if kind != "WordPiece":
+        raise UserError(f"{path} holds a {kind} tokenizer, BERT's is WordPiece")
+    check_special(path, tokenizer.get_vocab())
+    return tokenizer
 
-    Text is lower-cased if tokenizer_config.json beside it says so, or without one if no piece has a
-    capital; `cased` overrides both.
-    """
+
+def read_vocabulary(path, cased):
+    """The tokenizer of a vocab.txt, one piece a line. Text is lower-cased if tokenizer_config.json
+    beside it says so, or without one if no piece has a capital; `cased` overrides both."""
     try:
         # not splitlines(), which also cuts at U+2028 and its like
         pieces = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
@@ -664,10 +667,12 @@ def check_captions(entry, video, path):
     if None in lengths or len(lengths) != 1:
         raise UserError(f"{path}: video {video!r} needs lists text, start and end of one length")
     entry["text"] = ["" if text is None or text != text else text for text in entry["text"]]
-    for number, (text, *times) in enumerate(zip(entry["text"], entry["start"], entry["end"])):
-        if type(text) is not str or not is_unicode(text) or not {*map(type, times)} <= {int, float}:
-            raise UserError(f"{path}: video {video!r}, caption {number}: needs a text and two "
-                            f"numbers, not {text!r}, {times}")
+    numbers = (int, float)
+    for row, (text, start, end) in enumerate(zip(entry["text"], entry["start"], entry["end"])):
+        timed = type(start) in numbers and type(end) in numbers   # True is none
+        if not timed or type(text) is not str or not is_unicode(text):
+            raise UserError(f"{path}: video {video!r}, caption {row}: needs a text and two "
+                            f"numbers, not {text!r}, {start!r}, {end!r}")
 
 
 def is_unicode(text):
@@ -719,37 +724,42 @@ def subtitles(path, video, bar):
     What no player would show (a cue with malformed times, text outside of a cue, a file that is not
     UTF-8) becomes a caption whose times are NaN, which unroll lists.
     """
+    entry = {"text": [], "start": [], "end": []}
+
+    def add(text, start=math.nan, end=math.nan):
+        entry["text"].append(" ".join(html.unescape(MARKUP.sub("", text)).split()))
+        entry["start"].append(start)
+        entry["end"].append(end)
+
     raw = path.read_bytes()
     bar.update(len(raw))
     utf16 = raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-    cues = []   # [(text, start, end)]
     try:
         content = re.sub(r"\r\n?", "\n", raw.decode("utf-16" if utf16 else "utf-8-sig"))
     except UnicodeDecodeError as error:
         content = ""
-        cues.append((f"not UTF-8 at byte {error.start}", math.nan, math.nan))
-    # an empty line ends a cue of WebVTT (YouTube's lines of one blank do not), not one of SubRip
+        add(f"not UTF-8 at byte {error.start}")
+    blocks = [content]
     webvtt = content.startswith("WEBVTT")
-    for block in re.split("\n\n+", content) if webvtt else [content]:
+    if webvtt:   # an empty line ends a cue there; YouTube's lines of one blank do not
+        blocks = re.split("\n\n+", content.strip())
+    for block in blocks:
         lines = block.split("\n")
         places = [place for place, line in enumerate(lines) if LIKE_TIMES.match(line)]
-        if webvtt and lines[0].startswith(("NOTE", "STYLE", "REGION")):
+        if webvtt and re.match(r"(NOTE|STYLE|REGION)\b", block):
             continue
-        if webvtt and not places and not block.startswith("WEBVTT") and block.strip():
-            cues.append((block, math.nan, math.nan))
+        if webvtt and not places and block != blocks[0]:
+            add(block)
         for place, following in zip(places, [*places[1:], None]):
             text = "\n".join(lines[place + 1:following])
             if following:   # the number of the next cue
                 text = re.sub(r"(^|\n)\s*\d+\s*$", "", text)
             times = TIMES.fullmatch(lines[place])
             if times:
-                clocks = times.groups()
-                cues.append((text, clock_seconds(*clocks[:3]), clock_seconds(*clocks[3:])))
+                add(text, clock_seconds(*times.groups()[:3]), clock_seconds(*times.groups()[3:]))
             else:
-                cues.append((f"{lines[place]} {text}", math.nan, math.nan))
-    texts = [" ".join(html.unescape(MARKUP.sub("", text)).split()) for text, _, _ in cues]
-    starts = [start for _, start, _ in cues]
-    yield video, {"text": texts, "start": starts, "end": [end for _, _, end in cues]}
+                add(f"{lines[place]} {text}")
+    yield video, entry
 
 
 def clock_seconds(hours, minutes, seconds):
@@ -818,8 +828,8 @@ def overlap(previous, following, inside=frozenset()):
 
 
 def unroll(entry, pieces, seconds, inside):
-    """What of one video's captions can be used: -> ([(token ids, start, end)], [(caption number,
-    why it cannot)]). pieces: token ids of each caption; seconds: of video.
+    """Returns what of one video's captions can be used, [(token ids, start, end)], and what cannot,
+    [(caption number, reason)]. pieces: token ids of each caption; seconds: of video.
 
     In order of time, the part of a caption that repeats the end of the one before is removed. New
     text that is shown for a moment only, as converters of rolling captions leave it, takes the time
@@ -936,17 +946,17 @@ def listed_videos(path, category=None):
 
 
 def feature_seconds(out):
-    """{id: seconds} of the videos that have features in every folder of out/features."""
+    """{id: seconds, of its longest stream} of the videos that every folder of out/features has."""
     made_by = f"python data.py video --out {out}"
-    lengths = []
-    for described in sorted((Path(out) / "features").glob("*/stream.json")):
+    streams = []
+    for described in out.glob("features/*/stream.json"):
         rate = read_stream(described.parent, made_by)["rate"]
         paths = described.parent.glob("[!.]*.npy")
-        lengths.append({path.stem: len(np.load(path, mmap_mode="r")) / rate for path in paths})
-    if not lengths:
+        streams.append({path.stem: len(np.load(path, mmap_mode="r")) / rate for path in paths})
+    if not streams:
         raise UserError(f"no features in {out}/features; `{made_by}` makes them")
-    everywhere = sorted(set(lengths[0]).intersection(*lengths))
-    return {video: max(stream[video] for stream in lengths) for video in everywhere}
+    videos = set(streams[0]).intersection(*streams)
+    return {video: max(lengths[video] for lengths in streams) for video in videos}
 
 
 def film_files(folder):
