@@ -439,10 +439,8 @@ def special_ids(tokenizer):
 
 
 def tokenizer_hash(tokenizer):
-    """sha256 of all that decides which tokens a text becomes."""
-    rules = json.loads(tokenizer.to_str())
-    rules = [rules[key] for key in ("added_tokens", "normalizer", "pre_tokenizer", "model")]
-    return hashlib.sha256(json.dumps(rules).encode()).hexdigest()
+    """sha256 of all that decides which tokens a text becomes: what tokenizer.json says."""
+    return hashlib.sha256(tokenizer.to_str().encode()).hexdigest()
 
 
 def file_hash(path):
@@ -862,9 +860,9 @@ def unroll(entry, pieces, seconds, inside):
 
 def pack_captions(source, seconds, tokenizer, out):
     """Tokenises the captions of the videos in `seconds` ({id: length}) into out/captions/; does
-    nothing if that was done from the same files.
+    nothing if that was done from the same files. captions/left_out.tsv lists captions that cannot
+    be used (video, caption number, reason).
 
-    captions/left_out.tsv lists captions that cannot be used (video, caption number, reason).
     Returns index.json: its "ids" have a usable caption, its "left_out" says why others have none.
     """
     folder = Path(out) / "captions"
@@ -874,48 +872,65 @@ def pack_captions(source, seconds, tokenizer, out):
     if is_made_from(folder / "index.json", inputs):
         print(f"{folder}: up to date")
         return read_json(folder / "index.json", "")
+    captioned = read_captions(source, seconds, "captions")
+    counts, spans, left_out = write_captions(captioned, seconds, tokenizer, folder)
+    # index.json vouches for the arrays: it goes before them, comes after them
+    (folder / "index.json").unlink(missing_ok=True)
+    for name in [*(f"{name}.bin" for name in CAPTION_ARRAYS), "left_out.tsv"]:
+        os.replace(folder / f"{name}.tmp", folder / name)
     kind = smallest_integer(tokenizer.get_vocab_size())
+    hashes = {name: file_hash(folder / f"{name}.bin") for name in CAPTION_ARRAYS}
+    index = {"counts": counts, "dtype": kind.name, "made_from": inputs, "ids": sorted(spans),
+             "left_out": left_out, "sha256": hashes}
+    write_json(folder / "index.json", index)
+    return index
+
+
+def write_captions(captioned, seconds, tokenizer, folder):
+    """Writes the arrays and left_out.tsv under temporary names. captioned: pairs of read_captions.
+
+    Returns how many captions were "read" and "kept" and their "tokens"; {video: (first, last + 1)
+    of the kept captions}; {video: why it has none}.
+    """
+    kinds = [smallest_integer(tokenizer.get_vocab_size()), np.int64, np.float32]
     prefix = tokenizer.model.continuing_subword_prefix
     vocabulary = tokenizer.get_vocab()
     inside = {index for piece, index in vocabulary.items() if piece.startswith(prefix)}
     counts = {"read": 0, "kept": 0, "tokens": 0}
     spans = {}
     left_out = dict.fromkeys(seconds, "no captions")
-    captioned = read_captions(source, seconds, "captions")
-    captioned = (pair for pair in captioned if pair[0] in seconds)
+    wanted = (pair for pair in captioned if pair[0] in seconds)
     with ExitStack() as stack:
-        tokens, bounds, times = [stack.enter_context(open(folder / f"{name}.bin.tmp", "wb"))
-                                 for name in CAPTION_ARRAYS[:3]]
-        listed = stack.enter_context(open(folder / "left_out.tsv", "w", encoding="utf-8"))
-        bounds.write(np.int64(0).tobytes())
-        while videos := list(islice(captioned, 200)):   # the tokenizer uses all cores for a batch
+        arrays = [stack.enter_context(open(folder / f"{name}.bin.tmp", "wb"))
+                  for name in CAPTION_ARRAYS[:3]]
+        listed = stack.enter_context(open(folder / "left_out.tsv.tmp", "w", encoding="utf-8"))
+        arrays[1].write(np.int64(0).tobytes())
+        while videos := list(islice(wanted, 200)):   # the tokenizer uses all cores for a batch
             texts = list(chain.from_iterable(entry["text"] for _, entry in videos))
             encoded = iter(tokenizer.encode_batch_fast(texts, add_special_tokens=False))
             counts["read"] += len(texts)
+            tokens = []
+            bounds = []
+            times = []
             for video, entry in videos:
                 pieces = [encoding.ids for encoding in islice(encoded, len(entry["text"]))]
                 used, unusable = unroll(entry, pieces, seconds[video], inside)
-                listed.writelines(f"{video}\t{number}\t{why}\n" for number, why in unusable)
+                for new, start, end in used:
+                    tokens += new
+                    bounds.append(counts["tokens"] + len(tokens))
+                    times += [start, end]
+                for number, reason in unusable:
+                    listed.write(f"{video}\t{number}\t{reason}\n")
                 left_out[video] = f"none of its {len(pieces)} captions can be used"
                 if used:
                     del left_out[video]
                     spans[video] = (counts["kept"], counts["kept"] + len(used))
-                for new, start, end in used:
-                    counts["kept"] += 1
-                    counts["tokens"] += len(new)
-                    tokens.write(np.array(new, kind).tobytes())
-                    bounds.write(np.int64(counts["tokens"]).tobytes())
-                    times.write(np.array([start, end], np.float32).tobytes())
+                    counts["kept"] += len(used)
+            counts["tokens"] += len(tokens)
+            for file, values, kind in zip(arrays, (tokens, bounds, times), kinds):
+                file.write(np.array(values, kind).tobytes())
     np.array([spans[video] for video in sorted(spans)], np.int64).tofile(folder / "spans.bin.tmp")
-    # index.json vouches for the arrays: it goes before them, comes after them
-    (folder / "index.json").unlink(missing_ok=True)
-    for name in CAPTION_ARRAYS:
-        os.replace(folder / f"{name}.bin.tmp", folder / f"{name}.bin")
-    hashes = {name: file_hash(folder / f"{name}.bin") for name in CAPTION_ARRAYS}
-    index = {"counts": counts, "dtype": kind.name, "made_from": inputs, "ids": sorted(spans),
-             "left_out": left_out, "sha256": hashes}
-    write_json(folder / "index.json", index)
-    return index
+    return counts, spans, left_out
 
 
 def hold_out(ids, count, folder):
@@ -993,8 +1008,12 @@ def captions_command(args):
         only = listed_videos(args.only, args.category)
         left_out |= dict.fromkeys(set(seconds) - only, "not one of --only")
         seconds = {video: length for video, length in seconds.items() if video in only}
+    source = args.captions or args.videos
+    files = caption_files(source, seconds)
+    endings = Counter(path.name.removeprefix(video) for path, video in files)
+    print(f"{source}: caption files by ending: {dict(endings)}")
     (out / "splits.json").unlink(missing_ok=True)   # where it is, all is
-    index = pack_captions(args.captions or args.videos, seconds, tokenizer, out)
+    index = pack_captions(source, seconds, tokenizer, out)
     left_out |= index["left_out"]
     usable = index["ids"]
     rows = [f"{video}\t{left_out[video]}\n" for video in sorted(set(left_out).difference(usable))]
