@@ -1,19 +1,16 @@
 """Which examples does this process see? Text, captions, video features, masks, and the mini world.
 
     python data.py mini  --seed 0 --out data/mini                       # a generated world: videos, text, tasks
-    python data.py video --videos data/mini/videos --captions data/mini/caption.json --vocab data/mini/vocab.txt \\
-                         --streams frame motion --out data/mini          # video -> features, captions -> tokens
-    python data.py video --videos DIR --captions FILE --streams resnet152 resnext101 --shard 3/64 --out DIR
-    python data.py bank  --data data/mini --split train --clips 2000 --block 32     # clips for retrieval and vokens
+    python data.py video --videos data/mini/videos --out data/mini      # films -> features
+    python data.py captions --videos data/mini/videos --captions data/mini/caption.json \\
+                            --vocab data/mini --out data/mini           # captions -> tokens
+    python data.py bank  --data data/mini --split train --clips 2000 --block 32    # for vokens
     python data.py text  --train data/mini/text/train.txt --valid data/mini/text/valid.txt \\
-                         --vocab data/mini/vocab.txt --out data/mini/text    # text -> packed tokens
-    python data.py text  wikitext-103-raw --vocab vocab.txt --out data/wiki  # fetched first; bare: what there is
-    python data.py tasks CoLA SQuAD1 --out data/tasks                        # published task files; bare: what there is
-    python data.py weights resnet152 bert-base-uncased --out data/weights
+                         --vocab data/mini --out data/mini/text         # text -> packed tokens
 
-Sections: processes, randomness, log; tokenizer; text -> packed tokens; downloads; captions -> packed tokens; video ->
-features; datasets; masking; the mini world (its own rule, last). Ranks live here because a rank's only meaning in this
-project is which rows of a global batch it takes.
+Sections: processes, randomness, log; tokenizer; text -> packed tokens; captions -> packed tokens;
+video -> features; datasets; masking; the mini world. Ranks live here because a rank's only meaning
+in this project is which rows of a global batch it takes.
 Axes: B sequences, L tokens, T video steps, D feature width. Masks are True for real tokens and real steps.
 """
 import argparse
