@@ -588,12 +588,14 @@ def write_tokens(lines, tokenizer, path):
 
 def text_command(args):
     """`data.py text`: packs the training text, and the validation text or the end of the other."""
-    valid_lines = 0 if args.valid else args.valid_lines
-    if valid_lines < 0 or not args.valid and valid_lines == 0:
-        raise UserError(f"--valid-lines {valid_lines}: needs at least 1")
-    pack_text(args.train, args.vocab, args.out, "train", args.cased, args.min_words, valid_lines)
+    rules = (args.cased, args.min_words)
     if args.valid:
-        pack_text(args.valid, args.vocab, args.out, "valid", args.cased, args.min_words)
+        pack_text(args.train, args.vocab, args.out, "train", *rules)
+        pack_text(args.valid, args.vocab, args.out, "valid", *rules)
+    elif args.valid_lines > 0:
+        pack_text(args.train, args.vocab, args.out, "train", *rules, args.valid_lines)
+    else:
+        raise UserError(f"--valid-lines {args.valid_lines}: needs at least 1")
 
 
 # --------------------------------------------------------------------------------------------------
@@ -979,7 +981,8 @@ def film_files(folder):
 def missing_shards(out):
     """The shards that were not run to their end."""
     folder = Path(out) / "features"
-    return [path.name.split(".")[1] for path in folder.glob("left_out.*-of-*.tsv.tmp")]
+    names = [path.name.split(".")[1] for path in folder.glob("left_out.*-of-*.tsv.tmp")]
+    return [name.replace("-of-", "/") for name in names]
 
 
 def captions_command(args):
@@ -1026,8 +1029,8 @@ def captions_command(args):
     read = index["counts"]["read"]
     kept = index["counts"]["kept"]
     print(f"{len(usable):,} videos, {len(valid):,} of them held out, {hours:.2f} hours, {kept:,} "
-          f"captions ({read - kept:,} held nothing new or had no time in their video); left out: "
-          f"{len(rows)} videos, listed in {out}/left_out.tsv")
+          f"captions ({read - kept:,} more hold nothing new or are in {out}/captions/left_out.tsv); "
+          f"left out: {len(rows)} videos, listed in {out}/left_out.tsv")
 
 
 # ---------------------------------------------------------------------------------------------------------------------

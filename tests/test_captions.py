@@ -595,7 +595,7 @@ def test_captions_command_refuses(films, captions, tmp_path):
     assert left_out(out)["v0"] == "no captions" and not (out / "splits.json").exists()
     (out / "features" / "left_out.1-of-2.tsv").write_text("v5\tcut\n")
     (out / "features" / "left_out.2-of-2.tsv.tmp").write_text("")
-    with pytest.raises(errors, match="2.of.2"):
+    with pytest.raises(errors, match="shards 2/2 are not complete"):
         captions()
     (out / "features" / "left_out.2-of-2.tsv.tmp").rename(out / "features" / "left_out.2-of-2.tsv")
     assert len(captions()[0]) == 4
