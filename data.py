@@ -33,11 +33,12 @@ import shutil
 import stat
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 import zipfile
 import zlib
-from collections import Counter
+from collections import Counter, deque
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
@@ -54,6 +55,9 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from tqdm import tqdm
+
+import model
+from model import UserError
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Processes
@@ -1298,6 +1302,25 @@ def hold_out(ids, count, folder):
     return set(sorted(ids, key=lambda video: hashlib.sha256(video.encode()).digest())[:count])
 
 
+def captions_command(args):
+    """Stands in for the Captions section's own command until that is merged."""
+    out = Path(args.out)
+    arrays = {path.parent.name: path.parent for path in out.glob("features/*/stream.json")}
+    ids = set.intersection(*[{path.stem for path in folder.glob("*.npy")} for folder in arrays.values()])
+    seconds = dict.fromkeys(sorted(ids), 0.0)
+    for name, folder in arrays.items():
+        rate = read_stream(folder, "")["rate"]
+        for video in ids:
+            seconds[video] = max(seconds[video], len(np.load(folder / f"{video}.npy", mmap_mode="r")) / rate)
+    source = args.captions or args.videos
+    captioned = {video for video, _ in read_captions(source, ids, "checking captions")}
+    seconds = {video: length for video, length in seconds.items() if video in captioned}
+    pack_captions(source, seconds, args.vocab, out, args.cased)
+    keep_vocab(args.vocab, out, args.cased)
+    valid = hold_out(seconds, args.held_out, out)
+    write_json(out / "splits.json", {"train": sorted(set(seconds) - valid), "valid": sorted(valid)})
+
+
 def listed_videos(path, category=None):
     """The ids in a CSV such as HowTo100M_v1.csv (column video_id); with a category, of rows whose category_1 it is."""
     rows = csv_rows(path, ("video_id", "category_1") if category else ("video_id",))
@@ -1307,239 +1330,390 @@ def listed_videos(path, category=None):
     return ids
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Video -> features. One decode of a file feeds every stream; a stream is a folder features/NAME of [T, D] float16
-# arrays, one a video, beside stream.json with its rate. Any other extractor's arrays laid out so are one more stream.
+# --------------------------------------------------------------------------------------------------
+# Video -> features
+#
+# One decode of a film feeds every stream. A stream is a folder features/NAME of float16 arrays
+# ID.npy [T, D], beside stream.json with its rate; another tool's arrays, laid out so, are one more.
+# A film whose arrays are there is done; what failed, and why, is in features/left_out.tsv.
 
-FPS, SIDE = 8, 48            # the small descriptors look at 8 frames a second of 48 x 48 pixels
-WINDOW, HOP = 4, 4           # the motion descriptor's window and step, in frames
+FPS = 8       # the small descriptors look at 8 frames a second
+SIDE = 48     # of 48 x 48 pixels
+WINDOW = 4    # frames that the motion descriptor looks at
+HOP = 4       # frames between its windows
 
-
-# what else lies in folders of videos: captions, and the thumbnails and notes that downloaders leave
-NO_FILM = ".json", ".csv", ".srt", ".vtt", ".jpg", ".png", ".webp", ".description", ".txt", ".part", ".ytdl"
+FILM_ENDINGS = set("""
+    .3g2 .3gp .asf .avi .divx .dv .f4v .flv .gif .m1v .m2t .m2ts .m2v .m4v .mkv .mov .mp4 .mpe .mpeg
+    .mpg .mts .mxf .nut .ogm .ogv .qt .rm .rmvb .ts .vob .webm .wmv .y4m
+""".split())
 
 
 class VideoError(Exception):
-    """Why one video cannot be used; the caller lists it and goes on."""
+    """Why one film cannot be used; the caller lists it and goes on."""
 
 
-class OnDisplay:
-    """A view of a video: picture k is the frame on display at time k / FPS, SIDE x SIDE; the first serves before it."""
+def is_film(path):
+    """By its name; files that begin with a dot are none."""
+    return path.suffix.lower() in FILM_ENDINGS and not path.name.startswith(".")
 
-    def __init__(self):
-        self.count, self.frame, self.picture = 0, None, None
-        self.scaler = av.video.reformatter.VideoReformatter()   # one for all; frame.reformat would set one up for each
 
-    def push(self, frame, time):
-        """Takes the frame that is on display from `time` on; returns the pictures [SIDE, SIDE, 3] due before it."""
-        pictures = self.close(time)
-        self.frame, self.picture = frame, None
-        return pictures
+def film_files(folder):
+    """{id: path} of the films of a folder, each named ID.mp4, ID.mkv, ...
 
-    def close(self, time):
-        """The pictures due before `time`, the end of the video."""
-        pictures = []
-        # 1e-4 s of tolerance: container times are rounded, and 0.12499 s means 0.125 s
-        while self.frame is not None and self.count / FPS < time - 1e-4:
-            if self.picture is None:
-                self.picture = self.scaler.reformat(self.frame, SIDE, SIDE, format="rgb24").to_ndarray()
-            pictures.append(self.picture)
-            self.count += 1
-        return pictures
+    Raises UserError where there is no such folder, or an id has two films.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError(f"no folder of videos at {folder}; "
+                        "`python data.py mini` makes the mini world's")
+    films = {}
+    for path in sorted(folder.iterdir()):
+        if not is_film(path) or not path.is_file():
+            continue
+        if path.stem in films:
+            raise UserError(f"{folder}: {films[path.stem].name} and {path.name} are two films of "
+                            "one id; keep one of them")
+        films[path.stem] = path
+    return films
+
+
+def upright(frame):
+    """The ffmpeg filters that show a frame as its film asks: turned, mirrored.
+
+    The rule of ffmpeg's own autorotate (fftools/ffmpeg_filter.c), from the display matrix.
+    """
+    matrix = frame.side_data.get("DISPLAYMATRIX")
+    if matrix is None:
+        return []
+    a, b, _, c, d = np.frombuffer(matrix, np.int32)[:5] / 2 ** 16
+    across = math.hypot(a, c)
+    down = math.hypot(b, d)
+    if across == 0 or down == 0:
+        return []
+    angle = round(math.degrees(math.atan2(b / down, a / across))) % 360   # clockwise
+    if angle == 90:
+        return ["transpose=cclock_flip"] if c > 0 else ["transpose=clock"]
+    if angle == 270:
+        return ["transpose=clock_flip"] if c < 0 else ["transpose=cclock"]
+    if angle not in (0, 180):
+        return [f"rotate={angle}*PI/180"]
+    filters = []
+    if a < 0:
+        filters.append("hflip")
+    if d < 0:
+        filters.append("vflip")
+    return filters
 
 
 class Filtered:
-    """A view of a video: what `ffmpeg -vf fps=F,scale=W:H[,crop=S:S] -pix_fmt rgb24` shows, by ffmpeg's own filters.
+    """A view of a film: what `ffmpeg -vf fps=F,scale=W:H[,crop=S:S] -pix_fmt rgb24` shows.
 
-    The short side becomes `size` pixels, by the rule and in the order of HowTo100M's extractor (antoine77340's
-    video_feature_extractor); crop: the middle size x size of it. Rejected: choosing and scaling frames by hand, which
-    agrees with the features that others have made only until the first odd frame rate.
+    The short side becomes `size` pixels, by the rule and in the order of HowTo100M's extractor
+    (antoine77340/video_feature_extractor). crop: the middle size x size of it. stretch: the whole
+    picture becomes size x size.
     """
 
-    def __init__(self, fps, size, crop):
-        self.fps, self.size, self.crop, self.graph = fps, size, crop, None
+    def __init__(self, fps, size, crop=False, stretch=False):
+        self.fps = fps
+        self.size = size
+        self.crop = crop
+        self.stretch = stretch
+        self.graph = None
+
+    def push(self, frame):
+        """Takes the next frame, None at the end. Yields the pictures uint8 [h, w, 3] that are due.
+
+        They are made one by one: a frame that stands for an hour needs no memory for it.
+        """
+        if self.graph is None:
+            if frame is None:
+                return
+            self._build(frame)   # later frames may have another size: the scale filter follows
+        self.graph.vpush(frame)
+        while True:
+            try:
+                picture = self.graph.vpull()
+            except (av.BlockingIOError, av.EOFError):
+                return
+            yield picture.to_ndarray()
 
     def _build(self, frame):
-        # A phone's portrait video is stored lying. Like the ffmpeg command we turn it; unlike that extractor, which
-        # would squeeze it, we scale by the sides as turned.
-        angle, size = round(frame.rotation) % 360, self.size
-        turn = {90: ["transpose=cclock"], 180: ["hflip", "vflip"], 270: ["transpose=clock"]}.get(angle, [])
-        h, w = (frame.width, frame.height) if angle in (90, 270) else (frame.height, frame.width)
-        height, width = (int(h * size / w), size) if h >= w else (size, int(w * size / h))
-        crop = [f"crop={size}:{size}:{(width - size) // 2}:{(height - size) // 2}"] if self.crop else []
-        source = (f"buffer=video_size={frame.width}x{frame.height}:pix_fmt={frame.format.name}:pixel_aspect=1/1:"
-                  f"time_base={frame.time_base}:colorspace={int(frame.colorspace)}:range={int(frame.color_range)}")
-        # start_time: as with the command, the first frame fills the time before it
-        steps = [source, *turn, f"fps={self.fps}:start_time=0", f"scale={width}:{height}:flags=bicubic", *crop,
-                 "format=rgb24", "buffersink"]
+        turn = upright(frame)
+        height = frame.height
+        width = frame.width
+        if turn and turn[0].startswith("transpose"):
+            height, width = width, height
+        size = self.size
+        if self.stretch:
+            height = size
+            width = size
+        elif height >= width:
+            height = int(height * size / width)
+            width = size
+        else:
+            width = int(width * size / height)
+            height = size
+        steps = [
+            f"buffer=video_size={frame.width}x{frame.height}:pix_fmt={frame.format.name}"
+            f":pixel_aspect=1/1:time_base={frame.time_base}"
+            f":colorspace={int(frame.colorspace)}:range={int(frame.color_range)}",
+            *turn,
+            f"fps={self.fps}:start_time=0",   # the first frame fills the time before it
+            f"scale={width}:{height}:flags=bicubic",
+        ]
+        if self.crop:
+            steps.append(f"crop={size}:{size}:{(width - size) // 2}:{(height - size) // 2}")
+        steps += ["format=rgb24", "buffersink"]
         self.graph = av.filter.Graph()
         self.graph.threads = 1   # the caller runs one process a core
         self.graph.link_nodes(*[self.graph.add(*step.split("=", 1)) for step in steps]).configure()
 
-    def push(self, frame, time):
-        """Takes the next decoded frame; returns the pictures [H, W, 3] that are due."""
-        if self.graph is None:
-            self._build(frame)   # later frames may have another size or format: the scale filter follows
-        self.graph.vpush(frame)
-        return self._pull()
 
-    def close(self, time):
-        """The pictures that are due at the end of the video."""
-        if self.graph is None:
-            return []
-        self.graph.vpush(None)
-        return self._pull()
-
-    def _pull(self):
-        pictures = []
-        while True:
-            try:
-                pictures.append(self.graph.vpull().to_ndarray())
-            except (av.BlockingIOError, av.EOFError):
-                return pictures
+def picture_stream(container):
+    """The stream of an open film that is looked at. Raises VideoError where there is none."""
+    stream = container.streams.best("video")
+    if stream is None or stream.disposition & av.stream.Disposition.attached_pic:   # a song's cover
+        raise VideoError("no video stream")
+    if stream.codec_context is None:
+        raise VideoError("in a format that FFmpeg cannot decode")
+    stream.codec_context.thread_count = 1   # the caller runs one process a core
+    return stream
 
 
-def timed_frames(container, stream):
-    """Decodes a stream; every frame has a pts, counted from the container's start, and a duration."""
-    beginning = Fraction(container.start_time or 0, av.time_base)   # seconds
-    faults, before = [0, 0], [-math.inf, -math.inf]
-    for frame in container.decode(stream):
-        # ffmpeg's best guess, which PyAV does not pass on: old AVIs have display times that run backwards, or none, and
-        # decoding times to put in their place
-        for index, stamp in enumerate((frame.pts, frame.dts)):
-            faults[index] += stamp is None or stamp <= before[index]
-            before[index] = before[index] if stamp is None else stamp
-        if frame.pts is None or (frame.dts is not None and faults[0] > faults[1]):
-            frame.pts = frame.dts
-        if frame.pts is None:
-            raise VideoError("frames without a time")
-        frame.pts -= round(beginning / frame.time_base)
-        if not frame.duration and stream.guessed_rate:   # the last frame's says when the video ends
-            frame.duration = round(1 / (stream.guessed_rate * frame.time_base))
-        yield frame
+def timed_frames(container, stream, damaged):
+    """Yields a stream's frames, each with a duration and a pts counted from the container's start.
 
-
-def decode(path, views):
-    """Decodes a video once, for several views. Yields (view, its new pictures uint8 [h, w, 3], seconds so far).
-
-    Time runs from the container's start, where players, and so captions, count from. Raises VideoError with the reason
-    where the file is no video, or ends long before it says it does.
+    A packet that cannot be decoded is skipped, as ffmpeg does, and its error appended to the list
+    `damaged`. Raises VideoError where these are more than a tenth, or where frames have no time.
     """
+    beginning = Fraction(container.start_time or 0, av.time_base)   # seconds
+    faults = [0, 0]                   # times that are missing or run backwards: pts, dts
+    before = [-math.inf, -math.inf]
+    packets = 0
+    for packet in container.demux(stream):
+        packets += 1
+        try:
+            frames = packet.decode()
+        except av.FFmpegError as error:
+            damaged.append(error.strerror)
+            continue
+        for frame in frames:
+            # ffmpeg's best guess, which PyAV does not pass on: old AVIs have display times that
+            # run backwards, or none, and decoding times to put in their place
+            for kind, stamp in enumerate((frame.pts, frame.dts)):
+                if stamp is None or stamp <= before[kind]:
+                    faults[kind] += 1
+                if stamp is not None:
+                    before[kind] = stamp
+            if frame.pts is None or (frame.dts is not None and faults[0] > faults[1]):
+                frame.pts = frame.dts
+            if frame.pts is None:
+                raise VideoError("frames without a time")
+            frame.pts -= round(beginning / frame.time_base)
+            if not frame.duration and stream.guessed_rate:   # the last one's says where it ends
+                frame.duration = round(1 / (stream.guessed_rate * frame.time_base))
+            yield frame
+    if len(damaged) > packets / 10:
+        raise VideoError(f"cannot be decoded ({damaged[0]}: {len(damaged)} of {packets} packets)")
+
+
+def stated_length(container, stream):
+    """Seconds that the picture lasts by the file's own word, else the whole file; 0: not said."""
+    if stream.duration is not None:
+        return float(stream.duration * stream.time_base)
+    return (container.duration or 0) / av.time_base
+
+
+def check_gap(container, stream, before, now):
+    """Raises VideoError where a film's clock jumps, so that it would become hours of one picture.
+
+    A slide may stand for minutes. Past the length that the file states, or for more than an hour,
+    it is a jump, as in a format whose clock may start anew (MPEG-TS, where a broadcast is cut).
+    """
+    if now - before <= 60:
+        return
+    stated = stated_length(container, stream)
+    restarts = container.format.flags & av.format.Flags.ts_discont.value
+    if restarts or now - before > 3600 or 0 < stated < now - 1:
+        raise VideoError(f"its timestamps jump from {before:.0f} to {now:.0f} seconds")
+
+
+def check_length(container, stream, seconds, path):
+    """Raises VideoError where a film ends long before its file says that it does: it was cut."""
+    stated = stated_length(container, stream)
+    allowed = max(1, 0.05 * stated)
+    if stated - seconds > allowed and stream.duration is None:
+        # Matroska states the length of the whole file, where sound may outlast the picture
+        with av.open(str(path)) as again:
+            for packet in again.demux():
+                if packet.pts is not None:
+                    end = (packet.pts + (packet.duration or 0)) * packet.time_base
+                    seconds = max(seconds, float(end) - (again.start_time or 0) / av.time_base)
+    if stated - seconds > allowed:
+        raise VideoError(f"cut: it ends after {seconds:.1f} of {stated:.1f} seconds")
+
+
+def decode(path, views, damaged=None, start=0.0):
+    """Decodes a film once, for several views. Yields (view, picture uint8 [h, w, 3], seconds).
+
+    Time runs from the container's start, where players, and so captions, count from; views begin
+    at second `start`. seconds: of film so far. damaged: a list that takes the error of each packet
+    that is skipped. Raises VideoError where the file is no film, is cut, or its clock jumps.
+    """
+    damaged = [] if damaged is None else damaged
     seconds = 0.0
+    before = 0.0
     try:
         with av.open(str(path)) as container:
-            stream = container.streams.best("video")
-            if stream is None or stream.disposition & av.stream.Disposition.attached_pic:   # a song's cover
-                raise VideoError("no video stream")
-            if stream.codec_context is None:
-                raise VideoError("in a format that FFmpeg cannot decode")
-            stream.codec_context.thread_count = 1   # the caller runs one process a core
-            for frame in timed_frames(container, stream):
-                if frame.time - seconds > 60:
-                    raise VideoError("its timestamps jump by more than a minute")
-                for view in views:
-                    yield view, view.push(frame, frame.time), seconds
+            stream = picture_stream(container)
+            if start:   # to a key frame before it
+                container.seek(int(start * av.time_base) + (container.start_time or 0))
+            for frame in timed_frames(container, stream, damaged):
+                check_gap(container, stream, before, frame.time)
+                before = frame.time
                 seconds = max(seconds, float((frame.pts + frame.duration) * frame.time_base))
-            # Matroska states the length of the whole file alone, and its sound may outlast the picture: a looser bound
-            stated = stream.duration is not None
-            declared = float(stream.duration * stream.time_base) if stated else (container.duration or 0) / av.time_base
-            if declared - seconds > (max(1, 0.05 * declared) if stated else max(5, 0.2 * declared)):
-                raise VideoError(f"cut: it ends after {seconds:.1f} of {declared:.1f} seconds")
+                frame.pts -= round(start / float(frame.time_base))
+                for view in views:
+                    for picture in view.push(frame):
+                        yield view, picture, seconds
+            check_gap(container, stream, before, seconds)
+            check_length(container, stream, seconds, path)
         for view in views:
-            yield view, view.close(seconds), seconds
-    except (av.FFmpegError, OSError, ValueError) as error:   # ValueError: a pixel format PyAV cannot convert
-        raise VideoError(f"cannot be decoded ({getattr(error, 'strerror', None) or error})") from None
+            for picture in view.push(None):
+                yield view, picture, seconds
+    except (av.FFmpegError, OSError, ValueError) as error:   # ValueError: an odd pixel format
+        reason = getattr(error, "strerror", None) or error
+        raise VideoError(f"cannot be decoded ({reason})") from None
+
+
+def clip_pictures(path, start, end, fps, size):
+    """Seconds start..end of a film at `fps` pictures a second: a list of uint8 [h, w, 3].
+
+    The short side is `size`. Raises VideoError where there is nothing to show.
+    """
+    shown = decode(path, [Filtered(fps, size)], start=start)
+    count = max(1, round((end - start) * fps))
+    pictures = [picture for _, picture, _ in islice(shown, count)]
+    if not pictures:
+        raise VideoError(f"no frame between {start} and {end} s")
+    return pictures
 
 
 def wrapped_moments(weight, side):
-    """Centre of weights [N, S*S] over a picture, and each pixel's offset from it: x [N, 1], y [N, 1], dx, dy [N, S*S].
+    """Centre of weights [N, S*S] over a picture, and each pixel's offset from it.
 
-    Unit: the picture's side. Circular means and differences, so that a thing cut by the border of a picture that wraps
-    round (the mini world's) is one thing; elsewhere it only moves the origin.
+    Returns x [N, 1], y [N, 1], dx [N, S*S], dy [N, S*S]; unit: the picture's side. The means and
+    differences are circular, so that a thing cut by the border of a picture that wraps round (the
+    mini world's) is one thing; elsewhere this only moves the origin.
     """
-    rows, columns = [axis.reshape(-1) / side for axis in np.mgrid[:side, :side].astype(np.float32)]
-    out = []
+    rows, columns = np.mgrid[:side, :side].astype(np.float32)
+    centres = []
+    offsets = []
     for axis in (columns, rows):
-        angle = np.arctan2(weight @ np.sin(2 * np.pi * axis), weight @ np.cos(2 * np.pi * axis))[:, None]
-        out.append((angle / (2 * np.pi), (axis - angle / (2 * np.pi) + 0.5) % 1 - 0.5))
-    (x, dx), (y, dy) = out
-    return x, y, dx, dy
+        axis = axis.reshape(-1) / side                                        # [S*S]
+        sine = weight @ np.sin(2 * np.pi * axis)                              # [N]
+        cosine = weight @ np.cos(2 * np.pi * axis)
+        centre = np.arctan2(sine, cosine)[:, None] / (2 * np.pi)              # [N, 1]
+        centres.append(centre)
+        offsets.append((axis - centre + 0.5) % 1 - 0.5)                       # [N, S*S]
+    return *centres, *offsets
 
 
 def frame_descriptor(frames):
-    """What one frame shows (the small 2D stream). frames: uint8 [N, S, S, 3] -> float32 [N, 56].
+    """What one frame shows (the small 2D stream). uint8 [N, S, S, 3] -> float32 [N, 56].
 
-    A 4 x 4 thumbnail (48), and of the colourful part of the picture: area, centre, mean colour, and how elongated it
-    is (image moments, Hu 1962): appearance and place, nothing of motion.
+    A 4 x 4 thumbnail (48), and of the colourful part of the picture: area, centre, how elongated
+    and how large it is (image moments, Hu 1962), mean colour. Nothing of motion.
     """
     N, S = frames.shape[:2]
-    rgb = frames.astype(np.float32) / 255                                                    # [N, S, S, 3]
-    thumbnail = rgb.reshape(N, 4, S // 4, 4, S // 4, 3).mean((2, 4)).reshape(N, -1)          # [N, 48]
-    red, green, blue = rgb[..., 0], rgb[..., 1], rgb[..., 2]   # by name: numpy reduces an axis of 3 ten times slower
-    chroma = np.maximum(np.maximum(red, green), blue) - np.minimum(np.minimum(red, green), blue)   # [N, S, S]
-    weight = np.where(chroma > 0.15, chroma, 0).reshape(N, -1)                               # grey is background
-    total = weight.sum(1, keepdims=True) + 1e-3
-    centre_x, centre_y, dx, dy = wrapped_moments(weight, S)
-    xx, yy, xy = [(weight * product).sum(1, keepdims=True) / total for product in (dx * dx, dy * dy, dx * dy)]
+    rgb = frames.astype(np.float32) / 255                                     # [N, S, S, 3]
+    thumbnail = rgb.reshape(N, 4, S // 4, 4, S // 4, 3).mean((2, 4))          # [N, 4, 4, 3]
+    red = rgb[..., 0]   # by name: numpy reduces an axis of 3 ten times slower
+    green = rgb[..., 1]
+    blue = rgb[..., 2]
+    highest = np.maximum(np.maximum(red, green), blue)
+    chroma = highest - np.minimum(np.minimum(red, green), blue)               # [N, S, S]
+    weight = np.where(chroma > 0.15, chroma, 0).reshape(N, -1)                # grey is background
+    total = weight.sum(1, keepdims=True) + 1e-3                               # [N, 1]
+    x, y, dx, dy = wrapped_moments(weight, S)
+    xx = (weight * (dx * dx)).sum(1, keepdims=True) / total
+    yy = (weight * (dy * dy)).sum(1, keepdims=True) / total
+    xy = (weight * (dx * dy)).sum(1, keepdims=True) / total
     spread = np.sqrt((xx - yy) ** 2 + 4 * xy ** 2)
-    elongation = spread / (xx + yy + 1e-4)                                                   # 0 round .. 1 a line
-    colour = (weight[:, None] @ rgb.reshape(N, -1, 3))[:, 0] / total                         # [N, 3]
+    elongation = spread / (xx + yy + 1e-4)                                    # 0 round .. 1 a line
+    colour = (weight[:, None] @ rgb.reshape(N, -1, 3))[:, 0] / total          # [N, 3]
     area = (weight > 0).mean(1, keepdims=True)
-    return np.concatenate([thumbnail, np.sqrt(area), centre_x, centre_y, elongation, xx + yy, colour], 1)
+    columns = [thumbnail.reshape(N, -1), np.sqrt(area), x, y, elongation, xx + yy, colour]
+    return np.concatenate(columns, 1)
 
 
 def motion_descriptor(frames):
-    """What moves in each window of 4 frames (the small 3D stream). uint8 [N, S, S, 3] -> float32 [M, 40].
+    """What moves in each window of 4 frames (the small 3D stream). uint8 [N, S, S, 3] -> [M, 40].
 
-    Least-squares affine motion of the picture between neighbouring frames (Bergen et al. 1992): translation,
-    divergence, curl, two shears, and speed, averaged over the window (7), the change of speed across it (1); and a
-    4 x 4 grid of motion energy along x and y (32). Order and speed of frames, little of their content.
+    Least-squares affine motion of the picture between neighbouring frames (Bergen et al. 1992):
+    translation, divergence, curl, two shears, and speed, averaged over the window (7), the change
+    of speed across it (1); and a 4 x 4 grid of motion energy along x and y (32). float32.
     """
     N, S = frames.shape[:2]
     if N < WINDOW:
         return np.zeros((0, 40), np.float32)
-    grey = frames @ np.full(3, 1 / (3 * 255), np.float32)                                    # [N, S, S]
-    for axis in (1, 2):   # a 1-2-1 blur: gradients of unblurred pixel edges see only motions below one pixel
+    pairs = N - 1
+    grey = frames @ np.full(3, 1 / (3 * 255), np.float32)                     # [N, S, S]
+    for axis in (1, 2):   # a 1-2-1 blur: unblurred edges show only motions below one pixel
         grey = (np.roll(grey, 1, axis) + 2 * grey + np.roll(grey, -1, axis)) / 4
-    change = grey[1:] - grey[:-1]                                                            # [N-1, S, S]
+    change = grey[1:] - grey[:-1]                                             # [N-1, S, S]
     middle = (grey[1:] + grey[:-1]) / 2
     gx = (np.roll(middle, -1, 2) - np.roll(middle, 1, 2)) / 2
     gy = (np.roll(middle, -1, 1) - np.roll(middle, 1, 1)) / 2
-    pairs = N - 1
-    energy = ((gx * gx + gy * gy) * np.abs(change)).reshape(pairs, -1)                       # where something moves
-    x, y, dx, dy = wrapped_moments(energy, S)
-    dx, dy = [(S / 8 * d).reshape(pairs, S, S) for d in (dx, dy)]                            # unit: 8 pixels
-    near = (dx * dx + dy * dy < 4).astype(np.float32)                                        # the mover, not the rest
-    columns = np.stack([gx, gx * dx, gx * dy, gy, gy * dx, gy * dy], -1) * near[..., None]   # [N-1, S, S, 6]
-    columns = columns.reshape(pairs, S * S, 6)
-    normal = columns.transpose(0, 2, 1) @ columns + 1e-3 * np.eye(6, dtype=np.float32)       # [N-1, 6, 6]
-    right = -(columns.transpose(0, 2, 1) @ change.reshape(pairs, -1, 1))
-    flow = np.linalg.solve(normal, right)[:, :, 0]                                           # [N-1, 6]
-    flow[:, [0, 3]] = flow[:, [0, 3]].clip(-4, 4)        # beyond this, cuts: a first-order estimate sees nothing there
+
+    # where something moves, and around it the equations of the flow
+    energy = ((gx * gx + gy * gy) * np.abs(change)).reshape(pairs, -1)
+    _, _, dx, dy = wrapped_moments(energy, S)
+    dx = (S / 8 * dx).reshape(pairs, S, S)                                    # unit: 8 pixels
+    dy = (S / 8 * dy).reshape(pairs, S, S)
+    near = (dx * dx + dy * dy < 4).astype(np.float32)                         # 1 at the mover
+    columns = np.stack([gx, gx * dx, gx * dy, gy, gy * dx, gy * dy], -1)      # [N-1, S, S, 6]
+    columns = (columns * near[..., None]).reshape(pairs, S * S, 6)
+    transposed = columns.transpose(0, 2, 1)
+    normal = transposed @ columns + 1e-3 * np.eye(6, dtype=np.float32)        # [N-1, 6, 6]
+    right = -(transposed @ change.reshape(pairs, -1, 1))                      # [N-1, 6, 1]
+    flow = np.linalg.solve(normal, right)[:, :, 0]                            # [N-1, 6]
+    # beyond these, cuts: a first-order estimate sees nothing there
+    flow[:, [0, 3]] = flow[:, [0, 3]].clip(-4, 4)
     flow[:, [1, 2, 4, 5]] = flow[:, [1, 2, 4, 5]].clip(-0.5, 0.5)
-    u, ux, uy, v, vx, vy = flow.T                                                # flow = u + ux dx + uy dy, ...
-    affine = np.stack([u, v, ux + vy, vx - uy, ux - vy, uy + vx, np.hypot(u, v)], 1)         # [N-1, 7]
-    cells = [(-g * change).reshape(pairs, 4, S // 4, 4, S // 4).mean((2, 4)).reshape(pairs, -1) for g in (gx, gy)]
-    each = np.concatenate([affine, 1000 * cells[0], 1000 * cells[1]], 1)                     # [N-1, 39]
-    out = []
+
+    u, ux, uy, v, vx, vy = flow.T                                             # u + ux dx + uy dy
+    affine = np.stack([u, v, ux + vy, vx - uy, ux - vy, uy + vx, np.hypot(u, v)], 1)   # [N-1, 7]
+    each = [affine]
+    for gradient in (gx, gy):
+        cells = (-gradient * change).reshape(pairs, 4, S // 4, 4, S // 4).mean((2, 4))
+        each.append(1000 * cells.reshape(pairs, -1))                          # [N-1, 16]
+    each = np.concatenate(each, 1)                                            # [N-1, 39]
+    steps = []
     for start in range(0, N - WINDOW + 1, HOP):
-        window = each[start:start + WINDOW - 1]
+        window = each[start:start + WINDOW - 1]                               # [3, 39]
         gain = window[WINDOW // 2:, 6].mean() - window[:WINDOW // 2 - 1, 6].mean()
-        out.append(np.append(window.mean(0), gain.clip(-2, 2)))
-    return np.stack(out).astype(np.float32)                                                  # [M, 40]
+        steps.append(np.append(window.mean(0), gain.clip(-2, 2)))
+    return np.stack(steps).astype(np.float32)                                 # [M, 40]
+
+
+def frame_steps(frames):
+    """The small 2D stream, a step where the motion stream has one."""
+    return frame_descriptor(frames[::HOP])
 
 
 def prepare_frames(frames):
-    """Frames as ResNet-152 takes them: uint8 [N, H, W, 3] -> float [N, 3, H, W], in 0..1, less mean, over deviation."""
+    """Frames as ResNet-152 takes them: uint8 [N, H, W, 3] -> float [N, 3, H, W]."""
     mean = torch.tensor((0.485, 0.456, 0.406), device=frames.device)
     std = torch.tensor((0.229, 0.224, 0.225), device=frames.device)
     return ((frames / 255 - mean) / std).permute(0, 3, 1, 2)
 
 
 def prepare_windows(frames):
-    """Windows of 16 frames as 3D ResNeXt-101 takes them: uint8 [N, H, W, 3] -> float [ceil(N / 16), 3, 16, H, W].
+    """Windows of 16 frames as 3D ResNeXt-101 takes them: uint8 [N, H, W, 3] -> [M, 3, 16, H, W].
 
-    Zero frames fill the last window before the mean is taken off, so they are not zero in the end: HowTo100M's way.
+    M = ceil(N / 16). Zero frames fill the last window before the mean is taken off, so they are
+    not zero in the end: HowTo100M's way.
     """
     frames = F.pad(frames, (0, 0, 0, 0, 0, 0, 0, -len(frames) % 16))
     frames = frames - torch.tensor((110.6, 103.2, 96.3), device=frames.device)
@@ -1547,32 +1721,35 @@ def prepare_windows(frames):
 
 
 class Stream(NamedTuple):
-    """How a stream is made. Its pictures come in batches while decoding goes on, so an hour of video needs no more
-    memory than a minute."""
+    """How a stream is made. Its pictures are worked off in batches while decoding goes on."""
     view: object        # makes the view that it looks at; streams that name the same one share it
     batch: int          # pictures
-    function: object    # uint8 [n <= batch, h, w, 3] -> features [steps, D]; for a CNN, on tensors -> its input
+    function: object    # uint8 [n <= batch, h, w, 3] -> [steps, D]; a CNN's: tensor -> its input
     cnn: bool           # a frozen network of model.CNNS, named like the stream?
     rate: float         # steps a second
     width: int          # D
     frames_seen: int    # frames that one step sees
 
 
+SMALL_VIEW = partial(Filtered, FPS, SIDE, stretch=True)
+FRAME_VIEW = partial(Filtered, 1, 224)
+WINDOW_VIEW = partial(Filtered, 24, 112, crop=True)
+
 STREAMS = {
-    "frame": Stream(OnDisplay, 512, lambda frames: frame_descriptor(frames[::HOP]), False, FPS / HOP, 56, 1),
-    "motion": Stream(OnDisplay, 512, motion_descriptor, False, FPS / HOP, 40, WINDOW),
-    "resnet152": Stream(partial(Filtered, 1, 224, False), 16, prepare_frames, True, 1.0, 2048, 1),
-    "resnext101": Stream(partial(Filtered, 24, 112, True), 8 * 16, prepare_windows, True, 24 / 16, 2048, 16),
+    "frame": Stream(SMALL_VIEW, 512, frame_steps, False, FPS / HOP, 56, 1),
+    "motion": Stream(SMALL_VIEW, 512, motion_descriptor, False, FPS / HOP, 40, WINDOW),
+    "resnet152": Stream(FRAME_VIEW, 16, prepare_frames, True, 1.0, 2048, 1),
+    "resnext101": Stream(WINDOW_VIEW, 8 * 16, prepare_windows, True, 24 / 16, 2048, 16),
 }
 
 
 @lru_cache
 def cnn_function(name, weights, device, precision):
-    """A frozen CNN as a function: uint8 [n, h, w, 3] -> unit features [steps, 2048]. Loaded once a process."""
-    from model import load_cnn   # here only: no other command needs a network
+    """A frozen CNN as a function: uint8 [n, h, w, 3] -> unit features [steps, 2048]."""
     dtype = settle_precision(precision, torch.device(device))[1] or torch.float32
-    torch.backends.cudnn.allow_tf32 = False   # else fp32 convolutions on CUDA keep 10 bits, where the published kept 23
-    network = load_cnn(name, weights).to(device, dtype)
+    # else fp32 convolutions on CUDA keep 10 bits, where the published ones kept 23
+    torch.backends.cudnn.allow_tf32 = False
+    network = model.load_cnn(name, weights).to(device, dtype)
 
     @torch.inference_mode()
     def function(frames):
@@ -1582,276 +1759,357 @@ def cnn_function(name, weights, device, precision):
 
 
 def describe(path, functions):
-    """Decodes one video once and computes its streams. functions: {stream: function}.
+    """Decodes a film once and computes its streams. functions: {stream: function}.
 
-    Returns ({stream: float16 [T, D]}, seconds of video). Raises VideoError with the reason where a stream has no step.
+    Returns ({stream: float16 [T, D]}, seconds of film, packets skipped). Raises VideoError.
     """
     views = {STREAMS[name].view: STREAMS[name].view() for name in functions}
-    waiting, features = [{name: [] for name in functions} for _ in range(2)]
+    waiting = {name: [] for name in functions}    # pictures
+    features = {name: [] for name in functions}   # of the batches so far
+    damaged = []
+    seconds = 0.0
 
-    def work(name):
+    def work_off(name):
         if waiting[name]:
-            with np.errstate(over="ignore"):   # what float16 cannot hold becomes infinite, and is refused below
-                features[name].append(functions[name](np.stack(waiting[name])).astype(np.float16))
-            waiting[name] = []
+            with np.errstate(over="ignore"):   # what float16 cannot hold is refused below
+                batch = functions[name](np.stack(waiting[name])).astype(np.float16)
+            features[name].append(batch)
+            waiting[name].clear()
 
-    for view, pictures, seconds in decode(path, list(views.values())):
+    for view, picture, seconds in decode(path, list(views.values()), damaged):
         for name in functions:
             if views[STREAMS[name].view] is view:
-                for picture in pictures:
-                    waiting[name].append(picture)
-                    if len(waiting[name]) == STREAMS[name].batch:
-                        work(name)
+                waiting[name].append(picture)
+                if len(waiting[name]) == STREAMS[name].batch:
+                    work_off(name)
+    arrays = {}
     for name in functions:
-        work(name)
-        features[name] = np.concatenate(features[name] or [np.zeros((0, 1), np.float16)])
-        if len(features[name]) == 0:
+        work_off(name)
+        if sum(map(len, features[name])) == 0:
             raise VideoError(f"{seconds:.2f} seconds are too short for one step of {name}")
-        if not np.isfinite(features[name]).all():
+        arrays[name] = np.concatenate(features[name])                         # [T, D]
+        if not np.isfinite(arrays[name]).all():
             raise VideoError(f"stream {name} is not finite")
-    return features, round(seconds, 3)
+    return arrays, seconds, len(damaged)
 
 
-def extract(path, out, streams, cnn_settings):
-    """Writes each stream's features of one video. Returns (id, seconds of video, None or the reason why not)."""
-    video = Path(path).stem
-    functions = {name: cnn_function(name, *cnn_settings) if STREAMS[name].cnn else STREAMS[name].function
-                 for name in streams}
-    try:
-        features, seconds = describe(path, functions)
-    except VideoError as reason:
-        return video, 0.0, " ".join(str(reason).split())   # one line of left_out.tsv
+def extract(path, streams, out, cnn_settings):
+    """Writes the streams of one film. Returns (seconds of film, packets skipped).
+
+    cnn_settings: (weights, device, precision). Raises VideoError.
+    """
+    functions = {}
     for name in streams:
-        target = Path(out) / "features" / name / f"{video}.npy"
-        np.save(target.with_suffix(".tmp.npy"), features[name])
-        os.replace(target.with_suffix(".tmp.npy"), target)
-    return video, seconds, None
+        functions[name] = STREAMS[name].function
+        if STREAMS[name].cnn:
+            functions[name] = cnn_function(name, *cnn_settings)
+    arrays, seconds, damaged = describe(path, functions)
+    for name, array in arrays.items():
+        target = Path(out) / "features" / name / f"{Path(path).stem}.npy"
+        temporary = target.with_suffix(".npy.tmp")
+        with open(temporary, "wb") as file:
+            np.save(file, array)
+        os.replace(temporary, target)
+    return seconds, damaged
+
+
+def start_worker(threads):
+    """In a worker process: the threads that it takes; and it ends when its parent is killed."""
+    def end_with_parent():
+        multiprocessing.parent_process().join()
+        os._exit(1)
+    torch.set_num_threads(threads)
+    threading.Thread(target=end_with_parent, daemon=True).start()
+
+
+def run_workers(jobs, workers, make_pool):
+    """Yields (id, future) of jobs {id: (function, *arguments)}, as they are done.
+
+    Each process is a pool of its own, so that it is known which film a process died at: that one
+    is tried once more, after the others. After an unexpected error a process is replaced too: one
+    that met an error of CUDA computes nothing any more.
+    """
+    waiting = deque(jobs)
+    died = set()
+    idle = [make_pool() for _ in range(workers)]
+    running = {}   # {future: (id, pool)}
+    while waiting or running:
+        while waiting and idle:
+            video = waiting.popleft()
+            pool = idle.pop()
+            try:
+                future = pool.submit(*jobs[video])
+            except BrokenProcessPool:   # its process was killed meanwhile
+                pool = make_pool()
+                future = pool.submit(*jobs[video])
+            running[future] = video, pool
+        for future in wait(running, return_when=FIRST_COMPLETED).done:
+            video, pool = running.pop(future)
+            error = future.exception()
+            if error and not isinstance(error, VideoError):
+                pool.shutdown(wait=False)
+                pool = make_pool()
+            idle.append(pool)
+            if isinstance(error, BrokenProcessPool) and video not in died:
+                died.add(video)
+                waiting.append(video)
+            else:
+                yield video, future
+    for pool in idle:
+        pool.shutdown()
 
 
 def read_stream(folder, made_by):
-    """stream.json of a feature folder, ours or anyone's, as a dict: rate, width, frames_seen (1 if not given).
+    """stream.json of a feature folder, ours or anyone's, as a dict: rate, width, frames_seen.
 
-    Raises FileNotFoundError / ValueError that say what to write where it is missing or malformed.
+    frames_seen is 1 if not given. Raises UserError that says what to write.
     """
     path = Path(folder) / "stream.json"
-    form = '{"rate": steps a second, "width": D, "frames_seen": frames a step sees} for arrays [T, D] named ID.npy'
+    form = ('{"rate": steps a second, "width": D, "frames_seen": frames a step sees} '
+            "for arrays [T, D] named ID.npy")
     if not path.exists():
-        raise FileNotFoundError(f"{path} is missing. `{made_by}` writes it for its own streams; beside features made "
-                                f"by another tool, write it yourself: {form}")
-    found = read_json(path, made_by)
-    described = {"frames_seen": 1, **found} if isinstance(found, dict) else {}
-    kinds = {"rate": (int, float), "width": (int,), "frames_seen": (int,)}
-    if not all(type(described.get(key)) in kind and described[key] > 0 for key, kind in kinds.items()):
-        raise ValueError(f"{path} must hold {form}, all above 0, not {json.dumps(found)[:200]}")
-    return described
-
-
-def parse_shard(text):
-    """'3/64' -> (3, 64). Raises ValueError unless it is one of 1/64 ... 64/64."""
-    k, _, n = text.partition("/")
-    if not (k.isdecimal() and n.isdecimal() and 1 <= int(k) <= int(n)):
-        raise ValueError(f"--shard {text}: shards are counted from 1, as 1/64, 2/64, ... 64/64")
-    return int(k), int(n)
-
-
-def list_videos(videos, captions, only):
-    """The captioned videos of a folder: ({id: path}, {id: why it is left out}).
-
-    captions: what read_captions reads; None: the files beside the videos; only: ids to keep, None for all. Raises
-    FileNotFoundError without the folder, ValueError where a captioned id has several files or captions are malformed.
-    """
-    videos, by_id = Path(videos), {}
-    if not videos.is_dir():
-        raise FileNotFoundError(f"no folder of videos at {videos}; `python data.py mini` makes the mini world's")
-    for path in sorted(videos.iterdir()):
-        if path.is_file() and path.suffix.lower() not in NO_FILM:
-            by_id.setdefault(path.stem, []).append(path)
-    captioned = {video for video, _ in read_captions(captions or videos, by_id, "checking captions")}
-    captioned = captioned if only is None else captioned & only
-    double = [paths for video, paths in by_id.items() if len(paths) > 1 and video in captioned]
-    if double:
-        raise ValueError(f"{videos}: {len(double)} video ids have several files, the first "
-                         f"{', '.join(path.name for path in double[0])}; keep one each")
-    left_out = {video: "captions, but no video file" for video in captioned if video not in by_id}
-    left_out |= {video: "a video file, but no captions" for video in by_id if video not in captioned}
-    left_out |= {video: "a video file, but not one of --only" for video in by_id if only and video not in only}
-    return {video: paths[0] for video, paths in by_id.items() if video in captioned}, left_out
+        raise UserError(f"{path} is missing. `{made_by}` writes it for its own streams; beside "
+                        f"features made by another tool, write it yourself: {form}")
+    stream = read_json(path, made_by)
+    if isinstance(stream, dict):
+        stream = {"frames_seen": 1, **stream}
+        kinds = {"rate": (int, float), "width": (int,), "frames_seen": (int,)}
+        if all(type(stream.get(key)) in kinds[key] and stream[key] > 0 for key in kinds):
+            return stream
+    raise UserError(f"{path} must hold {form}, all above 0, not {json.dumps(stream)[:200]}")
 
 
 def open_streams(streams, out, tag, cnn_settings):
-    """Makes the feature folders with their stream.json. Raises ValueError on an unknown stream, on weights that do not
-    fit, and where the folder holds features made in another precision."""
-    unknown = [name for name in streams if name not in STREAMS]
-    if unknown:
-        raise ValueError(f"unknown stream {', '.join(unknown)}; known: {', '.join(STREAMS)}. A stream made by another "
-                         f"tool is not named here: its arrays go to {out / 'features' / unknown[0]} with a stream.json")
+    """Makes the feature folders with their stream.json. tag: that of the shard.
+
+    Raises UserError on an unknown stream, on weights that do not fit, and where a folder holds
+    features that were made otherwise.
+    """
+    weights, _, precision = cnn_settings
     for name in streams:
-        folder, stream = out / "features" / name, STREAMS[name]
+        folder = out / "features" / name
+        if name not in STREAMS:
+            raise UserError(f"unknown stream {name}; known: {', '.join(STREAMS)}. A stream made by "
+                            f"another tool is not named here: its arrays go to {folder} with a "
+                            "stream.json")
+        stream = STREAMS[name]
         described = {"rate": stream.rate, "width": stream.width, "frames_seen": stream.frames_seen}
         if stream.cnn:
-            from model import load_cnn
-            load_cnn(name, cnn_settings[0])   # so that a missing or wrong file is said once and at once
-            described["precision"] = cnn_settings[2]
+            model.load_cnn(name, weights)   # a missing or wrong file is said once and at once
+            described["precision"] = precision
         folder.mkdir(parents=True, exist_ok=True)
-        before = read_stream(folder, "") if (folder / "stream.json").exists() else described
-        if before != described:
-            raise ValueError(f"{folder} has features made otherwise ({before}, now {described}): choose another --out")
-        write_json(folder / f"stream{tag}.json", described)   # a shard's own name first: many may start in one second
+        if (folder / "stream.json").exists():
+            before = read_stream(folder, "python data.py video")
+            if before != described:
+                raise UserError(f"{folder} has features made otherwise ({before}, now {described}):"
+                                " choose another --out")
+        # a shard's own name first: many may start in one second
+        write_json(folder / f"stream{tag}.json", described)
         os.replace(folder / f"stream{tag}.json", folder / "stream.json")
 
 
-def read_records(out, shard):
-    """What earlier calls finished: ({id: seconds}, {id: reason}, shards' files, which a call without shard takes over).
+def parse_shard(text):
+    """'3/64' -> (3, 64). Raises UserError unless it is one of 1/64 ... 64/64."""
+    k, _, n = text.partition("/")
+    if not (k.isdecimal() and n.isdecimal() and 1 <= int(k) <= int(n)):
+        raise UserError(f"--shard {text}: shards are counted from 1, as 1/64, 2/64, ... 64/64")
+    return int(k), int(n)
 
-    A call tries again what itself left out, not what a shard did.
+
+def in_shard(video, shard):
+    """Is a film of this shard (k, n)? By the hash of its id, so that new films move no other."""
+    k, n = shard
+    return int(hashlib.sha256(video.encode()).hexdigest(), 16) % n == k - 1
+
+
+def missing_shards(out):
+    """The shards that were not run to their end, as ["2/3", ...]; [] where none was ever begun.
+
+    A shard has features/left_out.K-of-N.tsv when it is complete, and that name + .tmp before.
     """
-    shards = [] if shard else sorted(out.glob("durations.*-of-*.json"))
-    own = [out / f"durations.{shard[0]}-of-{shard[1]}.json"] if shard else []
-    durations, reasons, taken = {}, {}, []
-    for path in [out / "durations.json", *shards, *own]:
-        durations |= read_json(path, "python data.py video") if path.exists() else {}
-    for path in shards:
-        listed = path.with_name(path.name.replace("durations", "left_out")).with_suffix(".tsv")
-        reasons |= dict(line.split("\t", 1) for line in listed.read_text().splitlines()) if listed.exists() else {}
-        taken += [path, listed]
-    return durations, reasons, taken
+    folder = Path(out) / "features"
+    totals = {path.name.split("-of-")[1].split(".")[0] for path in folder.glob("left_out.*-of-*")}
+    missing = []
+    for n in sorted(map(int, totals)):
+        lacking = []
+        for k in range(1, n + 1):
+            if not (folder / f"left_out.{k}-of-{n}.tsv").exists():
+                lacking.append(f"{k}/{n}")
+        if not lacking:
+            return []
+        missing += lacking
+    return missing
 
 
-def as_completed(pool, job, items, ahead):
-    """Yields job(item) of each item, as they are done, with at most `ahead` handed to the pool at a time.
+def find_jobs(films, streams, out, shard):
+    """What is left to do: ({id: streams}, {id: why a shard could not use it}).
 
-    Rejected: pool.map, which makes a million futures at once (2 GB), and whose results wait for the longest video, so
-    that a kill would lose all that came after it. Raises BrokenProcessPool naming the items that may be the cause.
+    Raises UserError, without a shard, where some were begun and not all are complete.
     """
-    items, waiting = iter(items), {}
-    try:
-        while waiting := waiting | {pool.submit(job, item): item for item in islice(items, ahead - len(waiting))}:
-            done = wait(waiting, return_when=FIRST_COMPLETED).done
-            for future in sorted(done, key=lambda future: future.exception() is not None):   # good results first
-                yield future.result()
-                del waiting[future]
-    except BrokenProcessPool:
-        raise BrokenProcessPool(f"at one of {', '.join(map(str, waiting.values()))}") from None
-
-
-def extract_features(files, streams, out, workers=None, shard=None, weights="data/weights", device="auto",
-                     precision="fp32"):
-    """Features of videos {id: path}, in several processes. Returns ({id: seconds}, {id: why it is left out}).
-
-    Resumable: a killed run does again only what is not in its durations.json, which is written once a minute.
-
-    shard (k, n): only every n-th video, chosen by the hash of its id so that new videos move no other, with records of
-    its own, so that n machines can share `out`. A later call without shard takes those over.
-    """
-    out, cnn = Path(out), any(STREAMS[name].cnn for name in streams if name in STREAMS)
-    device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    if cnn and device.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(f"--device {device}: PyTorch sees no CUDA device here; --device cpu works, far slower")
-    workers = workers or (min(4, os.cpu_count()) if cnn and device.startswith("cuda") else os.cpu_count())
-    cnn_settings, tag = (str(weights), device, precision), f".{shard[0]}-of-{shard[1]}" if shard else ""
-    open_streams(streams, out, tag, cnn_settings)
-    durations, reasons, taken = read_records(out, shard)
+    listed = {}
     if shard:
-        files = {video: path for video, path in files.items()
-                 if int(hashlib.sha256(video.encode()).hexdigest(), 16) % shard[1] == shard[0] - 1}
-        durations = {video: seconds for video, seconds in durations.items() if video in files}
-    written = [{path.stem for path in (out / "features" / name).glob("*.npy")} for name in streams]
-    complete = set(durations).intersection(*written)
-    reasons = {video: reason for video, reason in reasons.items() if video in files and video not in complete}
-    todo = [path for video, path in files.items() if video not in complete and video not in reasons]
-
-    def save():
-        write_json(out / f"durations{tag}.json", dict(sorted(durations.items())))
-    saved, settings = time.time(), {}
-    if cnn:   # spawn: neither CUDA nor OpenMP survives a fork
-        threads = max(1, os.cpu_count() // workers)
-        settings = {"mp_context": multiprocessing.get_context("spawn"), "initializer": torch.set_num_threads,
-                    "initargs": (threads,)}
-        print(f"{len(todo):,} videos on {device} in {precision}, {workers} processes of {threads} threads")
-    job = partial(extract, out=out, streams=streams, cnn_settings=cnn_settings)
-    with ProcessPoolExecutor(workers, **settings) as pool, \
-            tqdm(total=len(todo), unit="video", desc="features" + tag) as bar:
-        try:
-            for video, seconds, reason in as_completed(pool, job, todo, 2 * workers):
-                bar.update()
-                if reason:
-                    reasons[video] = reason
-                    durations.pop(video, None)   # it may have been usable once
-                else:
-                    durations[video] = seconds
-                if time.time() - saved > 60:
-                    save()
-                    saved = time.time()
-        finally:   # whatever ends it
-            save()
-    if shard:
-        write_text(out / f"left_out{tag}.tsv", "".join(f"{v}\t{reason}\n" for v, reason in sorted(reasons.items())))
-    for path in taken:   # now in the common record
-        path.unlink(missing_ok=True)
-    return {video: durations[video] for video in files if video in durations and video not in reasons}, reasons
+        films = [video for video in films if in_shard(video, shard)]
+    elif missing_shards(out):
+        raise UserError(f"{out}: shards {', '.join(missing_shards(out))} are not complete: run "
+                        "them first (or, to extract all here, delete "
+                        f"{out}/features/left_out.*-of-*)")
+    else:
+        for path in sorted((out / "features").glob("left_out.*-of-*.tsv")):
+            lines = path.read_text(encoding="utf-8").splitlines()
+            listed.update(line.split("\t", 1) for line in lines)
+    arrays = {name: set(os.listdir(out / "features" / name)) for name in streams}
+    jobs = {}
+    for video in films:
+        lacking = [name for name in streams if f"{video}.npy" not in arrays[name]]
+        if lacking and video not in listed:
+            jobs[video] = lacking
+    return jobs, listed
 
 
-def make_features(videos, captions, vocab, streams, out, workers, held_out=None, only=None, shard=None, cased=None,
-                  **cnn):
-    """`data.py video`: features of every captioned video in a folder, and their captions packed. Resumable.
+def extract_features(films, streams, out, workers=None, shard=None, weights="data/weights",
+                     device="auto", precision="fp32"):
+    """Writes OUT/features/STREAM/ID.npy of films {id: path}, in several processes. Resumable.
 
-    captions: what read_captions reads; None: the files beside the videos. held_out: how many videos to hold out (see
-    hold_out). only: ids to keep. shard (k, n): only the features of that part. cased: see load_tokenizer. cnn: weights,
-    device, precision of extract_features. Writes features/STREAM/ID.npy, features/STREAM/stream.json, captions/,
-    splits.json (train and valid ids) and left_out.tsv (video, reason). Raises FileNotFoundError / ValueError on missing
-    or malformed inputs.
+    shard (k, n): only the films of that part; n machines can share `out`. What cannot be used is
+    listed in OUT/features/left_out.tsv, a shard's in left_out.K-of-N.tsv (id, reason); a second
+    start tries it again, but for what a shard listed. Returns how many films met an error that is
+    not their own. Raises UserError on settings that cannot be kept, where shards are missing, and
+    when 20 films in a row met such errors.
     """
     out = Path(out)
-    if not shard:
-        load_tokenizer(vocab, cased)   # what is wrong with it is said now, not after days of decoding
-    files, left_out = list_videos(videos, captions, only)
-    usable, reasons = extract_features(files, streams, out, workers, shard, **cnn)
-    if shard:
-        print(f"shard {shard[0]} of {shard[1]}: {len(usable):,} videos; left out: {len(reasons)}, listed in "
-              f"{out}/left_out.{shard[0]}-of-{shard[1]}.tsv. When all {shard[1]} are done, the same command without "
-              f"--shard, with --vocab, joins them and packs the captions")
-        return
-    left_out |= reasons
-    write_text(out / "left_out.tsv", "".join(f"{v}\t{reason}\n" for v, reason in sorted(left_out.items())))
-    if not usable:
-        raise ValueError(f"not one usable video in {videos}; the reasons are in {out / 'left_out.tsv'}")
-    (out / "splits.json").unlink(missing_ok=True)   # written last: where it is, all is
-    counts = pack_captions(captions or videos, usable, vocab, out, cased)
-    keep_vocab(vocab, out, cased)
-    valid = hold_out(usable, held_out, out)
-    write_json(out / "splits.json", {"train": sorted(set(usable) - valid), "valid": sorted(valid)})
-    print(f"{len(usable):,} videos, {len(valid):,} of them held out, {sum(usable.values()) / 3600:.2f} hours, "
-          f"{counts['kept']:,} captions ({counts['read'] - counts['kept']:,} held nothing new or had no time in their "
-          f"video); left out: {len(left_out)} videos, listed in {out / 'left_out.tsv'}")
+    cnn = any(name in model.CNNS for name in streams)
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if cnn and device.startswith("cuda") and not torch.cuda.is_available():
+        raise UserError(f"--device {device}: PyTorch sees no CUDA device here; "
+                        "--device cpu works, far slower")
+    if not workers:
+        workers = min(4, os.cpu_count()) if cnn and device.startswith("cuda") else os.cpu_count()
+    threads = max(1, os.cpu_count() // workers)
+    tag = f".{shard[0]}-of-{shard[1]}" if shard else ""
+    cnn_settings = str(weights), device, precision
+    open_streams(streams, out, tag, cnn_settings)
+    lacking, listed = find_jobs(films, streams, out, shard)
+    jobs = {video: (extract, films[video], lacking[video], out, cnn_settings) for video in lacking}
+    context = None
+    if cnn:   # neither CUDA nor OpenMP survives a fork
+        context = multiprocessing.get_context("spawn")
+        print(f"{len(jobs):,} videos on {device} in {precision}, "
+              f"{workers} processes of {threads} threads")
+    make_pool = partial(ProcessPoolExecutor, 1, context, start_worker, (threads,))
+    record = out / "features" / f"left_out{tag}.tsv"
+    if jobs:
+        record.unlink(missing_ok=True)   # killed from here on, it is not complete
+    with open(f"{record}.tmp", "w", encoding="utf-8") as file:
+        file.writelines(f"{video}\t{reason}\n" for video, reason in sorted(listed.items()))
+        done = run_workers(jobs, min(workers, len(jobs)), make_pool)
+        unexpected = record_outcomes(done, len(jobs), file)
+    os.replace(f"{record}.tmp", record)
+    return unexpected
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+def record_outcomes(done, total, file):
+    """Writes (id, reason) of the films that cannot be used. Returns the number of other errors.
+
+    done: (id, future of `extract`) of each. Raises UserError when 20 in a row were unexpected.
+    """
+    started = time.time()
+    seconds = 0.0      # of film
+    damaged = 0        # packets
+    left_out = 0
+    unexpected = 0
+    in_a_row = 0
+    for video, future in tqdm(done, total=total, unit="video", desc="features"):
+        error = future.exception()
+        if error is None:
+            in_a_row = 0
+            seconds += future.result()[0]
+            damaged += future.result()[1]
+            continue
+        left_out += 1
+        reason = str(error)
+        if not isinstance(error, VideoError):
+            unexpected += 1
+            in_a_row += 1
+            reason = f"{type(error).__name__}: {reason}"
+        if isinstance(error, BrokenProcessPool):
+            reason = "a process died at it twice: killed, likely for memory, or crashed"
+        file.write(f"{video}\t{' '.join(reason.split())}\n")   # one line
+        file.flush()
+        if in_a_row == 20:
+            raise UserError(f"20 videos in a row met errors, the last one {video}: {reason}; mend "
+                            "this and start the same command again")
+    print(f"{total - left_out:,} videos, {seconds:,.0f} seconds of film, "
+          f"{seconds / (time.time() - started):,.1f} a second; {damaged} damaged packets skipped; "
+          f"left out: {left_out}, listed in {Path(file.name).with_suffix('')}")
+    return unexpected
+
+
+def video_command(args):
+    """`data.py video`: features of every film of a folder; with --vocab, the captions, too."""
+    if args.category and not args.only:
+        raise UserError("--category narrows --only, the CSV that says which video is of which "
+                        "category")
+    shard = parse_shard(args.shard) if args.shard else None
+    if args.vocab and not shard:
+        load_tokenizer(args.vocab, args.cased)   # what is wrong with it is said before the work
+    films = film_files(args.videos)
+    others = Counter(path.suffix for path in Path(args.videos).iterdir() if not is_film(path))
+    if others:
+        endings = [f"{count:,} {ending or 'without'}" for ending, count in others.items()]
+        print(f"{args.videos}: passed over, no films by their endings: {', '.join(endings)}")
+    if args.only:
+        only = listed_videos(args.only, args.category)
+        films = {video: films[video] for video in films if video in only}
+    if not films:
+        raise UserError(f"no film in {args.videos}{' of --only' * bool(args.only)}; films end in "
+                        f"{' '.join(sorted(FILM_ENDINGS))}")
+    unexpected = extract_features(films, args.streams, args.out, args.workers, shard, args.weights,
+                                  args.device, args.precision)
+    if args.vocab and not shard:
+        captions_command(args)
+    else:
+        print(f"next, with the features of all videos: python data.py captions --videos "
+              f"{args.videos} --out {args.out} --vocab VOCAB")
+    if unexpected:
+        raise UserError(f"{unexpected} videos met an error that is not their own, listed in "
+                        f"{args.out}/features: the same command tries them again (with fewer "
+                        "--workers, where processes died)")
+
+
+# --------------------------------------------------------------------------------------------------
 # Data sets
 
 
 class TextBlocks:
-    """Packed text cut into blocks of block - 2 consecutive tokens, each between [CLS] and [SEP]; no padding."""
+    """Packed text cut into blocks of block - 2 consecutive tokens, each between [CLS] and [SEP]."""
 
     def __init__(self, folder, name, tokenizer, block):
-        described = read_json(Path(folder) / f"{name}.json", f"python data.py text --out {folder}")
-        tokens = np.memmap(Path(folder) / f"{name}.bin", dtype=described["dtype"], mode="r")
-        if len(tokens) != described["tokens"]:
-            raise ValueError(f"{folder}/{name}.bin holds {len(tokens)} tokens, {name}.json says "
-                             f"{described['tokens']}: delete both and run `python data.py text` again")
+        packed = read_json(Path(folder) / f"{name}.json", f"python data.py text --out {folder}")
+        path = Path(folder) / f"{name}.bin"
+        tokens = np.memmap(path, dtype=packed["dtype"], mode="r")
+        if len(tokens) != packed["tokens"]:
+            raise UserError(f"{path} holds {len(tokens)} tokens, {name}.json says "
+                            f"{packed['tokens']}: delete both and run `python data.py text` again")
         ids = special_ids(tokenizer)
-        self.cls, self.sep, self.inner = ids["cls"], ids["sep"], block - 2
-        self.blocks = tokens[:len(tokens) // self.inner * self.inner].reshape(-1, self.inner)
-        if len(self) == 0:
-            raise ValueError(f"{folder}/{name}.bin holds {len(tokens)} tokens, less than one block of {block}")
+        self.cls = ids["cls"]
+        self.sep = ids["sep"]
+        self.inner = block - 2
+        count = len(tokens) // self.inner
+        self.blocks = tokens[:count * self.inner].reshape(count, self.inner)
+        if count == 0:
+            raise UserError(f"{path} holds {len(tokens)} tokens, less than one block of {block}")
 
     def __len__(self):
         return len(self.blocks)
 
     def batch(self, indices):
         """Token ids int64 [B, block] of the given blocks."""
-        out = np.empty((len(indices), self.inner + 2), np.int64)
-        out[:, 0], out[:, 1:-1], out[:, -1] = self.cls, self.blocks[indices], self.sep
-        return torch.from_numpy(out)
+        tokens = np.empty((len(indices), self.inner + 2), np.int64)
+        tokens[:, 0] = self.cls
+        tokens[:, 1:-1] = self.blocks[indices]
+        tokens[:, -1] = self.sep
+        return torch.from_numpy(tokens)
 
 
 CACHE = 2 ** 28   # bytes of features that a data set keeps in memory, in each process
@@ -1860,71 +2118,93 @@ CACHE = 2 ** 28   # bytes of features that a data set keeps in memory, in each p
 class Clips:
     """Captions with the features of the stretch of video they were spoken over.
 
-    An example starts at a random caption of its video; following captions join it until the block is full, and the clip
-    runs from the first one's start to the last used one's end. (The authors always start at caption 0.)
+    An example starts at a random caption of its video; following captions join it until the block
+    is full, and the clip runs from the first one's start to the last used one's end. (The authors
+    always start at caption 0.)
     """
 
     def __init__(self, folder, split, streams, tokenizer, block, max_steps, frames=None):
-        self.folder, self.streams, self.block = Path(folder), streams, block
-        self.max_steps, self.frames = max_steps, frames
+        self.folder = Path(folder)
+        self.streams = streams
+        self.block = block
+        self.max_steps = max_steps
+        self.frames = frames
         made_by = f"python data.py video --out {folder}"
+        self._open_captions(split, made_by)
+        opened = {}
+        for name in streams:
+            opened[name] = read_stream(self.folder / "features" / name, made_by)
+        self.rates = {name: opened[name]["rate"] for name in streams}
+        self.stream_dims = {name: opened[name]["width"] for name in streams}
+        self.frames_seen = {name: opened[name]["frames_seen"] for name in streams}
+        special = special_ids(tokenizer)
+        self.cls = special["cls"]
+        self.sep = special["sep"]
+        self.pad = special["pad"]
+        self.cache = {}    # {(stream, video): [T, D]}
+        self.cached = 0    # bytes
+
+    def _open_captions(self, split, made_by):
+        """Maps the packed captions: all processes share them, and only what is used is read."""
         ids = read_json(self.folder / "splits.json", made_by)[split]
-        packed = read_json(self.folder / "captions" / "index.json", made_by)
-        self.sha256 = packed["sha256"]   # of what the captions are, for a run's list of its inputs
-        # mapped, not read: all processes share them; as plain arrays, which numpy slices faster than its memmaps
-        self.tokens, self.bounds, self.times, spans = [
-            np.asarray(np.memmap(self.folder / "captions" / f"{name}.bin", kind, "r"))
-            for name, kind in zip(CAPTION_ARRAYS, (packed["dtype"], np.int64, np.float32, np.int64))]
-        if len(self.tokens) != packed["counts"]["tokens"] or len(self.bounds) != packed["counts"]["kept"] + 1:
-            raise ValueError(f"{self.folder}/captions: the arrays are not those that index.json describes; delete the "
-                             f"folder and run `{made_by}` again")
-        self.times = self.times.reshape(-1, 2)
-        row_of = {video: row for row, video in enumerate(packed["ids"])}
-        spans = spans.reshape(-1, 2)[[row_of[video] for video in ids]]                       # [videos, 2]
-        spoken = spans[:, 1] > spans[:, 0]                                                   # True = has a caption
-        self.ids, self.spans = [video for video, use in zip(ids, spoken) if use], spans[spoken]
+        index = read_json(self.folder / "captions" / "index.json", made_by)
+        self.sha256 = index["sha256"]   # of the captions, for a run's list of its inputs
+        arrays = []
+        for name, kind in zip(CAPTION_ARRAYS, (index["dtype"], np.int64, np.float32, np.int64)):
+            mapped = np.memmap(self.folder / "captions" / f"{name}.bin", kind, "r")
+            arrays.append(np.asarray(mapped))   # numpy slices plain arrays faster
+        self.tokens, self.bounds, times, spans = arrays
+        counts = index["counts"]
+        if len(self.tokens) != counts["tokens"] or len(self.bounds) != counts["kept"] + 1:
+            raise UserError(f"{self.folder}/captions: the arrays are not those that index.json "
+                            f"describes; delete the folder and run `{made_by}` again")
+        self.times = times.reshape(-1, 2)
+        row_of = {video: row for row, video in enumerate(index["ids"])}
+        spans = spans.reshape(-1, 2)[[row_of[video] for video in ids]]        # [videos, 2]
+        spoken = spans[:, 1] > spans[:, 0]                                    # True = has a caption
+        self.spans = spans[spoken]
+        self.ids = [video for video, has_caption in zip(ids, spoken) if has_caption]
         if not self.ids:
-            raise ValueError(f"{folder}: the {split} split holds no video with a usable caption")
-        described = {name: read_stream(self.folder / "features" / name, made_by) for name in streams}
-        self.rates = {name: described[name]["rate"] for name in streams}
-        self.stream_dims = {name: described[name]["width"] for name in streams}
-        self.frames_seen = {name: described[name]["frames_seen"] for name in streams}
-        ids = special_ids(tokenizer)
-        self.cls, self.sep, self.pad = ids["cls"], ids["sep"], ids["pad"]
-        self.cache, self.cached = {}, 0
+            raise UserError(f"{self.folder}: the {split} split holds no video with a usable "
+                            "caption")
 
     def __len__(self):
         return len(self.ids)
 
     def _load(self, name, video):
-        """One stream of one video, [T, D]. Kept in memory while CACHE bytes last, else mapped: only its clip is read.
+        """One stream of one video, [T, D]: kept in memory while CACHE bytes last, else mapped.
 
-        Nothing is evicted: videos come in random order, so any that are kept serve as well as the latest.
+        Nothing is evicted: videos come in random order, so any that are kept serve as well as the
+        latest.
         """
         if (name, video) in self.cache:
             return self.cache[name, video]
         path = self.folder / "features" / name / f"{video}.npy"
         if not path.exists():
-            raise FileNotFoundError(f"{path} is missing; `python data.py video --out {self.folder} --streams {name}` "
-                                    f"makes it")
+            raise UserError(f"{path} is missing; `python data.py video --out {self.folder} "
+                            f"--streams {name}` makes it")
         array = np.load(path, mmap_mode="r")
-        if array.ndim != 2 or array.shape[1] != self.stream_dims[name] or len(array) == 0:
-            raise ValueError(f"{path}: expected [T, {self.stream_dims[name]}] with T > 0, found {list(array.shape)}")
+        width = self.stream_dims[name]
+        if array.ndim != 2 or array.shape[1] != width or len(array) == 0:
+            raise UserError(f"{path}: expected [T, {width}] with T > 0, found {list(array.shape)}")
         if self.cached + array.nbytes <= CACHE:
-            self.cache[name, video] = array = np.array(array)
+            array = np.array(array)
+            self.cache[name, video] = array
             self.cached += array.nbytes
         return array
 
     def clip(self, video, start, end):
-        """Features [T, D] float32 of seconds start..end, all streams side by side at the first stream's rate.
+        """Features [T, D] float32 of seconds start..end, all streams side by side.
 
-        A step belongs if its interval meets [start, end). Other streams are resampled to the first one's steps; more
-        than max_steps are thinned evenly. With `frames` set, that many steps, evenly spaced, stand for the clip.
+        T steps of the first stream: a step belongs if its interval meets [start, end); more than
+        max_steps are thinned evenly. Other streams are resampled to the first one's steps. With
+        `frames` set, that many steps, evenly spaced, stand for the clip.
         """
-        columns, T = [], None
+        columns = []
         for name in self.streams:
-            array, rate = self._load(name, video), self.rates[name]
-            if T is None:
+            array = self._load(name, video)
+            rate = self.rates[name]
+            if not columns:
                 low = min(int(np.floor(start * rate + 1e-4)), len(array) - 1)
                 high = max(low + 1, min(int(np.ceil(end * rate - 1e-4)), len(array)))
                 T = min(high - low, self.max_steps)
@@ -1932,17 +2212,23 @@ class Clips:
                     T = min(T, self.frames)
                 # centres of T equal parts, so that one step is the middle one
                 picked = low + ((np.arange(T) + 0.5) * (high - low) / T).astype(int)
-                middles = (picked + 0.5) / rate                                              # seconds
+                middles = (picked + 0.5) / rate                               # [T], seconds
             else:   # the step that is on at those moments
                 picked = np.minimum((middles * rate + 1e-4).astype(int), len(array) - 1)
-            columns.append(array[picked].astype(np.float32))
+            columns.append(array[picked].astype(np.float32))                  # [T, D of the stream]
         return np.concatenate(columns, 1)
 
     def stretch(self, index, caption):
-        """The captions of video `index` that fill a block from `caption` on: (token ids [n], start, end), seconds."""
-        high, end, pieces, room = int(self.spans[index, 1]), 0.0, [], self.block - 2
+        """The captions of video `index` that fill a block from `caption` on.
+
+        Returns (token ids [n], start, end), in seconds.
+        """
+        last = int(self.spans[index, 1])
         start = float(self.times[caption, 0])
-        while caption < high and room > 0:
+        end = 0.0
+        pieces = []
+        room = self.block - 2
+        while caption < last and room > 0:
             piece = self.tokens[self.bounds[caption]:self.bounds[caption + 1]][:room]
             pieces.append(piece)
             room -= len(piece)
@@ -1951,17 +2237,29 @@ class Clips:
         return np.concatenate(pieces).astype(np.int64), start, end
 
     def example(self, index, generator=None):
-        """One example: (token ids [n], features [T, D]). generator None: starts at the first caption (validation)."""
-        low, high = self.spans[index].tolist()
-        tokens, start, end = self.stretch(index, low if generator is None else int(generator.integers(low, high)))
-        return np.concatenate([[self.cls], tokens, [self.sep]]), self.clip(self.ids[index], start, end)
+        """One example: (token ids [n], features [T, D]).
+
+        generator: draws the caption that it starts at; None: the first one (validation).
+        """
+        caption, last = self.spans[index].tolist()
+        if generator is not None:
+            caption = int(generator.integers(caption, last))
+        tokens, start, end = self.stretch(index, caption)
+        tokens = np.concatenate([[self.cls], tokens, [self.sep]])
+        return tokens, self.clip(self.ids[index], start, end)
 
     def collate(self, examples):
-        """Pads examples to tokens [B, block], token mask, features [B, T, D], step mask (True = real)."""
-        B, T = len(examples), max(len(features) for _, features in examples)
+        """Pads examples to tokens [B, block], token mask, features [B, T, D], step mask.
+
+        Masks are True for real tokens and steps.
+        """
+        B = len(examples)
+        T = max(len(features) for _, features in examples)
+        D = examples[0][1].shape[1]
         tokens = torch.full((B, self.block), self.pad)
-        token_mask, step_mask = torch.zeros(B, self.block, dtype=torch.bool), torch.zeros(B, T, dtype=torch.bool)
-        features = torch.zeros(B, T, examples[0][1].shape[1])
+        token_mask = torch.zeros(B, self.block, dtype=torch.bool)
+        features = torch.zeros(B, T, D)
+        step_mask = torch.zeros(B, T, dtype=torch.bool)
         for row, (ids, clip) in enumerate(examples):
             tokens[row, :len(ids)] = torch.from_numpy(ids)
             token_mask[row, :len(ids)] = True
@@ -1971,48 +2269,76 @@ class Clips:
 
 
 def bank_row(clips, index, caption, tokenizer):
-    """Row {"video", "start", "end" (seconds), "text"} of the clip that starts at a caption of video `index`. The text is
-    written so that it becomes the example's tokens again."""
-    decoder = tokenizers.decoders.WordPiece(prefix="##", cleanup=False)   # its clean-up makes "do not" to "don't"
-    tokens, start, end = clips.stretch(index, caption)
-    return {"video": clips.ids[index], "start": round(start, 3), "end": round(end, 3),
-            "text": decoder.decode([tokenizer.id_to_token(token) for token in tokens.tolist()])}
+    """{"video", "start", "end" (seconds), "text"} of the clip that starts at a caption.
 
-
-def make_bank(folder, split, count, seed, block, path):
-    """`data.py bank`: `count` clips drawn as the teacher's examples are, for retrieval and vokens, into a JSON file.
-
-    A list of bank_row's rows; no video twice before all were drawn once. The features stay where they are.
+    The text is written so that it becomes the example's tokens again.
     """
-    tokenizer, rows = load_tokenizer(folder), []
+    # the decoder's clean-up would make "do not" to "don't"
+    decoder = tokenizers.decoders.WordPiece(prefix="##", cleanup=False)
+    tokens, start, end = clips.stretch(index, caption)
+    text = decoder.decode([tokenizer.id_to_token(token) for token in tokens.tolist()])
+    return {"video": clips.ids[index], "start": round(start, 3), "end": round(end, 3), "text": text}
+
+
+# {split: (the file in the data folder, what its clips are for)}
+BANKS = {
+    "train": ("bank.json", "for vokens (distill.py --objective voken)"),
+    "valid": ("bank-valid.json", "held out: for evaluate.py retrieve --bank"),
+}
+
+
+def make_bank(folder, split, count, seed, block, path=None):
+    """`data.py bank`: draws `count` clips as the teacher's examples are drawn, into a JSON file.
+
+    A list of bank_row's rows; no video twice before all were drawn once. path: None: BANKS' file.
+    """
+    file, purpose = BANKS[split]
+    path = path or Path(folder) / file
+    tokenizer = load_tokenizer(folder)
     clips = Clips(folder, split, [], tokenizer, block, 1)
-    for number, index in enumerate(tqdm(batch_indices(len(clips), count, seed, 0), unit="clip", desc="bank")):
+    rows = []
+    drawn = batch_indices(len(clips), count, seed, 0)
+    for number, index in enumerate(tqdm(drawn, unit="clip", desc="bank")):
         caption = int(numpy_generator(seed, "bank", number).integers(*clips.spans[index]))
         rows.append(bank_row(clips, index, caption, tokenizer))
     write_json(path, rows)
-    print(f"{path}: {len(rows):,} clips of {len({row['video'] for row in rows}):,} {split} videos")
+    videos = len({row["video"] for row in rows})
+    print(f"{path}: {len(rows):,} clips of {videos:,} {split} videos, {purpose}")
+
+
+def is_bank_row(row):
+    """Has it video, text, and a start that is not after its end?"""
+    if not isinstance(row, dict):
+        return False
+    texts = [row.get("video"), row.get("text")]
+    times = [row.get("start"), row.get("end")]
+    return (all(isinstance(text, str) for text in texts)
+            and all(isinstance(time, (int, float)) for time in times) and times[0] <= times[1])
 
 
 def read_bank(path):
-    """The rows of a clip bank, as make_bank writes them. Raises ValueError naming file and row."""
+    """The rows of a clip bank, as make_bank writes them. Raises UserError naming file and row."""
     rows = read_json(path, "python data.py bank")
     if not isinstance(rows, list) or not rows:
-        raise ValueError(f"{path}: a clip bank is a list of {{video, start, end, text}}, and not empty")
+        raise UserError(f"{path}: a clip bank is a list of {{video, start, end, text}}, not empty")
     for number, row in enumerate(rows):
-        if (not isinstance(row, dict) or not all(isinstance(row.get(key), str) for key in ("video", "text")) or not
-                all(isinstance(row.get(key), (int, float)) for key in ("start", "end")) or row["start"] > row["end"]):
-            raise ValueError(f"{path}, row {number}: needs video, text, and start not after end, not {row!r}")
+        if not is_bank_row(row):
+            raise UserError(f"{path}, row {number}: needs video, text, and start not after end, "
+                            f"not {row!r}")
     return rows
 
 
 def bank_batch(rows, clips, tokenizer):
-    """Rows of a clip bank as a batch: tokens [B, block], token mask, features [B, T, D], step mask (True = real)."""
+    """Rows of a clip bank as a batch: what Clips.collate returns."""
     encoded = tokenizer.encode_batch([row["text"] for row in rows], add_special_tokens=False)
-    return clips.collate([(np.array([clips.cls, *encoding.ids[:clips.block - 2], clips.sep]),
-                           clips.clip(row["video"], row["start"], row["end"])) for encoding, row in zip(encoded, rows)])
+    examples = []
+    for row, encoding in zip(rows, encoded):
+        tokens = np.array([clips.cls, *encoding.ids[:clips.block - 2], clips.sep])
+        examples.append((tokens, clips.clip(row["video"], row["start"], row["end"])))
+    return clips.collate(examples)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Masking
 
 
@@ -2021,18 +2347,23 @@ def special_mask(tokens, ids):
     return (tokens == ids["pad"]) | (tokens == ids["cls"]) | (tokens == ids["sep"])
 
 
-def mask_tokens(tokens, special_mask, generator, mask_id, vocab_size, probability=0.15, rows=None, batch=None):
-    """BERT's masking: of the ordinary tokens, 15 % are chosen; 80 % of those become [MASK], 10 % a random id, 10 % stay.
+def mask_tokens(tokens, special_mask, generator, mask_id, vocab_size, probability=0.15,
+                rows=None, batch=None):
+    """BERT's masking: of the ordinary tokens, 15 % are chosen, and of those 80 % become [MASK],
+    10 % a random id, 10 % stay.
 
-    tokens: int [b, L]; special_mask: bool [b, L], True = leave alone. The random numbers are drawn for `batch` sequences
-    of which these are `rows` (a slice), so that masks do not depend on the number of processes; None: these are all.
-    Returns (inputs [b, L], labels [b, L]) with labels -100 where nothing is to be predicted.
+    tokens: int [b, L]; special_mask: bool [b, L], True = leave alone. The random numbers are drawn
+    for `batch` sequences of which these are `rows` (a slice), so that masks do not depend on the
+    number of processes; None: these are all. Returns (inputs [b, L], labels [b, L]); labels are
+    -100 where nothing is to be predicted.
     """
     b, L = tokens.shape
-    rows, batch = (slice(0, b), b) if rows is None else (rows, batch)
-    choose, how = torch.rand(2, batch, L, generator=generator)[:, rows]                     # each [b, L]
+    if rows is None:
+        rows = slice(0, b)
+        batch = b
+    choose, how = torch.rand(2, batch, L, generator=generator)[:, rows]       # each [b, L]
     random_ids = torch.randint(vocab_size, (batch, L), generator=generator)[rows]
-    chosen = (choose < probability) & ~special_mask                                         # True = to be predicted
+    chosen = (choose < probability) & ~special_mask                           # True = predict it
     labels = torch.where(chosen, tokens, torch.full_like(tokens, -100))
     inputs = torch.where(chosen & (how < 0.8), torch.full_like(tokens, mask_id), tokens)
     inputs = torch.where(chosen & (how >= 0.9), random_ids, inputs)
@@ -2688,28 +3019,35 @@ def main():
     mini.add_argument("--out", default="data/mini")
     mini.add_argument("--videos-a-noun", type=int, default=VIDEOS_A_NOUN, help="training videos of each filmed noun")
     mini.add_argument("--documents", type=int, default=10000, help="articles of text")
-    video = commands.add_parser("video", help="videos -> features, captions -> tokens")
-    video.add_argument("--videos", required=True, help="folder of video files, named ID.anything")
-    video.add_argument("--captions", help="JSON {id: {text: [], start: [], end: []}}, seconds; or a CSV (start, end, "
-                       "text, video_id); or a folder of ID.srt, ID.vtt, ID.csv (default: the folder of videos)")
-    video.add_argument("--only", help="a CSV with a column video_id, such as HowTo100M_v1.csv: use no other videos")
-    video.add_argument("--category", help="of --only, the rows of this category_1")
-    video.add_argument("--held-out", type=int, help="videos held out for validation (default: a fiftieth, at most "
-                       "10,000; where OUT/valid_ids.json lists some, always those)")
-    video.add_argument("--vocab", help="vocab.txt; not needed with --shard")
-    video.add_argument("--streams", nargs="+", default=["frame", "motion"], help=f"of: {', '.join(STREAMS)}")
+    video = commands.add_parser("video", help="films -> features; with --vocab, captions -> tokens")
+    video.add_argument("--videos", required=True, help="folder of films, named ID.mp4, ID.mkv, ...")
+    video.add_argument("--streams", nargs="+", default=["frame", "motion"],
+                       help=f"of: {', '.join(STREAMS)}")
     video.add_argument("--out", required=True)
-    video.add_argument("--shard", help="K/N, K = 1..N: only the features of this part, for one of N machines")
-    video.add_argument("--weights", default="data/weights", help="folder of the frozen CNNs' public checkpoints")
+    video.add_argument("--only", help="a CSV with a column video_id, such as HowTo100M_v1.csv: "
+                       "use no other videos")
+    video.add_argument("--category", help="of --only, the rows of this category_1")
+    video.add_argument("--shard", help="K/N, K = 1..N: only this part, for one of N machines")
+    video.add_argument("--weights", default="data/weights",
+                       help="folder of the frozen CNNs' public checkpoints")
     video.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N, for the CNNs")
-    video.add_argument("--precision", default="fp32", choices=["fp32", "bf16"], help="of the CNNs; fp32 as published")
-    bank = commands.add_parser("bank", help="clips drawn from a data folder, for retrieval and vokens")
+    video.add_argument("--precision", default="fp32", choices=["fp32", "bf16"],
+                       help="of the CNNs; fp32 as published")
+    video.add_argument("--workers", type=int,
+                       help="processes; default: one a core, with CNNs on a GPU 4")
+    video.add_argument("--vocab", help="go on with `data.py captions` (which see, also for "
+                       "--captions, --held-out, --cased); not with --shard")
+    video.add_argument("--captions", help="default: the files beside the films")
+    video.add_argument("--held-out", type=int, help="films held out for validation")
+    bank = commands.add_parser("bank", help="clips of a data folder, for vokens and retrieval")
     bank.add_argument("--data", required=True, help="a folder that `data.py video` wrote")
-    bank.add_argument("--split", default="train", choices=["train", "valid"])
+    bank.add_argument("--split", default="train", choices=list(BANKS), help="train: "
+                      "bank.json, for vokens; valid: bank-valid.json, for evaluate.py retrieve")
     bank.add_argument("--clips", type=int, default=30000, help="how many")
     bank.add_argument("--seed", type=int, default=0)
-    bank.add_argument("--block", type=int, default=128, help="tokens of a text, as the stages' size has it (mini: 32)")
-    bank.add_argument("--out", help="the file (default: DATA/bank.json)")
+    bank.add_argument("--block", type=int, default=128,
+                      help="tokens of a text, as the stages' size has it (mini: 32)")
+    bank.add_argument("--out", help="the file, in place of DATA/bank.json, DATA/bank-valid.json")
     text = commands.add_parser("text", help="text -> packed tokens; without arguments: list what can be fetched")
     text.add_argument("names", nargs="*", help="corpora to fetch, then to pack with the files")
     text.add_argument("--train", nargs="+", default=[], help="text files, a paragraph a line, or folders of them")
@@ -2721,7 +3059,6 @@ def main():
     text.add_argument("--out", default="data/text")
     for command in (mini, text):
         command.add_argument("--workers", type=int, default=os.cpu_count(), help="processes")
-    video.add_argument("--workers", type=int, help="processes; default: one a core, with CNNs on a GPU 4")
     for command in (video, text):
         case = command.add_mutually_exclusive_group()
         case.add_argument("--cased", action="store_true", default=None, help="keep capitals and accents; by default as "
@@ -2740,17 +3077,9 @@ def main():
         if args.command == "mini":
             make_mini(args.seed, args.out, args.videos_a_noun, args.documents, args.workers)
         elif args.command == "video":
-            if args.category and not args.only:
-                raise ValueError("--category narrows --only, the CSV that says which video is of which category")
-            only = listed_videos(args.only, args.category) if args.only else None
-            shard = parse_shard(args.shard) if args.shard else None
-            if not shard and not args.vocab:
-                raise ValueError("--vocab is missing: only a --shard can do without")
-            make_features(args.videos, args.captions, args.vocab, args.streams, args.out, args.workers, args.held_out,
-                          only, shard, args.cased, weights=args.weights, device=args.device, precision=args.precision)
+            video_command(args)
         elif args.command == "bank":
-            out = args.out or Path(args.data) / "bank.json"
-            make_bank(args.data, args.split, args.clips, args.seed, args.block, out)
+            make_bank(args.data, args.split, args.clips, args.seed, args.block, args.out)
         elif args.command == "text":
             text_command(args)
         elif args.names:
