@@ -1509,19 +1509,25 @@ def timed_frames(container, stream, damaged):
                 frame.pts = frame.dts
             if frame.pts is None:
                 raise VideoError("frames without a time")
-            frame.pts -= round(beginning / frame.time_base)
-            if not frame.duration and stream.guessed_rate:   # the last one's says where it ends
+            # the last frame's duration says where the film ends
+            if not frame.duration and stream.guessed_rate:
                 frame.duration = round(1 / (stream.guessed_rate * frame.time_base))
+            if stream.duration is not None:   # MP4's durations are in the order of decoding
+                rest = (stream.start_time or 0) + stream.duration - frame.pts
+                if rest > 0:
+                    frame.duration = min(frame.duration, rest)
+            frame.pts -= round(beginning / frame.time_base)
             yield frame
     if len(damaged) > packets / 10:
         raise VideoError(f"cannot be decoded ({damaged[0]}: {len(damaged)} of {packets} packets)")
 
 
-def stated_length(container, stream):
-    """Seconds that the picture lasts by the file's own word, else the whole file; 0: not said."""
-    if stream.duration is not None:
-        return float(stream.duration * stream.time_base)
-    return (container.duration or 0) / av.time_base
+def stated_end(container, stream):
+    """Seconds at which the picture, or else the whole file, ends by its own word; 0: not said."""
+    if stream.duration is None:
+        return (container.duration or 0) / av.time_base
+    end = ((stream.start_time or 0) + stream.duration) * stream.time_base
+    return float(end) - (container.start_time or 0) / av.time_base
 
 
 def check_gap(container, stream, before, now):
@@ -1532,7 +1538,7 @@ def check_gap(container, stream, before, now):
     """
     if now - before <= 60:
         return
-    stated = stated_length(container, stream)
+    stated = stated_end(container, stream)
     restarts = container.format.flags & av.format.Flags.ts_discont.value
     if restarts or now - before > 3600 or 0 < stated < now - 1:
         raise VideoError(f"its timestamps jump from {before:.0f} to {now:.0f} seconds")
@@ -1540,10 +1546,10 @@ def check_gap(container, stream, before, now):
 
 def check_length(container, stream, seconds, path):
     """Raises VideoError where a film ends long before its file says that it does: it was cut."""
-    stated = stated_length(container, stream)
+    stated = stated_end(container, stream)
     allowed = max(1, 0.05 * stated)
-    if stated - seconds > allowed and stream.duration is None:
-        # Matroska states the length of the whole file, where sound may outlast the picture
+    of_file = stream.duration is None or container.format.name == "asf"   # None: Matroska
+    if of_file and stated - seconds > allowed:   # sound may outlast the picture
         with av.open(str(path)) as again:
             for packet in again.demux():
                 if packet.pts is not None:
@@ -1562,7 +1568,7 @@ def decode(path, views, damaged=None, start=0.0):
     """
     damaged = [] if damaged is None else damaged
     seconds = 0.0
-    before = 0.0
+    before = start
     try:
         with av.open(str(path)) as container:
             stream = picture_stream(container)
@@ -2054,7 +2060,8 @@ def video_command(args):
     if args.vocab and not shard:
         load_tokenizer(args.vocab, args.cased)   # what is wrong with it is said before the work
     films = film_files(args.videos)
-    others = Counter(path.suffix for path in Path(args.videos).iterdir() if not is_film(path))
+    names = [path for path in Path(args.videos).glob("[!.]*") if not is_film(path)]
+    others = Counter(path.suffix for path in names)
     if others:
         endings = [f"{count:,} {ending or 'without'}" for ending, count in others.items()]
         print(f"{args.videos}: passed over, no films by their endings: {', '.join(endings)}")
