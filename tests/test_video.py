@@ -122,9 +122,13 @@ def make(films, out, streams=SMALL, **given):
     return data.extract_features(films, streams, out, 1, **given)
 
 
-def run_command(*words):
-    return subprocess.run([sys.executable, str(Path(data.__file__)), *map(str, words)],
-                          capture_output=True, text=True)
+@pytest.fixture
+def command(monkeypatch):
+    """data.py's command line, in this process: command("video", "--videos", ...)."""
+    def run(*words):
+        monkeypatch.setattr(sys, "argv", ["data.py", *map(str, words)])
+        data.main()
+    return run
 
 
 def tree(folder):
@@ -438,7 +442,7 @@ def as_published(network, pictures, windows):
         return F.normalize(torch.cat([network(part) for part in x.split(4)]), dim=1).numpy()
 
 
-def test_the_command_makes_cnn_features(tmp_path, tiny_vocab, cnn_weights):
+def test_the_command_makes_cnn_features(tmp_path, tiny_vocab, cnn_weights, command, capsys):
     """All four streams from one decode, through the command, against the extractor's own steps."""
     videos = tmp_path / "videos"
     out = tmp_path / "out"
@@ -450,12 +454,12 @@ def test_the_command_makes_cnn_features(tmp_path, tiny_vocab, cnn_weights):
     (videos / "bad.mp4").write_bytes(b"")
     captions = {"text": ["the cat sat"], "start": [0], "end": [1]}
     (tmp_path / "caption.json").write_text(json.dumps({"good": captions, "bad": captions}))
-    made = run_command("video", "--videos", videos, "--captions", tmp_path / "caption.json",
-                       "--vocab", tiny_vocab, "--streams", *SMALL, *model.CNNS, "--out", out,
-                       "--weights", cnn_weights, "--workers", 1, "--device", "cpu")
-    assert made.returncode == 0, made.stderr
-    assert "on cpu in fp32, 1 processes of" in made.stdout
-    assert "1 videos, 2 seconds of film, " in made.stdout and "left out: 1" in made.stdout
+    command("video", "--videos", videos, "--captions", tmp_path / "caption.json", "--vocab",
+            tiny_vocab, "--streams", *SMALL, *model.CNNS, "--out", out, "--weights", cnn_weights,
+            "--workers", 1, "--device", "cpu")
+    printed = capsys.readouterr().out
+    assert "on cpu in fp32, 1 processes of" in printed
+    assert "1 videos, 2 seconds of film, " in printed and "left out: 1" in printed
     for name, rate, span in (("resnet152", 1.0, 1), ("resnext101", 1.5, 16)):
         folder = out / "features" / name
         assert json.loads((folder / "stream.json").read_text()) == {
@@ -525,21 +529,21 @@ def test_films_are_told_by_their_endings(tmp_path):
         data.film_files(tmp_path / "none")
 
 
-def test_the_command_says_what_it_passes_over(tmp_path):
+def test_the_command_says_what_it_passes_over(tmp_path, command, capsys):
     write_numbered(tmp_path / "v1.mp4", 16, 8)
     for name in ("._v1.mp4", "v1.tsv", "v1.xyz", "v2.xyz"):
         (tmp_path / name).write_text("no film")
     (tmp_path / "only.csv").write_text("video_id\nv7\n")
     words = "video", "--videos", tmp_path, "--out", tmp_path / "out", "--workers", 1
-    made = run_command(*words)
-    assert made.returncode == 0, made.stderr
-    assert "2 .xyz" in made.stdout and "1 .tsv" in made.stdout and ".mp4" not in made.stdout
-    assert "next, with the features of all videos: python data.py captions" in made.stdout
+    command(*words)
+    printed = capsys.readouterr().out
+    assert "2 .xyz" in printed and "1 .tsv" in printed and ".mp4" not in printed
+    assert "next, with the features of all videos: python data.py captions" in printed
     assert (tmp_path / "out" / "features" / "left_out.tsv").read_text() == ""
-    made = run_command(*words, "--only", tmp_path / "only.csv")
-    assert made.returncode == 1 and "data.py video: no film in" in made.stderr
-    made = run_command(*words, "--category", "Food")
-    assert made.returncode == 1 and "--category narrows --only" in made.stderr
+    with pytest.raises((SystemExit, model.UserError), match="no film in"):
+        command(*words, "--only", tmp_path / "only.csv")
+    with pytest.raises((SystemExit, model.UserError), match="--category narrows --only"):
+        command(*words, "--category", "Food")
 
 
 # --- bad files
@@ -779,14 +783,12 @@ def test_no_film_ends_the_extraction(tmp_path, monkeypatch, workers):
     assert made_in(tmp_path) == set("abcdefg")
 
 
-def test_the_exit_code_says_that_errors_happened(tmp_path, monkeypatch, capsys):
+def test_the_exit_code_says_that_errors_happened(tmp_path, monkeypatch, command, capsys):
     write_films(tmp_path, "abc")
     break_at(monkeypatch, {"b": cuda_error})
-    monkeypatch.setattr(sys, "argv", ["data.py", "video", "--videos", str(tmp_path), "--out",
-                                      str(tmp_path), "--workers", "1"])
     with pytest.raises((SystemExit, model.UserError), match="1 videos met an error that is not "
                        "their own, .*: the same command tries them again"):
-        data.main()
+        command("video", "--videos", tmp_path, "--out", tmp_path, "--workers", 1)
     assert made_in(tmp_path) == set("ac") and "next, with" in capsys.readouterr().out
 
 
