@@ -449,8 +449,8 @@ def test_the_command_makes_cnn_features(tmp_path, tiny_vocab, cnn_weights, comma
     videos.mkdir()
     thing = data.make_world(0)["teapot"]
     clips = [data.draw_clip(thing, "drop", data.numpy_generator(k)) for k in range(2)]
-    # 2.5 seconds: 60 frames, so the last of 4 windows is filled up
-    data.write_video(videos / "good.mp4", np.concatenate(clips)[:20])
+    # 1.5 seconds: 36 frames, so the last of 3 windows is filled up
+    data.write_video(videos / "good.mp4", np.concatenate(clips)[:12])
     (videos / "bad.mp4").write_bytes(b"")
     captions = {"text": ["the cat sat"], "start": [0], "end": [1]}
     (tmp_path / "caption.json").write_text(json.dumps({"good": captions, "bad": captions}))
@@ -478,7 +478,7 @@ def test_the_command_makes_cnn_features(tmp_path, tiny_vocab, cnn_weights, comma
     assert "cannot be decoded" in reasons_in(out / "features" / "left_out.tsv")["bad"]
     streams = ["resnet152", "resnext101", *SMALL]
     clips = data.Clips(out, "train", streams, data.load_tokenizer(tiny_vocab), 12, 50)
-    assert clips.clip("good", 0, 2.5).shape == (3, 2048 * 2 + 56 + 40)
+    assert clips.clip("good", 0, 1.5).shape == (2, 2048 * 2 + 56 + 40)
 
 
 def test_settings_that_cannot_be_kept(tmp_path, cnn_weights):
