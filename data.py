@@ -1337,10 +1337,10 @@ def listed_videos(path, category=None):
 # ID.npy [T, D], beside stream.json with its rate; another tool's arrays, laid out so, are one more.
 # A film whose arrays are there is done; what failed, and why, is in features/left_out.tsv.
 
-FPS = 8       # the small descriptors look at 8 frames a second
-SIDE = 48     # of 48 x 48 pixels
-WINDOW = 4    # frames that the motion descriptor looks at
-HOP = 4       # frames between its windows
+FPS = 8   # the small descriptors look at 8 frames a second
+SIDE = 48   # of 48 x 48 pixels
+WINDOW = 4   # frames that the motion descriptor looks at
+HOP = 4   # frames between its windows
 
 FILM_ENDINGS = set("""
     .3g2 .3gp .asf .avi .divx .dv .f4v .flv .gif .m1v .m2t .m2ts .m2v .m4v .mkv .mov .mp4 .mpe .mpeg
@@ -1438,31 +1438,22 @@ class Filtered:
             yield picture.to_ndarray()
 
     def _build(self, frame):
-        turn = upright(frame)
-        height = frame.height
-        width = frame.width
-        if turn and turn[0].startswith("transpose"):
-            height, width = width, height
         size = self.size
-        if self.stretch:
-            height = size
-            width = size
-        elif height >= width:
-            height = int(height * size / width)
-            width = size
-        else:
-            width = int(width * size / height)
-            height = size
+        scale = f"scale={size}:{size}"
+        if not self.stretch:
+            width = f"if(gte(ih,iw),{size},trunc(iw*{size}/ih))"
+            height = f"if(gte(ih,iw),trunc(ih*{size}/iw),{size})"
+            scale = f"scale='{width}':'{height}'"
         steps = [
             f"buffer=video_size={frame.width}x{frame.height}:pix_fmt={frame.format.name}"
             f":pixel_aspect=1/1:time_base={frame.time_base}"
             f":colorspace={int(frame.colorspace)}:range={int(frame.color_range)}",
-            *turn,
+            *upright(frame),
             f"fps={self.fps}:start_time=0",   # the first frame fills the time before it
-            f"scale={width}:{height}:flags=bicubic",
+            f"{scale}:flags=bicubic",
         ]
         if self.crop:
-            steps.append(f"crop={size}:{size}:{(width - size) // 2}:{(height - size) // 2}")
+            steps.append(f"crop={size}:{size}:trunc((iw-ow)/2):trunc((ih-oh)/2)")
         steps += ["format=rgb24", "buffersink"]
         self.graph = av.filter.Graph()
         self.graph.threads = 1   # the caller runs one process a core
@@ -1487,7 +1478,7 @@ def timed_frames(container, stream, damaged):
     `damaged`. Raises VideoError where these are more than a tenth, or where frames have no time.
     """
     beginning = Fraction(container.start_time or 0, av.time_base)   # seconds
-    faults = [0, 0]                   # times that are missing or run backwards: pts, dts
+    faults = [0, 0]   # times that are missing or run backwards: pts, dts
     before = [-math.inf, -math.inf]
     packets = 0
     for packet in container.demux(stream):
@@ -1616,12 +1607,12 @@ def wrapped_moments(weight, side):
     centres = []
     offsets = []
     for axis in (columns, rows):
-        axis = axis.reshape(-1) / side                                        # [S*S]
-        sine = weight @ np.sin(2 * np.pi * axis)                              # [N]
+        axis = axis.reshape(-1) / side   # [S*S]
+        sine = weight @ np.sin(2 * np.pi * axis)   # [N]
         cosine = weight @ np.cos(2 * np.pi * axis)
-        centre = np.arctan2(sine, cosine)[:, None] / (2 * np.pi)              # [N, 1]
+        centre = np.arctan2(sine, cosine)[:, None] / (2 * np.pi)   # [N, 1]
         centres.append(centre)
-        offsets.append((axis - centre + 0.5) % 1 - 0.5)                       # [N, S*S]
+        offsets.append((axis - centre + 0.5) % 1 - 0.5)   # [N, S*S]
     return *centres, *offsets
 
 
@@ -1632,22 +1623,22 @@ def frame_descriptor(frames):
     and how large it is (image moments, Hu 1962), mean colour. Nothing of motion.
     """
     N, S = frames.shape[:2]
-    rgb = frames.astype(np.float32) / 255                                     # [N, S, S, 3]
-    thumbnail = rgb.reshape(N, 4, S // 4, 4, S // 4, 3).mean((2, 4))          # [N, 4, 4, 3]
+    rgb = frames.astype(np.float32) / 255   # [N, S, S, 3]
+    thumbnail = rgb.reshape(N, 4, S // 4, 4, S // 4, 3).mean((2, 4))   # [N, 4, 4, 3]
     red = rgb[..., 0]   # by name: numpy reduces an axis of 3 ten times slower
     green = rgb[..., 1]
     blue = rgb[..., 2]
     highest = np.maximum(np.maximum(red, green), blue)
-    chroma = highest - np.minimum(np.minimum(red, green), blue)               # [N, S, S]
-    weight = np.where(chroma > 0.15, chroma, 0).reshape(N, -1)                # grey is background
-    total = weight.sum(1, keepdims=True) + 1e-3                               # [N, 1]
+    chroma = highest - np.minimum(np.minimum(red, green), blue)   # [N, S, S]
+    weight = np.where(chroma > 0.15, chroma, 0).reshape(N, -1)   # grey is background
+    total = weight.sum(1, keepdims=True) + 1e-3   # [N, 1]
     x, y, dx, dy = wrapped_moments(weight, S)
     xx = (weight * (dx * dx)).sum(1, keepdims=True) / total
     yy = (weight * (dy * dy)).sum(1, keepdims=True) / total
     xy = (weight * (dx * dy)).sum(1, keepdims=True) / total
     spread = np.sqrt((xx - yy) ** 2 + 4 * xy ** 2)
-    elongation = spread / (xx + yy + 1e-4)                                    # 0 round .. 1 a line
-    colour = (weight[:, None] @ rgb.reshape(N, -1, 3))[:, 0] / total          # [N, 3]
+    elongation = spread / (xx + yy + 1e-4)   # 0 round .. 1 a line
+    colour = (weight[:, None] @ rgb.reshape(N, -1, 3))[:, 0] / total   # [N, 3]
     area = (weight > 0).mean(1, keepdims=True)
     columns = [thumbnail.reshape(N, -1), np.sqrt(area), x, y, elongation, xx + yy, colour]
     return np.concatenate(columns, 1)
@@ -1664,10 +1655,10 @@ def motion_descriptor(frames):
     if N < WINDOW:
         return np.zeros((0, 40), np.float32)
     pairs = N - 1
-    grey = frames @ np.full(3, 1 / (3 * 255), np.float32)                     # [N, S, S]
+    grey = frames @ np.full(3, 1 / (3 * 255), np.float32)   # [N, S, S]
     for axis in (1, 2):   # a 1-2-1 blur: unblurred edges show only motions below one pixel
         grey = (np.roll(grey, 1, axis) + 2 * grey + np.roll(grey, -1, axis)) / 4
-    change = grey[1:] - grey[:-1]                                             # [N-1, S, S]
+    change = grey[1:] - grey[:-1]   # [N-1, S, S]
     middle = (grey[1:] + grey[:-1]) / 2
     gx = (np.roll(middle, -1, 2) - np.roll(middle, 1, 2)) / 2
     gy = (np.roll(middle, -1, 1) - np.roll(middle, 1, 1)) / 2
@@ -1675,32 +1666,32 @@ def motion_descriptor(frames):
     # where something moves, and around it the equations of the flow
     energy = ((gx * gx + gy * gy) * np.abs(change)).reshape(pairs, -1)
     _, _, dx, dy = wrapped_moments(energy, S)
-    dx = (S / 8 * dx).reshape(pairs, S, S)                                    # unit: 8 pixels
+    dx = (S / 8 * dx).reshape(pairs, S, S)   # unit: 8 pixels
     dy = (S / 8 * dy).reshape(pairs, S, S)
-    near = (dx * dx + dy * dy < 4).astype(np.float32)                         # 1 at the mover
-    columns = np.stack([gx, gx * dx, gx * dy, gy, gy * dx, gy * dy], -1)      # [N-1, S, S, 6]
+    near = (dx * dx + dy * dy < 4).astype(np.float32)   # 1 at the mover
+    columns = np.stack([gx, gx * dx, gx * dy, gy, gy * dx, gy * dy], -1)   # [N-1, S, S, 6]
     columns = (columns * near[..., None]).reshape(pairs, S * S, 6)
     transposed = columns.transpose(0, 2, 1)
-    normal = transposed @ columns + 1e-3 * np.eye(6, dtype=np.float32)        # [N-1, 6, 6]
-    right = -(transposed @ change.reshape(pairs, -1, 1))                      # [N-1, 6, 1]
-    flow = np.linalg.solve(normal, right)[:, :, 0]                            # [N-1, 6]
+    normal = transposed @ columns + 1e-3 * np.eye(6, dtype=np.float32)   # [N-1, 6, 6]
+    right = -(transposed @ change.reshape(pairs, -1, 1))   # [N-1, 6, 1]
+    flow = np.linalg.solve(normal, right)[:, :, 0]   # [N-1, 6]
     # beyond these, cuts: a first-order estimate sees nothing there
     flow[:, [0, 3]] = flow[:, [0, 3]].clip(-4, 4)
     flow[:, [1, 2, 4, 5]] = flow[:, [1, 2, 4, 5]].clip(-0.5, 0.5)
 
-    u, ux, uy, v, vx, vy = flow.T                                             # u + ux dx + uy dy
+    u, ux, uy, v, vx, vy = flow.T   # u + ux dx + uy dy
     affine = np.stack([u, v, ux + vy, vx - uy, ux - vy, uy + vx, np.hypot(u, v)], 1)   # [N-1, 7]
     each = [affine]
     for gradient in (gx, gy):
         cells = (-gradient * change).reshape(pairs, 4, S // 4, 4, S // 4).mean((2, 4))
-        each.append(1000 * cells.reshape(pairs, -1))                          # [N-1, 16]
-    each = np.concatenate(each, 1)                                            # [N-1, 39]
+        each.append(1000 * cells.reshape(pairs, -1))   # [N-1, 16]
+    each = np.concatenate(each, 1)   # [N-1, 39]
     steps = []
     for start in range(0, N - WINDOW + 1, HOP):
-        window = each[start:start + WINDOW - 1]                               # [3, 39]
+        window = each[start:start + WINDOW - 1]   # [3, 39]
         gain = window[WINDOW // 2:, 6].mean() - window[:WINDOW // 2 - 1, 6].mean()
         steps.append(np.append(window.mean(0), gain.clip(-2, 2)))
-    return np.stack(steps).astype(np.float32)                                 # [M, 40]
+    return np.stack(steps).astype(np.float32)   # [M, 40]
 
 
 def frame_steps(frames):
@@ -1728,13 +1719,13 @@ def prepare_windows(frames):
 
 class Stream(NamedTuple):
     """How a stream is made. Its pictures are worked off in batches while decoding goes on."""
-    view: object        # makes the view that it looks at; streams that name the same one share it
-    batch: int          # pictures
-    function: object    # uint8 [n <= batch, h, w, 3] -> [steps, D]; a CNN's: tensor -> its input
-    cnn: bool           # a frozen network of model.CNNS, named like the stream?
-    rate: float         # steps a second
-    width: int          # D
-    frames_seen: int    # frames that one step sees
+    view: object   # makes the view that it looks at; streams that name the same one share it
+    batch: int   # pictures
+    function: object   # uint8 [n <= batch, h, w, 3] -> [steps, D]; a CNN's: tensor -> its input
+    cnn: bool   # a frozen network of model.CNNS, named like the stream?
+    rate: float   # steps a second
+    width: int   # D
+    frames_seen: int   # frames that one step sees
 
 
 SMALL_VIEW = partial(Filtered, FPS, SIDE, stretch=True)
@@ -1770,7 +1761,7 @@ def describe(path, functions):
     Returns ({stream: float16 [T, D]}, seconds of film, packets skipped). Raises VideoError.
     """
     views = {STREAMS[name].view: STREAMS[name].view() for name in functions}
-    waiting = {name: [] for name in functions}    # pictures
+    waiting = {name: [] for name in functions}   # pictures
     features = {name: [] for name in functions}   # of the batches so far
     damaged = []
     seconds = 0.0
@@ -1793,7 +1784,7 @@ def describe(path, functions):
         work_off(name)
         if sum(map(len, features[name])) == 0:
             raise VideoError(f"{seconds:.2f} seconds are too short for one step of {name}")
-        arrays[name] = np.concatenate(features[name])                         # [T, D]
+        arrays[name] = np.concatenate(features[name])   # [T, D]
         if not np.isfinite(arrays[name]).all():
             raise VideoError(f"stream {name} is not finite")
     return arrays, seconds, len(damaged)
@@ -1832,7 +1823,7 @@ def run_workers(jobs, workers, make_pool):
     """Yields (id, future) of jobs {id: (function, *arguments)}, as they are done.
 
     Each process is a pool of its own, so that it is known which film a process died at: that one
-    is tried once more, after the others. After an unexpected error a process is replaced too: one
+    is tried once more, after the others. After an unexpected error a process is replaced, too: one
     that met an error of CUDA computes nothing any more.
     """
     waiting = deque(jobs)
@@ -1843,12 +1834,7 @@ def run_workers(jobs, workers, make_pool):
         while waiting and idle:
             video = waiting.popleft()
             pool = idle.pop()
-            try:
-                future = pool.submit(*jobs[video])
-            except BrokenProcessPool:   # its process was killed meanwhile
-                pool = make_pool()
-                future = pool.submit(*jobs[video])
-            running[future] = video, pool
+            running[pool.submit(*jobs[video])] = video, pool
         for future in wait(running, return_when=FIRST_COMPLETED).done:
             video, pool = running.pop(future)
             error = future.exception()
@@ -1861,8 +1847,6 @@ def run_workers(jobs, workers, make_pool):
                 waiting.append(video)
             else:
                 yield video, future
-    for pool in idle:
-        pool.shutdown()
 
 
 def read_stream(folder, made_by):
@@ -1895,22 +1879,22 @@ def open_streams(streams, out, tag, cnn_settings):
     for name in streams:
         folder = out / "features" / name
         if name not in STREAMS:
-            raise UserError(f"unknown stream {name}; known: {', '.join(STREAMS)}. A stream made by "
-                            f"another tool is not named here: its arrays go to {folder} with a "
+            raise UserError(f"unknown stream {name}; known: {', '.join(STREAMS)}. Another tool's "
+                            f"stream is not named here: its arrays go to {folder} with a "
                             "stream.json")
         stream = STREAMS[name]
-        described = {"rate": stream.rate, "width": stream.width, "frames_seen": stream.frames_seen}
+        facts = {"rate": stream.rate, "width": stream.width, "frames_seen": stream.frames_seen}
         if stream.cnn:
             model.load_cnn(name, weights)   # a missing or wrong file is said once and at once
-            described["precision"] = precision
+            facts["precision"] = precision
         folder.mkdir(parents=True, exist_ok=True)
         if (folder / "stream.json").exists():
             before = read_stream(folder, "python data.py video")
-            if before != described:
-                raise UserError(f"{folder} has features made otherwise ({before}, now {described}):"
-                                " choose another --out")
+            if before != facts:
+                raise UserError(f"{folder} has features made otherwise ({before}, now {facts}): "
+                                "choose another --out")
         # a shard's own name first: many may start in one second
-        write_json(folder / f"stream{tag}.json", described)
+        write_json(folder / f"stream{tag}.json", facts)
         os.replace(folder / f"stream{tag}.json", folder / "stream.json")
 
 
@@ -1937,39 +1921,25 @@ def missing_shards(out):
     totals = {path.name.split("-of-")[1].split(".")[0] for path in folder.glob("left_out.*-of-*")}
     missing = []
     for n in sorted(map(int, totals)):
-        lacking = []
-        for k in range(1, n + 1):
-            if not (folder / f"left_out.{k}-of-{n}.tsv").exists():
-                lacking.append(f"{k}/{n}")
+        shards = range(1, n + 1)
+        lacking = [k for k in shards if not (folder / f"left_out.{k}-of-{n}.tsv").exists()]
         if not lacking:
             return []
-        missing += lacking
+        missing += [f"{k}/{n}" for k in lacking]
     return missing
 
 
-def find_jobs(films, streams, out, shard):
-    """What is left to do: ({id: streams}, {id: why a shard could not use it}).
-
-    Raises UserError, without a shard, where some were begun and not all are complete.
-    """
+def listed_by_shards(out):
+    """{id: why a shard could not use it}. Raises UserError where a shard is missing."""
+    missing = missing_shards(out)
+    if missing:
+        raise UserError(f"{out}: shards {', '.join(missing)} are not complete: run them first (or, "
+                        f"to extract all here, delete {out}/features/left_out.*-of-*)")
     listed = {}
-    if shard:
-        films = [video for video in films if in_shard(video, shard)]
-    elif missing_shards(out):
-        raise UserError(f"{out}: shards {', '.join(missing_shards(out))} are not complete: run "
-                        "them first (or, to extract all here, delete "
-                        f"{out}/features/left_out.*-of-*)")
-    else:
-        for path in sorted((out / "features").glob("left_out.*-of-*.tsv")):
-            lines = path.read_text(encoding="utf-8").splitlines()
-            listed.update(line.split("\t", 1) for line in lines)
-    arrays = {name: set(os.listdir(out / "features" / name)) for name in streams}
-    jobs = {}
-    for video in films:
-        lacking = [name for name in streams if f"{video}.npy" not in arrays[name]]
-        if lacking and video not in listed:
-            jobs[video] = lacking
-    return jobs, listed
+    for path in sorted((out / "features").glob("left_out.*-of-*.tsv")):
+        lines = path.read_text(encoding="utf-8").splitlines()
+        listed.update(line.split("\t", 1) for line in lines)
+    return listed
 
 
 def extract_features(films, streams, out, workers=None, shard=None, weights="data/weights",
@@ -1986,17 +1956,22 @@ def extract_features(films, streams, out, workers=None, shard=None, weights="dat
     cnn = any(name in model.CNNS for name in streams)
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    if cnn and device.startswith("cuda") and not torch.cuda.is_available():
+    on_gpu = cnn and device.startswith("cuda")
+    if on_gpu and not torch.cuda.is_available():
         raise UserError(f"--device {device}: PyTorch sees no CUDA device here; "
                         "--device cpu works, far slower")
-    if not workers:
-        workers = min(4, os.cpu_count()) if cnn and device.startswith("cuda") else os.cpu_count()
+    workers = workers or (min(4, os.cpu_count()) if on_gpu else os.cpu_count())
     threads = max(1, os.cpu_count() // workers)
     tag = f".{shard[0]}-of-{shard[1]}" if shard else ""
     cnn_settings = str(weights), device, precision
     open_streams(streams, out, tag, cnn_settings)
-    lacking, listed = find_jobs(films, streams, out, shard)
-    jobs = {video: (extract, films[video], lacking[video], out, cnn_settings) for video in lacking}
+    listed = {} if shard else listed_by_shards(out)
+    done = [{path.stem for path in (out / "features" / name).glob("*.npy")} for name in streams]
+    skipped = set.intersection(*done).union(listed)
+    jobs = {}
+    for video, path in films.items():
+        if video not in skipped and (shard is None or in_shard(video, shard)):
+            jobs[video] = extract, path, streams, out, cnn_settings
     context = None
     if cnn:   # neither CUDA nor OpenMP survives a fork
         context = multiprocessing.get_context("spawn")
@@ -2008,47 +1983,44 @@ def extract_features(films, streams, out, workers=None, shard=None, weights="dat
         record.unlink(missing_ok=True)   # killed from here on, it is not complete
     with open(f"{record}.tmp", "w", encoding="utf-8") as file:
         file.writelines(f"{video}\t{reason}\n" for video, reason in sorted(listed.items()))
-        done = run_workers(jobs, min(workers, len(jobs)), make_pool)
-        unexpected = record_outcomes(done, len(jobs), file)
+        outcomes = run_workers(jobs, min(workers, len(jobs)), make_pool)
+        unexpected = record_outcomes(outcomes, len(jobs), file)
     os.replace(f"{record}.tmp", record)
     return unexpected
 
 
-def record_outcomes(done, total, file):
+def record_outcomes(outcomes, total, file):
     """Writes (id, reason) of the films that cannot be used. Returns the number of other errors.
 
-    done: (id, future of `extract`) of each. Raises UserError when 20 in a row were unexpected.
+    outcomes: (id, future of `extract`). Raises UserError when 20 in a row were other errors.
     """
     started = time.time()
-    seconds = 0.0      # of film
-    damaged = 0        # packets
-    left_out = 0
-    unexpected = 0
+    counts = Counter()
     in_a_row = 0
-    for video, future in tqdm(done, total=total, unit="video", desc="features"):
+    for video, future in tqdm(outcomes, total=total, unit="video", desc="features"):
         error = future.exception()
         if error is None:
+            seconds, damaged = future.result()
+            counts.update(seconds=seconds, damaged=damaged)
             in_a_row = 0
-            seconds += future.result()[0]
-            damaged += future.result()[1]
             continue
-        left_out += 1
         reason = str(error)
         if not isinstance(error, VideoError):
-            unexpected += 1
+            reason = f"{type(error).__name__}: {error}"
+            counts.update(unexpected=1)
             in_a_row += 1
-            reason = f"{type(error).__name__}: {reason}"
         if isinstance(error, BrokenProcessPool):
             reason = "a process died at it twice: killed, likely for memory, or crashed"
+        counts.update(left_out=1)
         file.write(f"{video}\t{' '.join(reason.split())}\n")   # one line
-        file.flush()
         if in_a_row == 20:
             raise UserError(f"20 videos in a row met errors, the last one {video}: {reason}; mend "
                             "this and start the same command again")
-    print(f"{total - left_out:,} videos, {seconds:,.0f} seconds of film, "
-          f"{seconds / (time.time() - started):,.1f} a second; {damaged} damaged packets skipped; "
-          f"left out: {left_out}, listed in {Path(file.name).with_suffix('')}")
-    return unexpected
+    rate = counts["seconds"] / (time.time() - started)
+    print(f"{total - counts['left_out']:,} videos, {counts['seconds']:,.0f} seconds of film, "
+          f"{rate:,.1f} a second; {counts['damaged']} damaged packets skipped; left out: "
+          f"{counts['left_out']}, listed in {Path(file.name).with_suffix('')}")
+    return counts["unexpected"]
 
 
 def video_command(args):
@@ -2060,16 +2032,15 @@ def video_command(args):
     if args.vocab and not shard:
         load_tokenizer(args.vocab, args.cased)   # what is wrong with it is said before the work
     films = film_files(args.videos)
-    names = [path for path in Path(args.videos).glob("[!.]*") if not is_film(path)]
-    others = Counter(path.suffix for path in names)
+    others = [path.suffix for path in Path(args.videos).glob("[!.]*") if not is_film(path)]
     if others:
-        endings = [f"{count:,} {ending or 'without'}" for ending, count in others.items()]
+        endings = [f"{count:,} {ending or 'without'}" for ending, count in Counter(others).items()]
         print(f"{args.videos}: passed over, no films by their endings: {', '.join(endings)}")
     if args.only:
         only = listed_videos(args.only, args.category)
         films = {video: films[video] for video in films if video in only}
     if not films:
-        raise UserError(f"no film in {args.videos}{' of --only' * bool(args.only)}; films end in "
+        raise UserError(f"no film in {args.videos} (of --only, if given); films end in "
                         f"{' '.join(sorted(FILM_ENDINGS))}")
     unexpected = extract_features(films, args.streams, args.out, args.workers, shard, args.weights,
                                   args.device, args.precision)
@@ -2148,8 +2119,8 @@ class Clips:
         self.cls = special["cls"]
         self.sep = special["sep"]
         self.pad = special["pad"]
-        self.cache = {}    # {(stream, video): [T, D]}
-        self.cached = 0    # bytes
+        self.cache = {}   # {(stream, video): [T, D]}
+        self.cached = 0   # bytes
 
     def _open_captions(self, split, made_by):
         """Maps the packed captions: all processes share them, and only what is used is read."""
@@ -2167,8 +2138,8 @@ class Clips:
                             f"describes; delete the folder and run `{made_by}` again")
         self.times = times.reshape(-1, 2)
         row_of = {video: row for row, video in enumerate(index["ids"])}
-        spans = spans.reshape(-1, 2)[[row_of[video] for video in ids]]        # [videos, 2]
-        spoken = spans[:, 1] > spans[:, 0]                                    # True = has a caption
+        spans = spans.reshape(-1, 2)[[row_of[video] for video in ids]]   # [videos, 2]
+        spoken = spans[:, 1] > spans[:, 0]   # True = has a caption
         self.spans = spans[spoken]
         self.ids = [video for video, has_caption in zip(ids, spoken) if has_caption]
         if not self.ids:
@@ -2219,10 +2190,10 @@ class Clips:
                     T = min(T, self.frames)
                 # centres of T equal parts, so that one step is the middle one
                 picked = low + ((np.arange(T) + 0.5) * (high - low) / T).astype(int)
-                middles = (picked + 0.5) / rate                               # [T], seconds
+                middles = (picked + 0.5) / rate   # [T], seconds
             else:   # the step that is on at those moments
                 picked = np.minimum((middles * rate + 1e-4).astype(int), len(array) - 1)
-            columns.append(array[picked].astype(np.float32))                  # [T, D of the stream]
+            columns.append(array[picked].astype(np.float32))   # [T, D of the stream]
         return np.concatenate(columns, 1)
 
     def stretch(self, index, caption):
@@ -2368,9 +2339,9 @@ def mask_tokens(tokens, special_mask, generator, mask_id, vocab_size, probabilit
     if rows is None:
         rows = slice(0, b)
         batch = b
-    choose, how = torch.rand(2, batch, L, generator=generator)[:, rows]       # each [b, L]
+    choose, how = torch.rand(2, batch, L, generator=generator)[:, rows]   # each [b, L]
     random_ids = torch.randint(vocab_size, (batch, L), generator=generator)[rows]
-    chosen = (choose < probability) & ~special_mask                           # True = predict it
+    chosen = (choose < probability) & ~special_mask   # True = predict it
     labels = torch.where(chosen, tokens, torch.full_like(tokens, -100))
     inputs = torch.where(chosen & (how < 0.8), torch.full_like(tokens, mask_id), tokens)
     inputs = torch.where(chosen & (how >= 0.9), random_ids, inputs)
