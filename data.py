@@ -1929,28 +1929,15 @@ def missing_shards(out):
     return missing
 
 
-def listed_by_shards(out):
-    """{id: why a shard could not use it}. Raises UserError where a shard is missing."""
-    missing = missing_shards(out)
-    if missing:
-        raise UserError(f"{out}: shards {', '.join(missing)} are not complete: run them first (or, "
-                        f"to extract all here, delete {out}/features/left_out.*-of-*)")
-    listed = {}
-    for path in sorted((out / "features").glob("left_out.*-of-*.tsv")):
-        lines = path.read_text(encoding="utf-8").splitlines()
-        listed.update(line.split("\t", 1) for line in lines)
-    return listed
-
-
 def extract_features(films, streams, out, workers=None, shard=None, weights="data/weights",
                      device="auto", precision="fp32"):
     """Writes OUT/features/STREAM/ID.npy of films {id: path}, in several processes. Resumable.
 
     shard (k, n): only the films of that part; n machines can share `out`. What cannot be used is
-    listed in OUT/features/left_out.tsv, a shard's in left_out.K-of-N.tsv (id, reason); a second
-    start tries it again, but for what a shard listed. Returns how many films met an error that is
-    not their own. Raises UserError on settings that cannot be kept, where shards are missing, and
-    when 20 films in a row met such errors.
+    listed in OUT/features/left_out.tsv, a shard's in left_out.K-of-N.tsv (id, reason), and tried
+    again by the next start. Returns how many films met an error that is not their own. Raises
+    UserError on settings that cannot be kept, without a shard where some are missing, and when 20
+    films in a row met such errors.
     """
     out = Path(out)
     cnn = any(name in model.CNNS for name in streams)
@@ -1960,17 +1947,21 @@ def extract_features(films, streams, out, workers=None, shard=None, weights="dat
     if on_gpu and not torch.cuda.is_available():
         raise UserError(f"--device {device}: PyTorch sees no CUDA device here; "
                         "--device cpu works, far slower")
-    workers = workers or (min(4, os.cpu_count()) if on_gpu else os.cpu_count())
+    if not shard and missing_shards(out):
+        raise UserError(f"{out}: shards {', '.join(missing_shards(out))} are not complete: run "
+                        "them first (or, to extract all here, delete "
+                        f"{out}/features/left_out.*-of-*)")
+    if not workers:
+        workers = min(4, os.cpu_count()) if on_gpu else os.cpu_count()
     threads = max(1, os.cpu_count() // workers)
     tag = f".{shard[0]}-of-{shard[1]}" if shard else ""
     cnn_settings = str(weights), device, precision
     open_streams(streams, out, tag, cnn_settings)
-    listed = {} if shard else listed_by_shards(out)
-    done = [{path.stem for path in (out / "features" / name).glob("*.npy")} for name in streams]
-    skipped = set.intersection(*done).union(listed)
+    done = [set(os.listdir(out / "features" / name)) for name in streams]
     jobs = {}
     for video, path in films.items():
-        if video not in skipped and (shard is None or in_shard(video, shard)):
+        lacking = any(f"{video}.npy" not in files for files in done)
+        if lacking and (shard is None or in_shard(video, shard)):
             jobs[video] = extract, path, streams, out, cnn_settings
     context = None
     if cnn:   # neither CUDA nor OpenMP survives a fork
@@ -1982,7 +1973,6 @@ def extract_features(films, streams, out, workers=None, shard=None, weights="dat
     if jobs:
         record.unlink(missing_ok=True)   # killed from here on, it is not complete
     with open(f"{record}.tmp", "w", encoding="utf-8") as file:
-        file.writelines(f"{video}\t{reason}\n" for video, reason in sorted(listed.items()))
         outcomes = run_workers(jobs, min(workers, len(jobs)), make_pool)
         unexpected = record_outcomes(outcomes, len(jobs), file)
     os.replace(f"{record}.tmp", record)
