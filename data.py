@@ -1834,7 +1834,12 @@ def run_workers(jobs, workers, make_pool):
         while waiting and idle:
             video = waiting.popleft()
             pool = idle.pop()
-            running[pool.submit(*jobs[video])] = video, pool
+            try:
+                future = pool.submit(*jobs[video])
+            except BrokenProcessPool:   # its process was killed meanwhile
+                pool = make_pool()
+                future = pool.submit(*jobs[video])
+            running[future] = video, pool
         for future in wait(running, return_when=FIRST_COMPLETED).done:
             video, pool = running.pop(future)
             error = future.exception()

@@ -6,6 +6,7 @@
 import functools
 import json
 import math
+import multiprocessing
 import os
 import shutil
 import subprocess
@@ -138,6 +139,17 @@ def tree(folder):
 
 def reasons_in(path):
     return dict(line.split("\t") for line in path.read_text().splitlines())
+
+
+def children(pid):
+    words = ["ps", "-o", "pid=", "--ppid", str(pid)]
+    listed = subprocess.run(words, capture_output=True, text=True)
+    return [int(word) for word in listed.stdout.split()]
+
+
+def is_running(pid):
+    state = Path(f"/proc/{pid}/stat")
+    return state.exists() and state.read_text().rsplit(")", 1)[1].split()[0] != "Z"
 
 
 # --- which frames
@@ -780,6 +792,18 @@ def test_no_film_ends_the_extraction(tmp_path, monkeypatch, workers):
     assert made_in(tmp_path) == set("abcdefg")
 
 
+def test_a_process_that_dies_while_it_waits_is_replaced(tmp_path):
+    films = write_films(tmp_path, "abcd")
+    (tmp_path / "features" / "frame").mkdir(parents=True)
+    jobs = {video: (data.extract, films[video], ["frame"], tmp_path, ()) for video in films}
+    make_pool = functools.partial(data.ProcessPoolExecutor, 1, None, data.start_worker, (1,))
+    for _, future in data.run_workers(jobs, 1, make_pool):
+        assert future.exception() is None
+        for process in multiprocessing.active_children():   # between two films
+            process.kill()
+    assert made_in(tmp_path) == set("abcd")
+
+
 def test_the_exit_code_says_that_errors_happened(tmp_path, monkeypatch, command, capsys):
     write_films(tmp_path, "abc")
     break_at(monkeypatch, {"b": cuda_error})
@@ -794,17 +818,6 @@ def test_errors_at_every_film_stop_it(tmp_path, monkeypatch):
     break_at(monkeypatch, dict.fromkeys(films, cuda_error))
     with pytest.raises(model.UserError, match="20 videos in a row met errors, the last one v29"):
         make(films, tmp_path)
-
-
-def children(pid):
-    words = ["ps", "-o", "pid=", "--ppid", str(pid)]
-    listed = subprocess.run(words, capture_output=True, text=True)
-    return [int(word) for word in listed.stdout.split()]
-
-
-def is_running(pid):
-    state = Path(f"/proc/{pid}/stat")
-    return state.exists() and state.read_text().rsplit(")", 1)[1].split()[0] != "Z"
 
 
 @pytest.mark.skipif(not Path("/proc").exists() or shutil.which("ps") is None, reason="Linux only")
