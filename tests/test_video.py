@@ -797,10 +797,11 @@ def test_a_process_that_dies_while_it_waits_is_replaced(tmp_path):
     (tmp_path / "features" / "frame").mkdir(parents=True)
     jobs = {video: (data.extract, films[video], ["frame"], tmp_path, ()) for video in films}
     make_pool = functools.partial(data.ProcessPoolExecutor, 1, None, data.start_worker, (1,))
-    for _, future in data.run_workers(jobs, 1, make_pool):
-        assert future.exception() is None
-        for process in multiprocessing.active_children():   # between two films
-            process.kill()
+    outcomes = data.run_workers(jobs, 1, make_pool)
+    next(outcomes)
+    for process in multiprocessing.active_children():
+        process.kill()
+    assert [future.exception() for _, future in outcomes] == [None] * 3
     assert made_in(tmp_path) == set("abcd")
 
 
