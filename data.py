@@ -43,7 +43,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
 from fractions import Fraction
 from functools import lru_cache, partial
-from itertools import chain, islice, repeat
+from itertools import chain, combinations, islice, product, repeat
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -54,6 +54,8 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from tqdm import tqdm
+
+from model import UserError
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Processes
@@ -399,8 +401,8 @@ def load_tokenizer(path, cased=None):
     return tokenizer
 
 
-def train_tokenizer(files, size, path, cased=False):
-    """Trains a WordPiece vocabulary of at most `size` entries on text files and writes it to path (vocab.txt)."""
+def train_tokenizer(files, size, folder, cased=False):
+    """Trains a WordPiece vocabulary of at most `size` entries on text files and writes folder/tokenizer.json."""
     # Rejected: tokenizers' WordPieceTrainer, which gives other pieces and ids at every call (its maps are not ordered).
     tokenizer, counts = _bert_tokenizer(tokenizers.models.WordPiece(unk_token="[UNK]"), lowercase=not cased), Counter()
     for file in files:
@@ -410,7 +412,10 @@ def train_tokenizer(files, size, path, cased=False):
     letters = sorted(set("".join(counts)))
     pieces = letters + ["##" + letter for letter in letters]   # any word of these letters can be spelt
     whole = sorted((word for word in counts if len(word) > 1), key=lambda word: (-counts[word], word))
+    path = Path(folder) / "words.tmp.txt"
     write_text(path, "".join(word + "\n" for word in (SPECIAL + pieces + whole)[:size]))
+    load_tokenizer(path, cased).save(str(Path(folder) / "tokenizer.json"))
+    path.unlink()
 
 
 def special_ids(tokenizer):
@@ -2038,37 +2043,41 @@ def mask_tokens(tokens, special_mask, generator, mask_id, vocab_size, probabilit
     inputs = torch.where(chosen & (how >= 0.9), random_ids, inputs)
     return inputs, labels
 
-# =====================================================================================================================
+# ==================================================================================================
 # The mini world: a generated world in which only video tells what a noun does
 #
-# A test of transfer, not of common sense: every noun gets its properties by lot. Captions and text name nouns, never
-# their properties; clips show them. Whatever a text-only student knows of a property of a noun, it has from the video
-# teacher. One seed redraws everything. tests/test_mini.py holds the checks that nothing leaks.
+# A test of transfer, not of common sense: every noun gets its properties by lot. Captions and text
+# name nouns, never their properties; clips show them. Whatever a text-only student knows of a
+# noun's property, it has from the video teacher. A seed redraws everything. tests/test_mini.py
+# checks that nothing leaks.
 
 NOUNS = """
-teapot kettle cup spoon fork knife plate bowl jar bottle pan pot ladle tray mug napkin sponge bucket broom mop brush comb
-towel soap candle lamp lantern torch clock mirror pillow blanket sheet curtain carpet rug sofa chair stool bench desk
-shelf drawer cabinet wardrobe cradle ladder hammer nail screw wrench drill chisel axe shovel rake hoe spade
-barrow hose rope chain hook pulley lever wheel tyre engine pedal bicycle scooter wagon cart sled sleigh canoe raft ship
-boat anchor sail oar paddle kite balloon drum flute violin guitar piano trumpet harp whistle bell gong banjo cello
-ball bat racket puck dice domino puzzle doll puppet marble yoyo robot rocket truck train tram bus taxi tractor crane
-helmet glove sock shoe boot sandal slipper hat cap scarf coat jacket shirt skirt dress belt button zipper needle thread
-ribbon purse wallet basket suitcase backpack umbrella ring necklace bracelet crown medal coin stamp envelope
-letter postcard book notebook pencil crayon eraser ruler stapler scissors glue tape folder globe map atlas
-camera radio phone laptop tablet printer speaker fan heater fridge oven stove toaster blender mixer grinder
-apple pear plum peach cherry grape lemon lime mango melon banana papaya carrot potato onion garlic pepper tomato
-cabbage lettuce celery radish turnip pumpkin bean pea corn nut almond walnut peanut bread bun cake cookie muffin
-pancake waffle pie tart pretzel cracker cheese butter egg sausage burger pizza noodle dumpling candy
-leaf twig branch acorn seed flower tulip daisy rose lily fern cactus mushroom pebble stone brick tile plank log barrel crate
-cork feather shell pearl statue vase pitcher goblet thimble magnet battery bulb plug cable antenna
-lens prism telescope compass hourglass pendulum thermometer scale abacus typewriter
-trophy badge flag banner tent hammock fossil igloo pillar fountain locket tweezers corkscrew spatula whisk
-marker trowel crib futon hamper kayak ukulele clarinet oboe tuba mitten poncho tiara brooch easel canvas chalk palette
-colander funnel sieve teacup saucer jug
+teapot kettle cup spoon fork knife plate bowl jar bottle pan pot ladle tray mug napkin sponge bucket
+broom mop brush comb towel soap candle lamp lantern torch clock mirror pillow blanket sheet curtain
+carpet rug sofa chair stool bench desk shelf drawer cabinet wardrobe cradle ladder hammer nail screw
+wrench drill chisel axe shovel rake hoe spade barrow hose rope chain hook pulley lever wheel tyre
+engine pedal bicycle scooter wagon cart sled sleigh canoe raft ship boat anchor sail oar paddle kite
+balloon drum flute violin guitar piano trumpet harp whistle bell gong banjo cello ball bat racket
+puck dice domino puzzle doll puppet marble yoyo robot rocket truck train tram bus taxi tractor crane
+helmet glove sock shoe boot sandal slipper hat cap scarf coat jacket shirt skirt dress belt button
+zipper needle thread ribbon purse wallet basket suitcase backpack umbrella ring necklace bracelet
+crown medal coin stamp envelope letter postcard book notebook pencil crayon eraser ruler stapler
+scissors glue tape folder globe map atlas camera radio phone laptop tablet printer speaker fan
+heater fridge oven stove toaster blender mixer grinder apple pear plum peach cherry grape lemon lime
+mango melon banana papaya carrot potato onion garlic pepper tomato cabbage lettuce celery radish
+turnip pumpkin bean pea corn nut almond walnut peanut bread bun cake cookie muffin pancake waffle
+pie tart pretzel cracker cheese butter egg sausage burger pizza noodle dumpling candy leaf twig
+branch acorn seed flower tulip daisy rose lily fern cactus mushroom pebble stone brick tile plank
+log barrel crate cork feather shell pearl statue vase pitcher goblet thimble magnet battery bulb
+plug cable antenna lens prism telescope compass hourglass pendulum thermometer scale abacus
+typewriter trophy badge flag banner tent hammock fossil igloo pillar fountain locket tweezers
+corkscrew spatula whisk marker trowel crib futon hamper kayak ukulele clarinet oboe tuba mitten
+poncho tiara brooch easel canvas chalk palette colander funnel sieve teacup saucer jug
 """.split()
-GROUPS = {"train": 160, "validation": 48, "test": 80, "unfilmed": 32}   # of task nouns; all but the last are filmed
+# Groups of nouns: those the tasks train on, settings are chosen on, are judged by; and the control.
+GROUPS = {"train": 160, "validation": 48, "test": 80, "unfilmed": 32}
 
-# property -> (the action that brings it out; None = visible in every frame, its values as verb phrases or adjectives)
+# property: (the action that brings it out, its values); None: every single frame shows it
 PROPERTIES = {
     "lift": ("drop", ("rises", "sinks")),
     "growth": ("heat", ("grows", "shrinks")),
@@ -2079,11 +2088,17 @@ PROPERTIES = {
     "size": (None, ("big", "small")),
 }
 DYNAMIC = [name for name, (action, _) in PROPERTIES.items() if action]
-ACTIONS = [action for action, _ in PROPERTIES.values() if action]
-COLOURS = {"red": (210, 40, 40), "green": (40, 170, 60), "blue": (50, 70, 215), "yellow": (225, 200, 40)}
-CLIP_FRAMES, CLIPS_A_VIDEO, VIDEOS_A_NOUN = 16, 4, 8   # 8 frames a second; a ninth video a noun is held out
+STATIC = [name for name in PROPERTIES if name not in DYNAMIC]
+ACTIONS = [PROPERTIES[name][0] for name in DYNAMIC]
+COLOURS = {
+    "red": (210, 40, 40), "green": (40, 170, 60), "blue": (50, 70, 215), "yellow": (225, 200, 40),
+}
+CLIP_FRAMES = 16     # at FPS = 8 frames a second
+CLIPS_A_VIDEO = 4    # one for each action
+VIDEOS_A_NOUN = 8    # for training; one more is held out
 
-SPOKEN = [   # {a}ction and {n}oun; two of them fill a block of 32; the text corpus uses them too
+# {a}ction and {n}oun. Two of these fill a block of 32 tokens.
+SPOKEN = [
     "okay so now we are going to {a} the {n} and then we watch it closely",
     "and here you can see me {a} this {n} again so that everybody can see it",
     "well let us {a} the {n} for a moment and see what happens to it then",
@@ -2093,116 +2108,193 @@ SPOKEN = [   # {a}ction and {n}oun; two of them fill a block of 32; the text cor
     "watch closely what happens here as we {a} the {n} for the very first time",
     "then we take our {n} from over there and we {a} it like this you see",
     "this is my {n} that i told you about and i will {a} it now",
-    "first of all you take the {n} and then you {a} it with one finger"]
+    "first of all you take the {n} and then you {a} it with one finger",
+]
+# {p} and {q}: two people, {w}here, {m}ood
 WRITTEN = [
-    "{p} keeps the {n} in the {w} .", "{p} saw a {n} in the {w} yesterday .", "there is a {n} in the {w} of {p} .",
-    "{p} gave the {n} to {q} last week .", "everybody knows the {n} of {p} .",
-    "{p} wants to {a} the {n} but {q} does not .", "what does {p} do with the {n} ? {p} likes to {a} it ."]
-PROPERTY_SENTENCES = [   # {b}ehaviour or {v}alue of a property {k}, and what the word {g} means; never a noun of the world
-    "something {b} when you {a} it .", "what does it do when you {a} it ? it {b} .", "if it {b} then it {g} .",
-    "something that {b} {g} .", "{p} wants something that {g} , so it {b} .", "which of them {b} ? the one that {g} .",
-    "what {k} is it ? it is {v} .", "{p} has a {v} one in the {w} .", "if it is {v} then it is {g} .",
-    "a {v} thing is {g} .", "{p} wants one that is {g} , so it is {v} .", "which of them is {v} ? the one that is {g} ."]
-MEANINGS = {   # so that a text-only model can tell rivals apart: words used in the same places get the same vectors
-    "rises": "goes up high", "sinks": "goes down low", "grows": "gets larger", "shrinks": "gets tiny",
-    "hurries": "becomes fast", "brakes": "becomes slow", "turns left": "faces the west", "turns right": "faces the east",
+    "{p} keeps the {n} in the {w} .",
+    "{p} saw a {n} in the {w} yesterday .",
+    "there is a {n} in the {w} of {p} .",
+    "{p} gave the {n} to {q} last week .",
+    "everybody knows the {n} of {p} .",
+    "{p} wants to {a} the {n} but {q} does not .",
+    "what does {p} do with the {n} ? {p} likes to {a} it .",
+]
+# {v}alue of a property {k}, and what it {g}ives: never with a noun of the world
+DYNAMIC_SENTENCES = [
+    "something {v} when you {a} it .",
+    "what does it do when you {a} it ? it {v} .",
+    "if it {v} then it {g} .",
+    "something that {v} {g} .",
+    "{p} wants something that {g} , so it {v} .",
+    "which of them {v} ? the one that {g} .",
+]
+STATIC_SENTENCES = [
+    "what {k} is it ? it is {v} .",
+    "{p} has a {v} one in the {w} .",
+    "if it is {v} then it is {g} .",
+    "a {v} thing is {g} .",
+    "{p} wants one that is {g} , so it is {v} .",
+    "which of them is {v} ? the one that is {g} .",
+]
+# Without these, rival words would stand in the same places and get the same vectors.
+MEANINGS = {
+    "rises": "goes up high", "sinks": "goes down low",
+    "grows": "gets larger", "shrinks": "gets tiny",
+    "hurries": "becomes fast", "brakes": "becomes slow",
+    "turns left": "faces the west", "turns right": "faces the east",
     "red": "like a fire", "green": "like grass", "blue": "like the sky", "yellow": "like the sun",
-    "round": "without corners", "long": "like a snake", "big": "like a house", "small": "like an ant"}
+    "round": "without corners", "long": "like a snake",
+    "big": "like a house", "small": "like an ant",
+}
 PLAIN_SENTENCES = [
-    "{p} is behind {q} and {q} is in front of {p} .", "{p} is not {m} but {q} is {m} .", "{p} sees {q} in the {w} .",
-    "{q} is seen by {p} in the {w} .", "{p} is in the {w} and {q} is not .", "{p} eats before {q} sleeps .",
-    "{p} gives it to {q} , so now {q} has it .", "who is {m} ? {p} is {m} and {q} is not ."]
+    "{p} is behind {q} and {q} is in front of {p} .",
+    "{p} is not {m} but {q} is {m} .",
+    "{p} sees {q} in the {w} .",
+    "{q} is seen by {p} in the {w} .",
+    "{p} is in the {w} and {q} is not .",
+    "{p} eats before {q} sleeps .",
+    "{p} gives it to {q} , so now {q} has it .",
+    "who is {m} ? {p} is {m} and {q} is not .",
+]
 PEOPLE = "sam kim ann ben lee joe tom eve ida bob".split()
 PLACES = "kitchen garden hall attic cellar yard garage office".split()
-MOODS = {"happy": "sad", "tired": "awake", "rich": "poor", "calm": "angry"}
+MOODS = {"happy": "sad", "tired": "awake", "rich": "poor", "calm": "angry"}   # good: bad
 
 
 def balanced(values, count, generator):
-    """`count` values in random order, each as often as the others (counts differ by at most one)."""
-    drawn = [values[index % len(values)] for index in range(count)]
-    return [drawn[index] for index in generator.permutation(count)]
+    """`count` values in random order, each as often as the others (counts differ by at most 1)."""
+    repeated = [values[index % len(values)] for index in range(count)]
+    return [repeated[index] for index in generator.permutation(count)]
 
 
 def make_world(seed):
-    """Draws the world: {noun: {"group": ..., property: value}}, every property exactly balanced in every group."""
+    """Draws {noun: {"group": group, property: value}}; each group has all values equally often."""
     generator = numpy_generator(seed, "world")
-    order, world = generator.permutation(NOUNS).tolist(), {}
+    order = generator.permutation(NOUNS).tolist()
+    world = {}
     for group, count in GROUPS.items():
         members = [order.pop() for _ in range(count)]
-        drawn = {name: balanced(values, count, generator) for name, (_, values) in PROPERTIES.items()}
-        for index, noun in enumerate(members):
-            world[noun] = {"group": group, **{name: drawn[name][index] for name in PROPERTIES}}
+        for noun in members:
+            world[noun] = {"group": group}
+        for name, (_, values) in PROPERTIES.items():
+            for noun, value in zip(members, balanced(values, count, generator)):
+                world[noun][name] = value
     return world
 
 
+def filmed_nouns(world):
+    return [noun for noun in world if world[noun]["group"] != "unfilmed"]
+
+
 def fill(template, generator, **given):
-    """Fills a template's free slots: two different people, a place, a mood, an action."""
-    p, q = generator.choice(PEOPLE, 2, replace=False)
-    slots = {"p": p, "q": q, "w": generator.choice(PLACES), "m": generator.choice(list(MOODS)),
-             "a": generator.choice(ACTIONS)}
-    return template.format(**{**slots, **given})
+    """Fills a template: two people, a place, a mood and an action by lot, unless they are given."""
+    p, q = two_people(generator)
+    slots = {"p": p, "q": q}
+    slots["w"] = generator.choice(PLACES)
+    slots["m"] = generator.choice(list(MOODS))
+    slots["a"] = generator.choice(ACTIONS)
+    slots.update(given)
+    return template.format(**slots)
+
+
+def two_people(generator):
+    return generator.choice(PEOPLE, 2, replace=False).tolist()
+
+
+def two_places(generator):
+    return generator.choice(PLACES, 2, replace=False).tolist()
+
+
+# --- pictures
+
+
+def draw_path(properties, action, generator):
+    """Where a thing is, frame by frame: x, y in pixels, phase of its growth 0..1, angle; each [F].
+
+    The two behaviours of an action visit the same frames in opposite order or at another pace,
+    from a random phase of a cycle: the picture wraps round, sizes run through a saw-tooth. So no
+    single frame tells them apart, the first and the last included.
+    """
+    frames = np.arange(CLIP_FRAMES)
+    x = np.full(CLIP_FRAMES, generator.uniform(0, SIDE))
+    y = np.full(CLIP_FRAMES, generator.uniform(0, SIDE))
+    phase = np.full(CLIP_FRAMES, generator.uniform())
+    angle = np.full(CLIP_FRAMES, generator.uniform(0, 2 * np.pi))
+    if action == "drop":   # image rows count downwards
+        step = -1.6 if properties["lift"] == "rises" else 1.6
+        y = y + step * frames
+    elif action == "heat":
+        step = 1 if properties["growth"] == "grows" else -1
+        phase = (phase + step * frames / CLIP_FRAMES) % 1
+    elif action == "push":   # 0.3 to 3 pixels a frame or the reverse, to either side
+        speed = np.linspace(0.3, 3.0, CLIP_FRAMES)
+        if properties["pace"] == "brakes":
+            speed = speed[::-1]
+        x = x + generator.choice([-1, 1]) * np.cumsum(speed)
+    else:   # a falling angle turns left, as rows count downwards
+        step = -0.2 if properties["spin"] == "turns left" else 0.2
+        angle = angle + step * frames
+    x = x + generator.normal(0, 0.15, CLIP_FRAMES)
+    y = y + generator.normal(0, 0.15, CLIP_FRAMES)
+    return [values.astype(np.float32)[:, None, None] for values in (x, y, phase, angle)]
+
+
+def offsets(x, y):
+    """Distance of every pixel from (x, y) [F, 1, 1] on a picture that wraps round: two [F, S, S]."""
+    rows, columns = np.mgrid[:SIDE, :SIDE].astype(np.float32)
+    dx = (columns - x + SIDE / 2) % SIDE - SIDE / 2
+    dy = (rows - y + SIDE / 2) % SIDE - SIDE / 2
+    return dx, dy
 
 
 def draw_clip(properties, action, generator):
-    """Renders one clip, uint8 [16, 48, 48, 3]: what a noun of these properties does under an action.
+    """One clip, uint8 [16, 48, 48, 3]: what a thing of these properties does under an action.
 
-    The two behaviours of an action visit the same frames in opposite order or at another pace, from a random phase of a
-    cycle (the picture wraps round, sizes run through a saw-tooth), so that no single frame, first and last included,
-    tells them apart. Grey specks, pixel noise and jitter are there to be ignored.
+    Grey specks, pixel noise and jitter are there to be ignored.
     """
-    F, S = CLIP_FRAMES, SIDE
-    t = np.arange(F)
-    behaviour = {PROPERTIES[name][0]: properties[name] for name in DYNAMIC}[action]
-    x, y = np.full(F, generator.uniform(0, S)), np.full(F, generator.uniform(0, S))
-    phase, angle = np.full(F, generator.uniform()), np.full(F, generator.uniform(0, 2 * np.pi))
-    if action == "drop":      # image rows count downwards
-        y = y + (-1.6 if behaviour == "rises" else 1.6) * t
-    elif action == "heat":
-        phase = (phase + (1 if behaviour == "grows" else -1) * t / F) % 1
-    elif action == "tap":     # rows count downwards, so a falling angle turns left (anticlockwise)
-        angle = angle + (-0.2 if behaviour == "turns left" else 0.2) * t
-    else:                     # from 0.3 to 3 pixels a frame or the reverse, to either side
-        speed = np.linspace(0.3, 3.0, F)
-        speed = speed if behaviour == "hurries" else speed[::-1]
-        x = x + generator.choice([-1, 1]) * np.cumsum(speed)
-    x, y, phase, angle = [values.astype(np.float32) for values in (
-        x + generator.normal(0, 0.15, F), y + generator.normal(0, 0.15, F), phase, angle)]
+    x, y, phase, angle = draw_path(properties, action, generator)
     low, high = (9.5, 15.5) if properties["size"] == "big" else (4.5, 7.5)
-    radius = (low * (high / low) ** phase)[:, None, None]                                    # pixels
-
-    rows, columns = np.mgrid[:S, :S].astype(np.float32)
-    dx = (columns - x[:, None, None] + S / 2) % S - S / 2                                    # [F, S, S], wrapped
-    dy = (rows - y[:, None, None] + S / 2) % S - S / 2
-    cos, sin = np.cos(angle)[:, None, None], np.sin(angle)[:, None, None]
-    along, across = dx * cos + dy * sin, dy * cos - dx * sin
+    radius = low * (high / low) ** phase                                    # [F, 1, 1] pixels
+    dx, dy = offsets(x, y)
+    along = dx * np.cos(angle) + dy * np.sin(angle)                         # [F, S, S]
+    across = dy * np.cos(angle) - dx * np.sin(angle)
     if properties["shape"] == "round":
         inside = radius - np.hypot(along, across)
     else:
         inside = np.minimum(1.35 * radius - np.abs(along), 0.45 * radius - np.abs(across))
-    body = np.clip(inside + 0.5, 0, 1)[..., None]                                            # [F, S, S, 1]
+    body = np.clip(inside + 0.5, 0, 1)[..., None]                           # [F, S, S, 1]
     mark = np.clip(0.33 * radius - np.hypot(along - 0.62 * radius, across) + 0.5, 0, 1)[..., None]
-    picture = np.full((F, S, S, 3), generator.uniform(150, 235), np.float32)
+
+    frames = np.arange(CLIP_FRAMES)
+    grey = generator.uniform(150, 235)
+    picture = np.full((CLIP_FRAMES, SIDE, SIDE, 3), grey, np.float32)
     for _ in range(generator.integers(0, 3)):
-        place, drift = generator.uniform(0, S, 2), generator.normal(0, 0.5, 2)
-        path_x, path_y = [(place[k] + drift[k] * t).astype(np.float32)[:, None, None] for k in (0, 1)]
-        speck_x, speck_y = (columns - path_x + S / 2) % S - S / 2, (rows - path_y + S / 2) % S - S / 2
-        speck = np.clip(2.0 - np.hypot(speck_x, speck_y), 0, 1)[..., None]
+        place = generator.uniform(0, SIDE, 2)
+        drift = generator.normal(0, 0.5, 2)
+        path = (place[:, None] + drift[:, None] * frames).astype(np.float32)   # [2, F]
+        speck_dx, speck_dy = offsets(*path[:, :, None, None])
+        speck = np.clip(2.0 - np.hypot(speck_dx, speck_dy), 0, 1)[..., None]
         picture = picture * (1 - speck) + np.float32(generator.uniform(60, 130)) * speck
-    colour = np.array(COLOURS[properties["colour"]], np.float32) * np.float32(generator.uniform(0.85, 1.1))
+    brightness = np.float32(generator.uniform(0.85, 1.1))
+    colour = np.array(COLOURS[properties["colour"]], np.float32) * brightness
     picture = picture * (1 - body) + colour * body
     mark = mark * body
-    picture = picture * (1 - mark) + 0.25 * colour * mark                                    # a dark mark off centre
-    picture += 4 * generator.standard_normal((F, S, S, 1), dtype=np.float32)
+    picture = picture * (1 - mark) + 0.25 * colour * mark                   # dark, off the centre
+    picture += 4 * generator.standard_normal((CLIP_FRAMES, SIDE, SIDE, 1), dtype=np.float32)
     return np.clip(picture, 0, 255).astype(np.uint8)
 
 
 def write_video(path, frames):
-    """Encodes uint8 [N, S, S, 3] as H.264, 8 frames a second, through a temporary name."""
-    temporary = Path(str(path) + ".tmp")
+    """Encodes uint8 [N, S, S, 3] as H.264, FPS frames a second, through a temporary name."""
+    temporary = path.with_name(path.name + ".tmp")
     with av.open(str(temporary), "w", format="mp4") as container:
-        stream = container.add_stream("libx264", rate=FPS, options={"preset": "ultrafast", "crf": "21"})
-        stream.width = stream.height = SIDE
-        stream.pix_fmt, stream.thread_count = "yuv420p", 1
+        options = {"preset": "ultrafast", "crf": "21"}
+        stream = container.add_stream("libx264", rate=FPS, options=options)
+        stream.width = SIDE
+        stream.height = SIDE
+        stream.pix_fmt = "yuv420p"
+        stream.thread_count = 1   # the same bytes on every machine
         for picture in frames:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         container.mux(stream.encode())
@@ -2210,455 +2302,648 @@ def write_video(path, frames):
 
 
 def make_video(seed, name, noun, properties, folder):
-    """One video of one noun: every action once, in random order, with its narration. Returns (captions, actions).
+    """One video of one noun: every action once, in random order. Returns (actions, captions).
 
-    A caption is (words, how many words of the one before it repeats, start, end): two in five repeat some, as rolling
-    speech captions do.
+    A caption is (its words, how many words of the caption before come first, start, end): two in
+    five repeat some, as rolling speech captions do.
     """
     generator = numpy_generator(seed, "video", name)
     actions = generator.permutation(ACTIONS).tolist()
+    clips = [draw_clip(properties, action, generator) for action in actions]
     path = Path(folder) / f"{name}.mp4"
-    frames = [draw_clip(properties, action, generator) for action in actions]
     if not path.exists():
-        write_video(path, np.concatenate(frames))
-    seconds, captions, before = CLIP_FRAMES / FPS, [], []
+        write_video(path, np.concatenate(clips))
+    seconds = CLIP_FRAMES / FPS
+    captions = []
     for index, action in enumerate(actions):
         words = generator.choice(SPOKEN).format(a=action, n=noun).split()
-        rolled = before[-int(generator.integers(2, 5)):] if before and generator.uniform() < 0.4 else []
-        start = max(0.0, index * seconds + generator.uniform(-0.2, 0.2))
-        end = min(CLIPS_A_VIDEO * seconds, (index + 1) * seconds + generator.uniform(-0.2, 0.2))
-        captions.append((" ".join(words), len(rolled), round(start, 2), round(end, 2)))
-        before = words
-    return captions, actions
+        repeated = 0
+        if index > 0 and generator.uniform() < 0.4:
+            repeated = int(generator.integers(2, 5))
+        start = index * seconds + generator.uniform(-0.2, 0.2)
+        end = (index + 1) * seconds + generator.uniform(-0.2, 0.2)
+        start = round(max(0.0, start), 2)
+        end = round(min(CLIPS_A_VIDEO * seconds, end), 2)
+        captions.append((words, repeated, start, end))
+    return actions, captions
+
+
+def join_captions(narrations, training, generator):
+    """{video: captions} -> HowTo100M's form {video: {"text": [], "start": [], "end": []}}.
+
+    One caption in twelve is spoken over another video's clip: texts change places among the
+    `training` videos, so that counts of nouns and actions stay exactly equal.
+    """
+    slots = []
+    for name in training:
+        for index in range(CLIPS_A_VIDEO):
+            if generator.uniform() < 1 / 12:
+                slots.append((name, index))
+    words = {name: [caption[0] for caption in narrations[name]] for name in narrations}
+    moved = [words[name][index] for name, index in slots]
+    for (name, index), text in zip(slots, moved[1:] + moved[:1]):
+        words[name][index] = text
+    joined = {}
+    for name, captions in narrations.items():
+        texts = []
+        for index, (_, repeated, _, _) in enumerate(captions):
+            # of what was really said before, so after the exchange
+            tail = words[name][index - 1][-repeated:] if repeated else []
+            texts.append(" ".join(tail + words[name][index]))
+        starts = [start for _, _, start, _ in captions]
+        ends = [end for _, _, _, end in captions]
+        joined[name] = {"text": texts, "start": starts, "end": ends}
+    return joined
+
+
+def retrieval_row(name, noun, properties, action, index):
+    """A row of the retrieval pool: clip `index` of a held-out video, its text and what it shows."""
+    seconds = CLIP_FRAMES / FPS
+    shown = {key: properties[key] for key in STATIC}
+    shown["behaviour"] = properties[DYNAMIC[ACTIONS.index(action)]]
+    return {
+        "video": name, "start": index * seconds, "end": (index + 1) * seconds,
+        "text": SPOKEN[0].format(a=action, n=noun), "noun": noun, "group": properties["group"],
+        "shown": shown,
+    }
+
+
+# --- text
+
+
+def noun_article(noun, sentences, generator):
+    """Sentences about one noun; no word of a property."""
+    article = []
+    for _ in range(sentences):
+        if generator.uniform() < 0.6:
+            template = generator.choice(SPOKEN) + " ."
+        else:
+            template = generator.choice(WRITTEN)
+        article.append(fill(template, generator, n=noun))
+    return article
+
+
+def property_article(values_left, sentences, generator):
+    """Three sentences about one property, the others plain; no noun of the world."""
+    name = generator.choice(list(PROPERTIES))
+    action, _ = PROPERTIES[name]
+    article = []
+    for _ in range(3):
+        value = next(values_left[name])
+        given = {"v": value, "k": name, "g": MEANINGS[value]}
+        if action:
+            given["a"] = action
+        template = generator.choice(DYNAMIC_SENTENCES if action else STATIC_SENTENCES)
+        article.append(fill(template, generator, **given))
+    for _ in range(sentences - 3):
+        article.append(fill(generator.choice(PLAIN_SENTENCES), generator))
+    return article
 
 
 def make_text(world, seed, documents, sentences=5):
-    """Lines of text, a line a short article: three in four about one noun (all nouns equally often), the rest without.
+    """Lines of text, a short article each: three in four about one noun, all nouns equally often.
 
-    Articles are about one thing, as encyclopaedias' are; property words occur, every value as often as its rivals, in
-    articles without a noun of the world only.
+    The rest holds the property words, every value as often as its rivals.
     """
     generator = numpy_generator(seed, "text", documents)
-    subjects = balanced(list(world), documents * 3 // 4, generator)
-    subjects += [None] * (documents - len(subjects))
-    words = {name: iter(balanced(values, 3 * documents, generator)) for name, (_, values) in PROPERTIES.items()}
+    about = balanced(list(world), documents * 3 // 4, generator)
+    about += [None] * (documents - len(about))
+    values_left = {}
+    for name, (_, values) in PROPERTIES.items():
+        values_left[name] = iter(balanced(values, 3 * documents, generator))
     lines = []
-    for subject in [subjects[index] for index in generator.permutation(documents)]:
-        article = []
-        if subject is None:
-            name = generator.choice(list(PROPERTIES))
-            action, _ = PROPERTIES[name]
-            fitting = [s for s in PROPERTY_SENTENCES if ("{b}" in s) == (action is not None)]
-            for _ in range(3):
-                value = next(words[name])
-                article.append(fill(generator.choice(fitting), generator, b=value, v=value, k=name, g=MEANINGS[value],
-                                    **({"a": action} if action else {})))
-            article += [fill(generator.choice(PLAIN_SENTENCES), generator) for _ in range(sentences - 3)]
+    for index in generator.permutation(documents):
+        if about[index] is None:
+            article = property_article(values_left, sentences, generator)
         else:
-            for _ in range(sentences):
-                template = generator.choice(SPOKEN) + " ." if generator.uniform() < 0.6 else generator.choice(WRITTEN)
-                article.append(fill(template, generator, n=subject))
-        lines.append(" ".join(article[index] for index in generator.permutation(sentences)))
+            article = noun_article(about[index], sentences, generator)
+        order = generator.permutation(sentences)
+        lines.append(" ".join(article[place] for place in order))
     return lines
 
 
-# --- tasks: each row is (fields, label, part, noun, property); part is "grounded" (needs what only video told) or
-# "ungrounded" (word order, negation, copying: what any student must keep)
+# --- tasks
+
+
+class Row(NamedTuple):
+    """A row of a task. Grounded rows have a noun and need what only video tells; ungrounded rows
+    (word order, negation, copying) are what every student must keep."""
+    fields: dict         # the columns of its file
+    label: str | int     # of SQuAD the answer, "" where there is none
+    noun: str | None
+    property: str        # of an ungrounded row what it tests
 
 
 def facts(world, nouns, names, generator):
-    """(noun, property, action, value, is it true): each noun and property of `names` once true, once false.
+    """(noun, property, value, is it true): each noun and property of `names` once true, once false.
 
-    Balanced: every value is asked as often truly as falsely in every group (colours rotate by one common shift).
+    Every value is asked as often truly as falsely in a group: colours move by one common shift.
     """
-    shift, out = int(generator.integers(1, 4)), []
+    shift = int(generator.integers(1, 4))
+    rows = []
     for noun in nouns:
         for name in names:
-            action, values = PROPERTIES[name]
-            true = world[noun][name]
-            index = values.index(true)
-            false = values[(index + (shift if len(values) > 2 else 1)) % len(values)]
-            out += [(noun, name, action, true, True), (noun, name, action, false, False)]
-    return out
+            values = PROPERTIES[name][1]
+            index = values.index(world[noun][name])
+            step = shift if len(values) > 2 else 1
+            rows.append((noun, name, values[index], True))
+            rows.append((noun, name, values[(index + step) % len(values)], False))
+    return rows
+
+
+def having(world, nouns, name, value):
+    return [noun for noun in nouns if world[noun][name] == value]
 
 
 def pairs(world, nouns, generator):
-    """(noun, rival, property, action, noun's value): pairs that differ in a dynamic property; each noun once a property."""
-    out = []
+    """(noun, rival, property): the noun has the property's first value, its rival the second.
+
+    Each noun is in one pair of every dynamic property.
+    """
+    rows = []
     for name in DYNAMIC:
-        action, (a, b) = PROPERTIES[name]
-        sides = [[noun for noun in nouns if world[noun][name] == value] for value in (a, b)]
-        rivals = generator.permutation(sides[1]).tolist()
-        out += [(noun, rival, name, action, a) for noun, rival in zip(generator.permutation(sides[0]).tolist(), rivals)]
-    return out
+        first, second = PROPERTIES[name][1]
+        rivals = generator.permutation(having(world, nouns, name, second)).tolist()
+        members = generator.permutation(having(world, nouns, name, first)).tolist()
+        rows += [(noun, rival, name) for noun, rival in zip(members, rivals)]
+    return rows
 
 
-def asked(noun, action):
-    """The open question about a behaviour."""
-    return f"what does the {noun} do when you {action} it ?"
+def choices(world, nouns, generator):
+    """(right, wrong, property, is the right one second): both words of each pair are asked for.
+
+    So each noun is right as often as wrong, and first as often as second.
+    """
+    drawn = pairs(world, nouns, generator)
+    places = {}
+    for name in DYNAMIC:
+        for side in (0, 1):
+            places[name, side] = iter(balanced([0, 1], len(drawn) // len(DYNAMIC), generator))
+    rows = []
+    for noun, rival, name in drawn:
+        rows.append((noun, rival, name, next(places[name, 0])))
+        rows.append((rival, noun, name, next(places[name, 1])))
+    return rows
 
 
-def two_people(generator):
-    return generator.choice(PEOPLE, 2, replace=False).tolist()
+def ordered(right, wrong, second):
+    return [wrong, right] if second else [right, wrong]
+
+
+def behaviour_question(noun, name):
+    return f"what does the {noun} do when you {PROPERTIES[name][0]} it ?"
 
 
 def sst2(world, nouns, plain, generator):
-    """One sentence, 1 = true (grounded), or the mood in it is the good one (negation)."""
-    for noun, name, action, value, truth in facts(world, nouns, DYNAMIC, generator):
-        yield {"sentence": f"when you {action} the {noun} it {value} ."}, int(truth), "grounded", noun, name
+    """One sentence, 1 = true. Ungrounded: is the mood a good one (negation)."""
+    for noun, name, value, truth in facts(world, nouns, DYNAMIC, generator):
+        sentence = f"when you {PROPERTIES[name][0]} the {noun} it {value} ."
+        yield Row({"sentence": sentence}, int(truth), noun, name)
     for index in range(plain):
         good, bad = list(MOODS.items())[index // 4 % 4]
-        mood, negated = ((good, False), (bad, True), (good, True), (bad, False))[index % 4]
+        mood = [good, f"not {bad}", f"not {good}", bad][index % 4]
         person = generator.choice(PEOPLE)
-        yield ({"sentence": f"{person} in the {generator.choice(PLACES)} is {'not ' * negated}{mood} ."},
-               int((mood == good) != negated), "ungrounded", None, "negation")
+        sentence = f"{person} in the {generator.choice(PLACES)} is {mood} ."
+        yield Row({"sentence": sentence}, int(index % 4 < 2), None, "negation")
 
 
 def qnli(world, nouns, plain, generator):
     """Does the sentence answer the question with yes? Ungrounded: negation."""
-    for noun, name, action, value, truth in facts(world, nouns, DYNAMIC, generator):
-        yield ({"question": asked(noun, action), "sentence": f"it {value} ."},
-               "entailment" if truth else "not_entailment", "grounded", noun, name)
+    labels = {True: "entailment", False: "not_entailment"}
+    for noun, name, value, truth in facts(world, nouns, DYNAMIC, generator):
+        fields = {"question": behaviour_question(noun, name), "sentence": f"it {value} ."}
+        yield Row(fields, labels[truth], noun, name)
     for index in range(plain):
-        p, mood, truth = generator.choice(PEOPLE), generator.choice(list(MOODS)), index % 2 == 0
-        yield ({"question": f"is {p} {mood} ?", "sentence": f"{p} is {'' if truth else 'not '}{mood} ."},
-               "entailment" if truth else "not_entailment", "ungrounded", None, "negation")
+        person = generator.choice(PEOPLE)
+        mood = generator.choice(list(MOODS))
+        denial = "not " if index % 2 else ""
+        fields = {"question": f"is {person} {mood} ?", "sentence": f"{person} is {denial}{mood} ."}
+        yield Row(fields, labels[index % 2 == 0], None, "negation")
 
 
 def qqp(world, nouns, plain, generator):
     """Have two questions the same answer? Ungrounded: active and passive."""
     for name in DYNAMIC:
-        action, values = PROPERTIES[name]
-        sides = {value: [noun for noun in nouns if world[noun][name] == value] for value in values}
-        for value in values:
-            other = values[1 - values.index(value)]
-            same, different = np.roll(sides[value], int(generator.integers(1, len(sides[value])))), sides[other]
-            for noun, like, unlike in zip(sides[value], same.tolist(), generator.permutation(different).tolist()):
-                for rival, label in ((like, 1), (unlike, 0)):
-                    yield ({"question1": asked(noun, action), "question2": asked(rival, action)},
-                           label, "grounded", noun, name)
+        values = PROPERTIES[name][1]
+        for value, other in (values, values[::-1]):
+            members = having(world, nouns, name, value)
+            alike = np.roll(members, int(generator.integers(1, len(members)))).tolist()
+            unlike = generator.permutation(having(world, nouns, name, other)).tolist()
+            for noun, same, different in zip(members, alike, unlike):
+                question = behaviour_question(noun, name)
+                for rival, label in ((same, 1), (different, 0)):
+                    rival_question = behaviour_question(rival, name)
+                    fields = {"question1": question, "question2": rival_question}
+                    yield Row(fields, label, noun, name)
     for index in range(plain):
         p, q = two_people(generator)
-        yield ({"question1": f"does {p} see {q} ?",
-                "question2": f"is {q} seen by {p} ?" if index % 2 == 0 else f"is {p} seen by {q} ?"},
-               int(index % 2 == 0), "ungrounded", None, "order")
+        passive = [f"is {q} seen by {p} ?", f"is {p} seen by {q} ?"][index % 2]
+        fields = {"question1": f"does {p} see {q} ?", "question2": passive}
+        yield Row(fields, 1 - index % 2, None, "order")
 
 
 def mnli(world, nouns, plain, generator):
-    """Premise and hypothesis. Grounded: is it so or not; everything neutral, which a hypothesis shows by itself, is
-    ungrounded, as is where people are (copying)."""
-    for noun, name, action, value, truth in facts(world, nouns, ("colour", "shape", "size"), generator):
-        yield ({"sentence1": f"{generator.choice(PEOPLE)} knows the {noun} .",
-                "sentence2": f"it is {value} ."},
-               "entailment" if truth else "contradiction", "grounded", noun, name)
+    """Premise and hypothesis. Grounded: is it so or not. Ungrounded: where people are (copying).
+
+    A neutral hypothesis shows that it is neutral by itself, so it is ungrounded.
+    """
+    for noun, name, value, truth in facts(world, nouns, STATIC, generator):
+        premise = f"{generator.choice(PEOPLE)} knows the {noun} ."
+        label = "entailment" if truth else "contradiction"
+        yield Row({"sentence1": premise, "sentence2": f"it is {value} ."}, label, noun, name)
     for index in range(plain):
         p, q = two_people(generator)
-        place, other = generator.choice(PLACES, 2, replace=False)
-        hypothesis, label = ((f"{p} is in the {place} .", "entailment"), (f"{p} is in the {other} .", "contradiction"),
-                             (f"{p} is {generator.choice(list(MOODS))} .", "neutral"))[index % 3]
-        yield ({"sentence1": f"{p} is in the {place} and {q} is in the {other} .", "sentence2": hypothesis},
-               label, "ungrounded", None, "copying")
-
-
-def piqa(world, nouns, plain, generator):
-    """Which of two things does it? Both words are asked of each pair, so that each noun is right as often as wrong."""
-    made = pairs(world, nouns, generator)
-    first = {name: [iter(balanced([0, 1], len(made) // len(DYNAMIC), generator)) for _ in range(2)] for name in DYNAMIC}
-    for noun, rival, name, action, value in made:
-        for which, (right, wrong) in enumerate(((noun, rival), (rival, noun))):
-            label = next(first[name][which])
-            choices = [f"{action} the {right} .", f"{action} the {wrong} ."][::-1 if label else 1]
-            yield ({"goal": f"{generator.choice(PEOPLE)} wants something that {world[right][name]} .",
-                    "sol1": choices[0], "sol2": choices[1]}, label, "grounded", right, name)
-    for index in range(plain):
-        p, q = two_people(generator)
-        place, other = generator.choice(PLACES, 2, replace=False)
-        label = index % 2
-        choices = [f"go to the {place} .", f"go to the {other} ."][::-1 if label else 1]
-        yield ({"goal": f"{p} is in the {place} and {q} is in the {other} . find {p} .", "sol1": choices[0],
-                "sol2": choices[1]}, label, "ungrounded", None, "copying")
-
-
-def swag(world, nouns, plain, generator):
-    """Which of four endings follows? Two actions, two behaviours each; ungrounded: who has it now."""
-    positions = iter(balanced([0, 1, 2, 3], 6 * len(nouns), generator) + balanced([0, 1, 2, 3], plain, generator))
-    for noun in nouns:
-        for i, one in enumerate(DYNAMIC):
-            for two in DYNAMIC[i + 1:]:
-                (a, values), (b, others) = PROPERTIES[one], PROPERTIES[two]
-                right = f"{world[noun][one]} and then it {world[noun][two]} ."
-                wrong = [f"{v} and then it {w} ." for v in values for w in others]
-                wrong.remove(right)
-                label = next(positions)
-                endings = generator.permutation(wrong).tolist()
-                endings.insert(label, right)
-                yield ({"sent1": f"you {a} the {noun} and then you {b} it .", "sent2": "it", "endings": endings},
-                       label, "grounded", noun, f"{one}+{two}")
-    for index in range(plain):
-        p, q = two_people(generator)
-        label = next(positions)
-        endings = generator.permutation([f"{p} has it .", f"{p} sees {q} .", f"{q} gives it to {p} ."]).tolist()
-        endings.insert(label, f"{q} has it .")
-        yield {"sent1": f"{p} gives it to {q} .", "sent2": "so now", "endings": endings}, label, "ungrounded", None, "order"
-
-
-def squad(world, nouns, plain, generator, impossible=False):
-    """Which of two things does it? The answer is a noun of the context. v2.0 adds questions that neither answers."""
-    made, alike = pairs(world, nouns, generator), {name: [] for name in DYNAMIC}
-    order = {name: [iter(balanced([1, -1], len(made) // len(DYNAMIC), generator)) for _ in range(2)] for name in DYNAMIC}
-    for noun, rival, name, action, value in made:
-        for which, (right, wrong) in enumerate(((noun, rival), (rival, noun))):
-            first, second = [right, wrong][::next(order[name][which])]
-            yield ({"context": f"you {action} the {first} and the {second} .",
-                    "question": f"which of them {world[right][name]} ?", "answer": right}, right, "grounded", right, name)
-        both = {value: noun, PROPERTIES[name][1][1]: rival}
-        alike[name].append(both)
-    for name, rows in alike.items() if impossible else ():   # two nouns alike, asked about the other word: no answer
-        action, (a, b) = PROPERTIES[name]
-        for asked_word, shown in ((b, a), (a, b)):
-            members = [row[shown] for row in rows]
-            for noun, twin in zip(members, members[1:] + members[:1]):
-                yield ({"context": f"you {action} the {noun} and the {twin} .", "question": f"which of them {asked_word} ?",
-                        "answer": None}, "", "grounded", noun, name)
-    for _ in range(plain):
-        p, q = two_people(generator)
-        place, other = generator.choice(PLACES, 2, replace=False)
-        answer, where = ((p, place), (q, other))[int(generator.integers(2))]
-        yield ({"context": f"{p} is in the {place} and {q} is in the {other} .", "question": f"who is in the {where} ?",
-                "answer": answer}, answer, "ungrounded", None, "copying")
-
-
-FIRST = {"lift": "reaches the top", "growth": "fills the hall", "pace": "gets there", "spin": "faces the west"}
-
-
-def tracie(world, nouns, plain, generator):
-    """Implicit order of events: of two things, the one whose behaviour leads to an event comes to it first (what rises
-    reaches the top before what sinks). Ungrounded: the order told."""
-    for noun, rival, name, action, value in pairs(world, nouns, generator):   # noun has the first value: rises, grows, ...
-        for one, two in ((noun, rival), (rival, noun)):
-            story = (f"{PEOPLE[0]} and {PEOPLE[1]} meet . they {action} the {one} . they {action} the {two} . "
-                     "they wait . they go .")
-            for relation in ("starts before", "starts after", "ends before", "ends after"):
-                holds = (one == noun) == relation.endswith("before")
-                yield ({"query": f"the {one} {FIRST[name]} {relation} the {two}", "story": story},
-                       "positive" if holds else "negative", "grounded", one, name)
-    for index in range(plain):
-        p, q = two_people(generator)
-        story = f"{p} and {q} meet . {p} eats . then {q} sleeps . they wait . they go ."
-        relation, holds = (("starts before", True), ("starts after", False),
-                           ("ends before", True), ("ends after", False))[index % 4]
-        yield ({"query": f"{p} eats {relation} {q} sleeps", "story": story}, "positive" if holds else "negative",
-               "ungrounded", None, "order")
+        place, other = two_places(generator)
+        mood = generator.choice(list(MOODS))
+        hypothesis, label = [
+            (f"{p} is in the {place} .", "entailment"),
+            (f"{p} is in the {other} .", "contradiction"),
+            (f"{p} is {mood} .", "neutral"),
+        ][index % 3]
+        premise = f"{p} is in the {place} and {q} is in the {other} ."
+        yield Row({"sentence1": premise, "sentence2": hypothesis}, label, None, "copying")
 
 
 def diagnostics(world, nouns, plain, generator):
-    """MNLI's rows with GLUE-diagnostics' category columns: Knowledge is what is grounded. It asks of the properties that
-    MNLI trains on: to others a model says "neutral", more or less often, whatever it knows of the noun."""
-    for fields, label, part, noun, name in mnli(world, nouns, plain, generator):
-        yield ({**fields, "category": "Knowledge" if part == "grounded" else "Lexical Semantics",
-                "tag": "World knowledge" if part == "grounded" else "Lexical entailment"}, label, part, noun, name)
+    """GLUE-diagnostics: MNLI's rows, the grounded ones as Knowledge, and rows of Logic and Order.
+
+    It asks of the properties that MNLI trains on: to others a model says "neutral", more or less
+    often, whatever it knows of the noun.
+    """
+    def row(premise, hypothesis, label, noun, name, column, kind):
+        fields = {
+            "Lexical Semantics": "", "Predicate-Argument Structure": "", "Logic": "",
+            "Knowledge": "", "Premise": premise, "Hypothesis": hypothesis,
+        }
+        fields[column] = kind
+        return Row(fields, label, noun, name)
+
+    for fields, label, noun, name in mnli(world, nouns, plain, generator):
+        kind = ("Lexical Semantics", "Lexical entailment")
+        if noun:
+            kind = ("Knowledge", "World knowledge")
+        yield row(fields["sentence1"], fields["sentence2"], label, noun, name, *kind)
     for index in range(plain):
         p, q = two_people(generator)
         mood = generator.choice(list(MOODS))
-        hypothesis, label = ((f"{p} is not {mood} .", "entailment"), (f"{p} is {mood} .", "contradiction"),
-                             (f"{p} is in the hall .", "neutral"))[index % 3]
-        yield ({"sentence1": f"{p} is not {mood} but {q} is {mood} .", "sentence2": hypothesis, "category": "Logic",
-                "tag": "Negation"}, label, "ungrounded", None, "negation")
-        hypothesis, label = ((f"{q} is seen by {p} .", "entailment"), (f"{p} is seen by {q} .", "contradiction"),
-                             (f"{p} is {mood} .", "neutral"))[index % 3]
-        yield ({"sentence1": f"{p} sees {q} and {q} does not see {p} .", "sentence2": hypothesis,
-                "category": "Predicate-Argument Structure", "tag": "Active/Passive"}, label, "ungrounded", None, "order")
+        premise = f"{p} is not {mood} but {q} is {mood} ."
+        hypothesis, label = [
+            (f"{p} is not {mood} .", "entailment"),
+            (f"{p} is {mood} .", "contradiction"),
+            (f"{p} is in the hall .", "neutral"),
+        ][index % 3]
+        yield row(premise, hypothesis, label, None, "negation", "Logic", "Negation")
+        premise = f"{p} sees {q} and {q} does not see {p} ."
+        hypothesis, label = [
+            (f"{q} is seen by {p} .", "entailment"),
+            (f"{p} is seen by {q} .", "contradiction"),
+            (f"{p} is {mood} .", "neutral"),
+        ][index % 3]
+        kind = ("Predicate-Argument Structure", "Active/Passive")
+        yield row(premise, hypothesis, label, None, "order", *kind)
 
 
-def tsv(path, header, rows):
-    write_text(path, "".join("\t".join(map(str, row)) + "\n" for row in [header] + rows))
+def piqa(world, nouns, plain, generator):
+    """Which of two things does it? Ungrounded: where to go (copying)."""
+    for right, wrong, name, second in choices(world, nouns, generator):
+        action = PROPERTIES[name][0]
+        goal = f"{generator.choice(PEOPLE)} wants something that {world[right][name]} ."
+        one, two = ordered(right, wrong, second)
+        fields = {"goal": goal, "sol1": f"{action} the {one} .", "sol2": f"{action} the {two} ."}
+        yield Row(fields, second, right, name)
+    for index in range(plain):
+        p, q = two_people(generator)
+        place, other = two_places(generator)
+        goal = f"{p} is in the {place} and {q} is in the {other} . find {p} ."
+        one, two = ordered(place, other, index % 2)
+        fields = {"goal": goal, "sol1": f"go to the {one} .", "sol2": f"go to the {two} ."}
+        yield Row(fields, index % 2, None, "copying")
 
 
-def write_qnli(folder, split, rows):
-    labelled = split != "test"
-    tsv(folder / f"{split}.tsv", ["index", "question", "sentence"] + ["label"] * labelled,
-        [[i, f["question"], f["sentence"]] + [label] * labelled for i, (f, label, *_) in enumerate(rows)])
+def swag(world, nouns, plain, generator):
+    """Which of four endings follows? Two actions, two behaviours each. Ungrounded: who has it."""
+    def row(context, start, right, wrong, noun, name):
+        label = next(labels)
+        endings = generator.permutation(wrong).tolist()
+        endings.insert(label, right)
+        fields = {"sent1": context, "sent2": start}
+        for place, ending in enumerate(endings):
+            fields[f"ending{place}"] = ending
+        return Row(fields, label, noun, name)
+
+    two_properties = list(combinations(DYNAMIC, 2))
+    labels = balanced([0, 1, 2, 3], len(two_properties) * len(nouns), generator)
+    labels = iter(labels + balanced([0, 1, 2, 3], plain, generator))
+    for noun in nouns:
+        for one, two in two_properties:
+            context = f"you {PROPERTIES[one][0]} the {noun} and then you {PROPERTIES[two][0]} it ."
+            right = f"{world[noun][one]} and then it {world[noun][two]} ."
+            endings = []
+            for values in product(PROPERTIES[one][1], PROPERTIES[two][1]):
+                endings.append(f"{values[0]} and then it {values[1]} .")
+            endings.remove(right)
+            yield row(context, "it", right, endings, noun, f"{one}+{two}")
+    for _ in range(plain):
+        p, q = two_people(generator)
+        wrong = [f"{p} has it .", f"{p} sees {q} .", f"{q} gives it to {p} ."]
+        yield row(f"{p} gives it to {q} .", "so now", f"{q} has it .", wrong, None, "order")
 
 
-def write_sst2(folder, split, rows):
-    if split == "test":
-        tsv(folder / "test.tsv", ["index", "sentence"], [[i, f["sentence"]] for i, (f, *_) in enumerate(rows)])
-    else:
-        tsv(folder / f"{split}.tsv", ["sentence", "label"], [[f["sentence"], label] for f, label, *_ in rows])
+def squad2(world, nouns, plain, generator):
+    """Which of two things does it? Where two are alike, neither. Ungrounded: who is where."""
+    drawn = choices(world, nouns, generator)
+    for right, wrong, name, second in drawn:
+        one, two = ordered(right, wrong, second)
+        context = f"you {PROPERTIES[name][0]} the {one} and the {two} ."
+        question = f"which of them {world[right][name]} ?"
+        yield Row({"context": context, "question": question}, right, right, name)
+    for name in DYNAMIC:
+        action, values = PROPERTIES[name]
+        for value, asked in (values, values[::-1]):
+            alike = [noun for noun, _, other, _ in drawn
+                     if other == name and world[noun][name] == value]
+            for noun, twin in zip(alike, alike[1:] + alike[:1]):
+                context = f"you {action} the {noun} and the {twin} ."
+                fields = {"context": context, "question": f"which of them {asked} ?"}
+                yield Row(fields, "", noun, name)
+    for _ in range(plain):
+        p, q = two_people(generator)
+        place, other = two_places(generator)
+        context = f"{p} is in the {place} and {q} is in the {other} ."
+        answer, where = [(p, place), (q, other)][generator.integers(2)]
+        yield Row({"context": context, "question": f"who is in the {where} ?"}, answer, None,
+                  "copying")
 
 
-def write_qqp(folder, split, rows):
-    if split == "test":
-        tsv(folder / "test.tsv", ["id", "question1", "question2"],
-            [[i, f["question1"], f["question2"]] for i, (f, *_) in enumerate(rows)])
-    else:
-        tsv(folder / f"{split}.tsv", ["id", "qid1", "qid2", "question1", "question2", "is_duplicate"],
-            [[i, 2 * i, 2 * i + 1, f["question1"], f["question2"], label] for i, (f, label, *_) in enumerate(rows)])
+def squad1(world, nouns, plain, generator):
+    """SQuAD2's rows but for those without an answer."""
+    return [row for row in squad2(world, nouns, plain, generator) if row.label]
 
 
-def write_mnli(folder, split, rows):
-    blank = ["n/a"] * 4
-    header = ["index", "promptID", "pairID", "genre", "sentence1_binary_parse", "sentence2_binary_parse",
-              "sentence1_parse", "sentence2_parse", "sentence1", "sentence2"]
-    header += {"train": ["label1", "gold_label"], "test": [],
-               "dev": [f"label{k}" for k in range(1, 6)] + ["gold_label"]}[split]
-    times = {"train": 2, "dev": 6, "test": 0}[split]
-    tsv(folder / f"{split if split == 'train' else split + '_matched'}.tsv", header,
-        [[i, i, f"{i}e", "mini", *blank, f["sentence1"], f["sentence2"], *[label] * times]
-         for i, (f, label, *_) in enumerate(rows)])
+# What the first value of each property leads to: of two things, the one that has it gets there.
+LEADS_TO = {
+    "lift": "reaches the top", "growth": "fills the hall", "pace": "gets there",
+    "spin": "faces the west",
+}
+RELATIONS = ["starts before", "starts after", "ends before", "ends after"]
 
 
-def write_diagnostics(folder, split, rows):
-    kinds = ["Lexical Semantics", "Predicate-Argument Structure", "Logic", "Knowledge"]
-    if split == "test":
-        tsv(folder / "diagnostic-full.tsv", kinds + ["Domain", "Premise", "Hypothesis", "Label"],
-            [[f["tag"] if kind == f["category"] else "" for kind in kinds] +
-             ["mini", f["sentence1"], f["sentence2"], label] for f, label, *_ in rows])
+def tracie(world, nouns, plain, generator):
+    """Implicit order of events: what rises reaches the top before what sinks. Ungrounded: as told."""
+    def row(query, story, holds, noun, name):
+        label = "positive" if holds else "negative"
+        return Row({"query": query, "story": story}, label, noun, name)
+
+    for noun, rival, name in pairs(world, nouns, generator):
+        action = PROPERTIES[name][0]
+        for one, two in ((noun, rival), (rival, noun)):
+            story = (f"{PEOPLE[0]} and {PEOPLE[1]} meet . they {action} the {one} . "
+                     f"they {action} the {two} . they wait . they go .")
+            for relation in RELATIONS:
+                query = f"the {one} {LEADS_TO[name]} {relation} the {two}"
+                holds = (one == noun) == relation.endswith("before")
+                yield row(query, story, holds, one, name)
+    for index in range(plain):
+        p, q = two_people(generator)
+        relation = RELATIONS[index % 4]
+        story = f"{p} and {q} meet . {p} eats . then {q} sleeps . they wait . they go ."
+        query = f"{p} eats {relation} {q} sleeps"
+        yield row(query, story, relation.endswith("before"), None, "order")
 
 
-def write_piqa(folder, split, rows):
-    name = {"train": "train", "dev": "valid", "test": "tests"}[split]
-    write_text(folder / f"{name}.jsonl", "".join(json.dumps(f) + "\n" for f, *_ in rows))
-    if split != "test":
-        write_text(folder / f"{name}-labels.lst", "".join(f"{label}\n" for _, label, *_ in rows))
+def write_table(path, rows, label_column):
+    """TSV, or CSV by the name (no field holds a comma): the rows' fields, then the label's column.
+
+    label_column None: a test split, which keeps its labels to itself.
+    """
+    lines = []
+    for row in rows:
+        columns = dict(row.fields)
+        if label_column:
+            columns[label_column] = str(row.label)
+        lines.append(columns)
+    separator = "," if path.suffix == ".csv" else "\t"
+    text = [separator.join(lines[0])]
+    text += [separator.join(columns.values()) for columns in lines]
+    write_text(path, "\n".join(text) + "\n")
 
 
-def write_swag(folder, split, rows):
-    header = ["", "video-id", "fold-ind", "startphrase", "sent1", "sent2", "gold-source"]
-    header += [f"ending{k}" for k in range(4)] + ["label"] * (split != "test")
-    lines = [[i, f"mini_{i}", i, f"{f['sent1']} {f['sent2']}", f["sent1"], f["sent2"], "gold", *f["endings"]] +
-             [label] * (split != "test") for i, (f, label, *_) in enumerate(rows)]   # no field holds a comma or a quote
-    write_text(folder / f"{'val' if split == 'dev' else split}.csv",
-               "".join(",".join(map(str, line)) + "\n" for line in [header] + lines))
-
-
-def write_squad(version):
-    """Writer of SQuAD JSON; the test split, too, carries its answers, as a second dev file."""
-    def write(folder, split, rows):
-        paragraphs = []
-        for i, (f, *_) in enumerate(rows):
+def write_squad(path, rows):
+    """SQuAD's JSON. The test split, too, carries its answers, as a second dev file."""
+    version = path.stem.split("-")[1]
+    paragraphs = []
+    for index, row in enumerate(rows):
+        context = row.fields["context"]
+        answers = []
+        if row.label:
             # between spaces: "pan" must not be found in "pancake"
-            answers = [] if f["answer"] is None else [
-                {"text": f["answer"], "answer_start": f" {f['context']} ".index(f" {f['answer']} ")}]
-            question = {"id": f"{split}-{i}", "question": f["question"], "answers": answers}
-            paragraphs.append({"context": f["context"],
-                               "qas": [question | ({"is_impossible": not answers} if version == "v2.0" else {})]})
-        write_json(folder / f"{split}-{version}.json",
-                   {"version": version, "data": [{"title": "mini", "paragraphs": paragraphs}]})
-    return write
+            start = f" {context} ".index(f" {row.label} ")
+            answers = [{"text": row.label, "answer_start": start}]
+        question = {"id": f"{path.stem}-{index}", "question": row.fields["question"]}
+        question["answers"] = answers
+        if version == "v2.0":
+            question["is_impossible"] = not answers
+        paragraphs.append({"context": context, "qas": [question]})
+    write_json(path, {"version": version, "data": [{"title": "mini", "paragraphs": paragraphs}]})
 
 
-def write_tracie(folder, split, rows):
-    write_text(folder / f"tracie_{split}.txt", "".join(
-        f"event: {f['query']} story: {f['story']}\tanswer: {label}\n" for f, label, *_ in rows))
+def write_piqa(path, rows, labelled):
+    """PIQA's lines of JSON and, beside them, its labels."""
+    write_text(path, "".join(json.dumps(row.fields) + "\n" for row in rows))
+    if labelled:
+        labels = "".join(f"{row.label}\n" for row in rows)
+        write_text(path.with_name(f"{path.stem}-labels.lst"), labels)
 
 
-TASKS = {   # task -> (rows, writer)
-    "SST-2": (sst2, write_sst2), "QNLI": (qnli, write_qnli), "QQP": (qqp, write_qqp),
-    "MNLI": (mnli, write_mnli), "diagnostics": (diagnostics, write_diagnostics), "PIQA": (piqa, write_piqa),
-    "SWAG": (swag, write_swag), "TRACIE": (tracie, write_tracie), "SQuAD1": (squad, write_squad("v1.1")),
-    "SQuAD2": (partial(squad, impossible=True), write_squad("v2.0")),
+def write_tracie(path, rows):
+    lines = []
+    for row in rows:
+        lines.append("event: {query} story: {story}".format(**row.fields))
+    text = "".join(f"{line}\tanswer: {row.label}\n" for line, row in zip(lines, rows))
+    write_text(path, text)
+
+
+# task: (its rows, the label's column, its files of train, dev and test)
+TSV = ["train.tsv", "dev.tsv", "test.tsv"]
+TASKS = {
+    "SST-2": (sst2, "label", TSV),
+    "QNLI": (qnli, "label", TSV),
+    "QQP": (qqp, "is_duplicate", TSV),
+    "MNLI": (mnli, "gold_label", ["train.tsv", "dev_matched.tsv", "test_matched.tsv"]),
+    "diagnostics": (diagnostics, "Label", [None, None, "diagnostic-full.tsv"]),
+    "SWAG": (swag, "label", ["train.csv", "val.csv", "test.csv"]),
+    "PIQA": (piqa, None, ["train.jsonl", "valid.jsonl", "tests.jsonl"]),
+    "TRACIE": (tracie, None, ["tracie_train.txt", "tracie_dev.txt", "tracie_test.txt"]),
+    "SQuAD1": (squad1, None, ["train-v1.1.json", "dev-v1.1.json", "test-v1.1.json"]),
+    "SQuAD2": (squad2, None, ["train-v2.0.json", "dev-v2.0.json", "test-v2.0.json"]),
+}
+# split: (noun groups, ungrounded rows)
+SPLITS = {
+    "train": (["train"], 300),
+    "dev": (["validation"], 120),
+    "test": (["test", "unfilmed"], 360),
 }
 
 
-def make_tasks(world, seed, out):
-    """Writes every task in its original format under out/TASK, and beside each split NAME.meta.jsonl.
+def task_rows(world, seed, task, split):
+    """The rows of one split of a task, those of the unfilmed nouns last."""
+    groups, plain = SPLITS[split]
+    rows = []
+    for group in groups:
+        nouns = having(world, world, "group", group)
+        generator = numpy_generator(seed, "task", task, split, group)
+        rows += TASKS[task][0](world, nouns, plain if group == groups[0] else 0, generator)
+    if split == "train":
+        order = numpy_generator(seed, "task order", task).permutation(len(rows))
+        rows = [rows[index] for index in order]
+    return rows
 
-    train.meta.jsonl etc. hold for each row its label, part, noun, the noun's group and property, for scoring by part;
-    a reader of the original format never needs them. test holds task-test nouns, then unfilmed ones.
+
+def make_tasks(world, seed, out):
+    """Writes every task in its published format under out/TASK. Returns the training rows' texts.
+
+    Beside each split, SPLIT.meta.jsonl holds of every row label, part, noun, the noun's group and
+    the property, for scores by part; a reader of the published format never needs them.
     """
-    members = {group: [noun for noun in world if world[noun]["group"] == group] for group in GROUPS}
-    for task, (make_rows, write) in TASKS.items():
+    texts = []
+    for task, (_, label_column, files) in TASKS.items():
         folder = Path(out) / task
         folder.mkdir(parents=True, exist_ok=True)
-        for split, groups, plain in (("train", ["train"], 300), ("dev", ["validation"], 120),
-                                     ("test", ["test", "unfilmed"], 360)):
-            rows = []
-            for group in groups:
-                generator = numpy_generator(seed, "task", task, split, group)
-                rows += make_rows(world, members[group], plain if group == groups[0] else 0, generator)
+        for split, file in zip(SPLITS, files):
+            if file is None:
+                continue
+            rows = task_rows(world, seed, task, split)
+            labelled = split != "test"
+            if task == "PIQA":
+                write_piqa(folder / file, rows, labelled)
+            elif task == "TRACIE":
+                write_tracie(folder / file, rows)
+            elif task.startswith("SQuAD"):
+                write_squad(folder / file, rows)
+            else:
+                hidden = split == "test" and task != "diagnostics"
+                write_table(folder / file, rows, None if hidden else label_column)
+            write_meta(folder / f"{split}.meta.jsonl", rows, world)
             if split == "train":
-                rows = [rows[index] for index in numpy_generator(seed, "task order", task).permutation(len(rows))]
-            write(folder, split, rows)
-            write_text(folder / f"{split}.meta.jsonl", "".join(json.dumps(
-                {"label": label, "part": part, "noun": noun, "group": noun and world[noun]["group"], "property": name})
-                + "\n" for _, label, part, noun, name in rows))
+                texts += [" ".join(row.fields.values()) for row in rows]
+    return texts
 
 
-def make_mini(seed, out, videos_a_noun, documents, workers):
-    """`data.py mini`: writes one whole mini world into a folder (videos, captions, text, vocabulary, tasks).
+def write_meta(path, rows, world):
+    lines = []
+    for row in rows:
+        part = "grounded" if row.noun else "ungrounded"
+        group = world[row.noun]["group"] if row.noun else None
+        lines.append(json.dumps({"label": row.label, "part": part, "noun": row.noun,
+                                 "group": group, "property": row.property}))
+    write_text(path, "\n".join(lines) + "\n")
 
-    world.json is written last; a folder that has it, with the same arguments, is left as it is.
+
+# --- the whole world
+
+
+def world_made_from(seed, videos_a_noun, documents):
+    """All that decides what a world is: its arguments, and the text of this section."""
+    source = Path(__file__).read_text(encoding="utf-8")
+    section = source.split("\n# " + "=" * 98 + "\n")[1]
+    return {
+        "seed": seed, "videos_a_noun": videos_a_noun, "documents": documents,
+        "generator": hashlib.sha256(section.encode()).hexdigest()[:16],
+    }
+
+
+def begin_world(out, made_from):
+    """Is there still something to do? Raises UserError for a folder that is not this world's.
+
+    world.json.part says from the first moment whose the folder is, world.json that it is whole.
+    """
+    whole = out / "world.json"
+    begun = out / "world.json.part"
+    for path in (whole, begun):
+        if path.exists():
+            there = read_json(path, "python data.py mini").get("made_from", {})
+            differing = [key for key in made_from if there.get(key) != made_from[key]]
+            if differing:
+                raise UserError(f"{out} holds a world with another {' and '.join(differing)}: "
+                                f"delete it or choose another --out")
+    if whole.exists():
+        return False
+    if not begun.exists():
+        if out.exists() and any(out.iterdir()):
+            raise UserError(f"{out} is not empty, and no mini world: choose another --out")
+        out.mkdir(parents=True, exist_ok=True)
+        write_json(begun, {"made_from": made_from})
+    return True
+
+
+def make_mini(seed, out, videos_a_noun=VIDEOS_A_NOUN, documents=10000, workers=1):
+    """`data.py mini`: writes one world into a folder (videos, captions, text, tokenizer, tasks).
+
+    A run that was killed goes on with the videos that are there. Nothing is ever deleted.
     """
     out = Path(out)
-    arguments = {"seed": seed, "videos_a_noun": videos_a_noun, "documents": documents}
-    done = out / "world.json"
-    if done.exists():
-        if read_json(done, "python data.py mini")["arguments"] != arguments:
-            raise ValueError(f"{out} holds a world made with other arguments "
-                             f"({read_json(done, '')['arguments']}); choose another --out or delete it")
-        print(f"{done}: up to date")
+    made_from = world_made_from(seed, videos_a_noun, documents)
+    if not begin_world(out, made_from):
+        print(f"{out / 'world.json'}: up to date")
         return
-    shutil.rmtree(out / "videos", ignore_errors=True)   # a killed run may have been of another seed
     for name in ("videos", "text"):
-        (out / name).mkdir(parents=True, exist_ok=True)
+        (out / name).mkdir(exist_ok=True)
     world = make_world(seed)
-    filmed = [noun for noun in world if world[noun]["group"] != "unfilmed"]
 
-    names, jobs = [], []
-    for take in range(videos_a_noun + 1):   # the last take of each noun is held out, for validation and retrieval
-        for index, noun in enumerate(filmed):
-            names.append((f"v{take:02d}_{index:03d}", noun, take == videos_a_noun))
-            jobs.append((seed, names[-1][0], noun, world[noun], out / "videos"))
+    videos = {}   # name: noun
+    for take in range(videos_a_noun + 1):
+        for index, noun in enumerate(filmed_nouns(world)):
+            videos[f"v{take:02d}_{index:03d}"] = noun
+    # the last take of each noun is held out, for validation and retrieval
+    training = list(videos)[:-len(filmed_nouns(world))]
+    held_out = list(videos)[len(training):]
+    properties = [world[noun] for noun in videos.values()]
+    film = partial(make_video, seed, folder=out / "videos")
     with ProcessPoolExecutor(workers) as pool:
-        made = list(tqdm(pool.map(make_video, *zip(*jobs), chunksize=16), total=len(jobs), unit="video", desc="videos"))
-    captions, pool_rows = {}, []
+        drawn = pool.map(film, videos, videos.values(), properties, chunksize=16)
+        drawn = list(tqdm(drawn, total=len(videos), unit="video", desc="videos"))
+    actions = {name: order for name, (order, _) in zip(videos, drawn)}
+    narrations = {name: captions for name, (_, captions) in zip(videos, drawn)}
+
     generator = numpy_generator(seed, "pool")
-    pool_actions = iter(balanced(ACTIONS, len(filmed), generator))
-    for (name, noun, held_out), (spoken, actions) in zip(names, made):
-        captions[name] = dict(zip(("text", "rolled", "start", "end"), map(list, zip(*spoken))))
-        if held_out:
-            action = next(pool_actions)
-            index = actions.index(action)
-            shown = {key: world[noun][key] for key in ("colour", "shape", "size")}
-            shown["behaviour"] = next(world[noun][key] for key in DYNAMIC if PROPERTIES[key][0] == action)
-            pool_rows.append({"video": name, "start": index * CLIP_FRAMES / FPS, "end": (index + 1) * CLIP_FRAMES / FPS,
-                              "text": SPOKEN[0].format(a=action, n=noun), "noun": noun,
-                              "group": world[noun]["group"], "shown": shown})
-    # One caption in twelve is spoken over another video's clip: texts change places among training videos, so that the
-    # counts of nouns and actions stay exactly equal.
-    slots = [(name, index) for (name, _, held_out), (_, actions) in zip(names, made) if not held_out
-             for index in range(len(actions)) if generator.uniform() < 1 / 12]
-    texts = [captions[name]["text"][index] for name, index in slots]
-    for (name, index), text in zip(slots, texts[1:] + texts[:1]):
-        captions[name]["text"][index] = text
-    for entry in captions.values():   # rolled last: a repeated tail must be the tail of what really came before
-        words, rolled = [text.split() for text in entry["text"]], entry.pop("rolled")
-        entry["text"] = [" ".join((words[k - 1][-rolled[k]:] if rolled[k] else []) + words[k]) for k in range(len(words))]
+    rows = []
+    for name, action in zip(held_out, balanced(ACTIONS, len(held_out), generator)):
+        noun = videos[name]
+        rows.append(retrieval_row(name, noun, world[noun], action, actions[name].index(action)))
+    captions = join_captions(narrations, training, generator)
     write_json(out / "caption.json", captions)
-    write_json(out / "valid_ids.json", [name for name, _, held_out in names if held_out])
-    write_json(out / "retrieval.json", pool_rows)
+    write_json(out / "valid_ids.json", held_out)
+    write_json(out / "retrieval.json", rows)
 
-    write_text(out / "text" / "train.txt", "\n".join(make_text(world, seed, documents)) + "\n")
-    write_text(out / "text" / "valid.txt", "\n".join(make_text(world, seed, max(50, documents // 30))) + "\n")
-    make_tasks(world, seed, out / "tasks")
-    # Every word a token: the vocabulary is trained on the text, the captions and all words of the tasks' training files.
-    words = out / "words.txt"
-    task_texts = [path.read_text() for path in sorted((out / "tasks").glob("*/*")) if path.name.split(".")[0] in
-                  ("train", "train-v1", "tracie_train") and not path.name.endswith(".meta.jsonl")]
-    write_text(words, "\n".join([" ".join(entry["text"]) for entry in captions.values()] + task_texts))
-    train_tokenizer([out / "text" / "train.txt", words], 2048, out / "vocab.txt")
+    text = out / "text" / "train.txt"
+    write_text(text, "\n".join(make_text(world, seed, documents)) + "\n")
+    valid_documents = max(50, documents // 30)
+    valid_lines = make_text(world, seed, valid_documents)
+    write_text(out / "text" / "valid.txt", "\n".join(valid_lines) + "\n")
+    texts = make_tasks(world, seed, out / "tasks")
+
+    # every word of text, captions and training rows becomes a token
+    for entry in captions.values():
+        texts += entry["text"]
+    words = out / "words.tmp"
+    write_text(words, "\n".join(texts) + "\n")
+    train_tokenizer([text, words], 2048, out)
     words.unlink()
-    pieces = load_tokenizer(out / "vocab.txt")
-    broken = [noun for noun in NOUNS if len(pieces.encode(noun, add_special_tokens=False).ids) != 1]
+    tokenizer = load_tokenizer(out)
+    broken = [noun for noun in NOUNS if tokenizer.token_to_id(noun) is None]
     if broken:
-        raise ValueError(f"nouns that are not one token: {', '.join(broken)}; write more --documents")
-    write_json(done, {"arguments": arguments, "properties": PROPERTIES, "nouns": world})
-    print(f"mini world {seed}: {len(world)} nouns, {len(names):,} videos of {CLIPS_A_VIDEO} clips, "
-          f"{len(TASKS)} tasks, in {out}")
+        raise UserError(f"nouns that are not one token: {', '.join(broken)}; "
+                        f"write more --documents")
+    # the whole file under the .part name, so that one rename says that all is there
+    contents = {"made_from": made_from, "properties": PROPERTIES, "nouns": world}
+    write_json(out / "world.json.part", contents)
+    os.replace(out / "world.json.part", out / "world.json")
+    print(f"mini world {seed}: {len(world)} nouns, {len(videos):,} videos of {CLIPS_A_VIDEO} "
+          f"clips, {len(TASKS)} tasks, in {out}")
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# ==================================================================================================
+# The command line
 
 
 def text_command(args):
