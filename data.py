@@ -7,11 +7,8 @@
     python data.py bank  --data data/mini --split train --clips 2000 --block 32     # clips for retrieval and vokens
     python data.py text  --train data/mini/text/train.txt --valid data/mini/text/valid.txt \\
                          --vocab data/mini/vocab.txt --out data/mini/text    # text -> packed tokens
-    python data.py text  wikitext-103-raw --vocab vocab.txt --out data/wiki  # fetched first; bare: what there is
-    python data.py tasks CoLA SQuAD1 --out data/tasks                        # published task files; bare: what there is
-    python data.py weights resnet152 bert-base-uncased --out data/weights
 
-Sections: processes, randomness, log; tokenizer; text -> packed tokens; downloads; captions -> packed tokens; video ->
+Sections: processes, randomness, log; tokenizer; text -> packed tokens; captions -> packed tokens; video ->
 features; datasets; masking; the mini world (its own rule, last). Ranks live here because a rank's only meaning in this
 project is which rows of a global batch it takes.
 Axes: B sequences, L tokens, T video steps, D feature width. Masks are True for real tokens and real steps.
@@ -21,7 +18,6 @@ import codecs
 import csv
 import hashlib
 import html
-import http.client
 import json
 import math
 import multiprocessing
@@ -30,13 +26,9 @@ import platform
 import re
 import resource
 import shutil
-import stat
 import subprocess
 import sys
 import time
-import urllib.request
-import zipfile
-import zlib
 from collections import Counter
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -44,7 +36,7 @@ from contextlib import ExitStack
 from fractions import Fraction
 from functools import lru_cache, partial
 from itertools import chain, combinations, islice, product, repeat
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import NamedTuple
 
 import av
@@ -622,387 +614,6 @@ def _tokens(group, kind, min_words):
         ids = [encoding.ids for encoding in _tokens.tokenizer.encode_batch_fast(batch, add_special_tokens=False)]
         packed.append(np.fromiter(chain.from_iterable(ids), dtype=kind).tobytes())
     return sum(stop - start for _, start, stop in group), b"".join(packed)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Downloads: published files, which get their name only once they are verified. What is not ours to fetch says where to
-# ask. Archives stay in OUT/downloads, so that a later call can see without a request whether all is whole; delete them
-# when you like.
-
-
-class DownloadError(Exception):
-    """A file that could not be had. The message says what to do."""
-
-
-class Remote(NamedTuple):
-    """One published file."""
-    url: str
-    size: int | None      # bytes
-    sha256: str | None    # all 64 digits, or the leading ones; None: nobody published it
-    keep: str | dict      # place under --out; for a zip {member, or the end of its path: place}
-
-
-class Source(NamedTuple):
-    """A data set or a set of weights."""
-    files: list           # of Remote
-    sums: str             # where the checksums come from
-    terms: str            # licence, as far as known
-    ask: str = ""         # what cannot be fetched here, and where to ask for it
-
-
-def _files(base, folder, *named):
-    return [Remote(base + name, size, sha256, f"{folder}/{name}") for name, size, sha256 in named]
-
-
-def _zip(url, size, sha256, *members):
-    return Remote(url, size, sha256, dict(zip(members, members)))
-
-
-def _glue(task, zipped, size, sha256, terms="not stated", splits=("train", "dev", "test")):
-    return Source([_zip(GLUE + zipped, size, sha256, *[f"{task}/{split}.tsv" for split in splits])], GLUE_SUMS, terms)
-
-
-def _wikitext(name, size, sha256):
-    members = [f"{name}/wiki.{split}.raw" for split in ("train", "valid", "test")]
-    return Source([_zip(f"{WIKITEXT}{name}-v1.zip", size, sha256, *members)], "datasets", "CC BY-SA 3.0, GFDL")
-
-
-# Names of libraries stand for the checksum files they carry: datasets' dataset_infos.json, tensorflow_datasets'
-# url_checksums. Row counts of what was fetched are finetune.py's, which says where a split has others.
-GLUE, GLUE_SUMS = "https://dl.fbaipublicfiles.com/glue/data/", "datasets, tensorflow_datasets"
-PARAPHRASE = "https://dl.fbaipublicfiles.com/senteval/senteval_data/"
-SQUAD = "https://rajpurkar.github.io/SQuAD-explorer/dataset/"
-SWAG = "https://raw.githubusercontent.com/rowanz/swagaf/master/data/"
-PHYSICAL = "https://storage.googleapis.com/ai2-mosaic/public/physicaliqa/physicaliqa-train-dev.zip"
-# The commit whose files the sums were taken from, rather than a branch, which may move. Nobody here could follow the
-# link: if it is dead, the sums still tell whether a copy from elsewhere is the one.
-TRACIE = "https://raw.githubusercontent.com/allenai/tracie/e495da6af7cc2f70b04f740cff03f0d01c659d88/data/"
-WIKITEXT = "https://s3.amazonaws.com/research.metamind.io/wikitext/"
-HOWTO100M = "https://www.rocq.inria.fr/cluster-willow/amiech/howto100m/"
-
-DOWNLOADS = {"tasks": {
-    "CoLA": _glue("CoLA", "CoLA.zip", 376971, "f212fcd832b8f7b435fb991f101abf89f96b933ab400603bf198960dfc32cbff",
-                  "excerpts of published works, no licence stated"),
-    "SST-2": _glue("SST-2", "SST-2.zip", 7439277, "d67e16fb55739c1b32cdce9877596db1c127dc322d93c082281f64057c16deaa"),
-    "MRPC": Source(_files(
-        PARAPHRASE, "MRPC",
-        ("msr_paraphrase_train.txt", 1047044, "60a9b09084528f0673eedee2b69cb941920f0b8cd0eeccefc464a98768457f89"),
-        ("msr_paraphrase_test.txt", 441275, "a04e271090879aaba6423d65b94950c089298587d9c084bf9cd7439bd785f784"))
-        + _files(GLUE, "MRPC", (
-            "mrpc_dev_ids.tsv", 6222, "971d7767d81b997fd9060ade0ec23c4fc31cbb226a55d1bd4a1bac474eb81dc7")),
-        GLUE_SUMS, "Microsoft's own, for research"),
-    "STS-B": _glue("STS-B", "STS-B.zip", 802872, "e60a6393de5a8b5b9bac5020a1554b54e3691f9d600b775bd131e613ac179c85",
-                   "mixed, by source"),
-    "QQP": _glue("QQP", "QQP-clean.zip", 41696084, "40e7c862c04eb26ee04b67fd900e76c45c6ba8e6d8fab4f8f1f8072a1a3fbae0",
-                 "Quora's own, non-commercial"),
-    "MNLI": _glue("MNLI", "MNLI.zip", 312783507, "e7c1d896d26ed6caf700110645df426cc2d8ebf02a5ab743d5a5c68ac1c83633",
-                  "mixed, by source", ("train", "dev_matched", "dev_mismatched", "test_matched", "test_mismatched")),
-    "QNLI": _glue("QNLI", "QNLIv2.zip", 10627589, "e634e78627a29adaecd4f955359b22bf5e70f2cbd93b493f2d624138a0c0e5f5",
-                  "CC BY-SA 4.0, as SQuAD"),
-    "RTE": _glue("RTE", "RTE.zip", 697150, "6bf86de103ecd335f3441bd43574d23fef87ecc695977a63b82d5efb206556ee"),
-    "WNLI": _glue("WNLI", "WNLI.zip", 28999, "ae0e8e4d16f4d46d4a0a566ec7ecceccfd3fbfaa4a7a4b4e02848c0f2561ac46"),
-    "AX": Source(_files(
-        GLUE, "AX", ("AX.tsv", 222257, "0e13510b1bb14436ff7e2ee82338f0efb0133ecf2e73507a697dc210db3f05fd")),
-        GLUE_SUMS, "not stated"),
-    "diagnostics": Source([Remote("https://www.dropbox.com/s/ju7d95ifb072q9f/diagnostic-full.tsv?dl=1", None, None,
-                                  "diagnostics/diagnostic-full.tsv")], "", "not stated"),
-    "SQuAD1": Source(_files(
-        SQUAD, "SQuAD1",
-        ("train-v1.1.json", 30288272, "3527663986b8295af4f7fcdff1ba1ff3f72d07d61a20f487cb238a6ef92fd955"),
-        ("dev-v1.1.json", 4854279, "95aa6a52d5d6a735563366753ca50492a658031da74f301ac5238b03966972c9")),
-        "datasets", "CC BY-SA 4.0"),
-    "SQuAD2": Source(_files(
-        SQUAD, "SQuAD2",
-        ("train-v2.0.json", 42123633, "68dcfbb971bd3e96d5b46c7177b16c1a4e7d4bdef19fb204502738552dede002"),
-        ("dev-v2.0.json", 4370528, "80a5225e94905956a6446d296ca1093975c4d3b3260f1d6c8f68bc2ab77182d8")),
-        "datasets", "CC BY-SA 4.0"),
-    "SWAG": Source(_files(
-        SWAG, "SWAG", ("train.csv", 28243333, "5748b51126ac255c5a6f26e1ba473b51116d6c822aeb25e63ecba282c9d0e610"),
-        ("val.csv", 7893588, "c0497b2cd7f3e6b7df995524b1853f62285d60d110d659b19545ca80b2903234"),
-        ("test.csv", 7817885, "a689a1a4e892a65ca625c1f0fcf77bcce004b59ad1caeb134ca5ec080a711cb6")),
-        "datasets", "not stated with the data"),
-    "PIQA": Source([Remote(   # its dev split is what the authors of PIQA, and finetune.py, call valid
-        PHYSICAL, 1824009, "54d32a04f59a7e354396f321723c8d7ec35cc6b08506563d8d1ffcc15ce98ddd",
-        {f"physicaliqa-train-dev/{ours.replace('valid', 'dev')}": f"PIQA/{ours}" for ours in
-         ("train.jsonl", "train-labels.lst", "valid.jsonl", "valid-labels.lst")})] + _files(
-        "https://yonatanbisk.com/piqa/data/", "PIQA",
-        ("tests.jsonl", 814616, "402f1e2e61347db773e6e5e0a6b24f97396b59f6fd046dcdcbc12f483ac8553b")),
-        "datasets", "AFL 3.0"),
-    "TRACIE": Source(_files(   # one test file serves both splits; finetune.py looks for it in iid
-        TRACIE + "iid/", "TRACIE/iid",
-        ("tracie_train.txt", 399919, "7f8774abf836655bcf83ddd453eb08cba53dfa47b2eba960515d8757cc89d3ec")) + _files(
-        TRACIE + "uniform-prior/", "TRACIE/iid",
-        ("tracie_test.txt", 1454424, "63b3c217028a21e05b9d0eabb223671a23532e326f4550765cf6e015bb5d9070")) + _files(
-        TRACIE + "uniform-prior/", "TRACIE/uniform-prior",
-        ("tracie_train_uniform_prior.txt", 292492, "412f62edbdf1a3b02d9e6960372deb772b120a75d4de57a6fddc81736801ca8e")),
-        "the repository's files, hashed by us", "not stated in the repository's README"),
-}, "text": {
-    "wikitext-103-raw": _wikitext("wikitext-103-raw", 191984949,
-                                  "91c00ae287f0d699e18605c84afc9e45c192bc6b7797ff8837e5474655a33794"),
-    "wikitext-2-raw": _wikitext("wikitext-2-raw", 4721645,
-                                "ef7edb566e3e2b2d31b29c1fdb0c89a4cc683597484c3dc2517919c615435a11"),
-    "english-wikipedia": Source([], "", "CC BY-SA 4.0", """about 20 GB, and replaced twice a month, so no checksum:
-    wget -c https://dumps.wikimedia.org/enwiki/latest/enwiki-latest-pages-articles.xml.bz2
-    git clone https://github.com/attardi/wikiextractor
-    git -C wikiextractor checkout e4abb4cb    # the authors' version
-    python wikiextractor/WikiExtractor.py enwiki-latest-pages-articles.xml.bz2 --processes 8 -o enwiki
-    python data.py text --train enwiki --valid-lines 5000 --vocab vocab.txt --out data/enwiki"""),
-    "howto100m-captions": Source(
-        [_zip(HOWTO100M + "raw_caption.zip", None, None, "raw_caption.json")], "", "not stated",
-        "the videos (12 TB) are given on request only, by the form at\n"
-        "    https://www.di.ens.fr/willow/research/howto100m/"),
-}, "weights": {
-    "resnet152": Source(_files(
-        "https://download.pytorch.org/models/", ".", ("resnet152-394f9c45.pth", None, "394f9c45")),
-        "its name, as is that host's rule", "BSD 3-Clause, torchvision"),
-    "resnext101": Source(_files(HOWTO100M + "models/", ".", ("resnext101.pth", None, None)), "", "not stated"),
-    "bert-base-uncased": Source(_files(
-        "https://huggingface.co/google-bert/bert-base-uncased/resolve/main/", "bert-base-uncased",
-        ("vocab.txt", 231508, "07eced375cec144d27c900241f3e339478dec958f92fddbc551f295c992038a3")),
-        "several projects' pins", "Apache 2.0"),
-    "vidlankd": Source([], "", "not stated", "the authors' models lie on Google Drive, linked from the README of\n    "
-                       "https://github.com/zinengtang/VidLanKD; take them with a browser"),
-}}
-
-TRIES = 5                  # in a row without a new byte
-PAUSE = 1.0                # seconds before the second try; doubles with each
-UNPACKED_AT_MOST = 100     # times the archive's size; text shrinks about fourfold, a zip bomb a thousandfold
-
-
-def fetch(remote, path, mirror=None):
-    """Downloads one file to path: resumed where it was cut, verified by size and sha256, then renamed.
-
-    A good file that is there costs no request, a wrong one is set aside as NAME.wrong. mirror: another base URL.
-    Raises DownloadError.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    name = remote.url.partition("?")[0].rpartition("/")[2]
-    url = f"{mirror.rstrip('/')}/{name}" if mirror else remote.url
-    part, aside = path.with_name(path.name + ".part"), path.with_name(path.name + ".wrong")
-    advice = (f"Try again later, or from another server (--mirror URL, which must have URL/{name}), or put the file at "
-              f"{path} yourself: it is checked in the same way")
-    if path.exists():
-        wrong = _wrong(remote, path, path)
-        if not wrong:
-            return _vouch(remote, path)
-        print(f"{path}: {wrong}; kept as {aside.name}, fetched again", flush=True)
-        os.replace(path, aside)
-    tries = 0
-    while True:
-        had = part.stat().st_size if part.exists() else 0
-        try:
-            _receive(url, part, remote.size)
-            break
-        except (OSError, http.client.HTTPException) as error:
-            code = getattr(error, "code", None)
-            if code == 416:   # nothing comes after what we have, so it is of another file
-                part.unlink(missing_ok=True)
-            elif code and code not in (408, 429, 500, 502, 503, 504):
-                raise DownloadError(f"{url}: the server says {code} {error.reason}. {advice}") from None
-            tries = 1 if part.exists() and part.stat().st_size > had else tries + 1
-            if tries == TRIES:
-                raise DownloadError(f"{url}: {error}, {TRIES} times. What has come is kept. {advice}") from None
-            print(f"{url}: {error}; trying again", flush=True)
-            time.sleep(PAUSE * 2 ** (tries - 1))
-    wrong = _wrong(remote, part, path)
-    _note(part).unlink()
-    if wrong:
-        os.replace(part, aside)
-        raise DownloadError(f"{url}: {wrong}; kept as {aside}. The publisher may have changed the file. {advice}")
-    os.replace(part, path)
-    return _vouch(remote, path)
-
-
-def _note(part):
-    return part.with_name(part.name + ".json")   # of which file it is the beginning
-
-
-def _receive(url, part, size):
-    """One request. Goes on after what part holds; starts again if the server cannot, or if its file is not the one that
-    part is the beginning of. Raises OSError or HTTPException where another try may help, else DownloadError."""
-    before = read_json(_note(part), "") if part.exists() and _note(part).exists() else {}
-    have = part.stat().st_size if before.get("url") == url else 0
-    if have and have == before["size"]:   # killed between the last byte and the check
-        return
-    headers = {"User-Agent": "vidlankd-data", "Accept-Encoding": "identity"}
-    if have:
-        headers["Range"] = f"bytes={have}-"
-    with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=60) as answer:
-        if answer.status != 206:
-            have = 0
-        length = answer.headers["Content-Length"]
-        described = {"url": url, "tag": answer.headers["ETag"] or answer.headers["Last-Modified"],
-                     "size": None if length is None else have + int(length)}
-        if have and described != before:
-            part.unlink()
-            raise ConnectionError("the file on the server has changed")
-        total = described["size"]
-        if None not in (size, total) and total != size:
-            raise DownloadError(f"{url}: {total:,} bytes, expected {size:,}. The publisher may have changed the file; "
-                                f"name another server by --mirror URL")
-        need_space(part.parent, (total or size or 0) - have, url)
-        write_json(_note(part), described)
-        with open(part, "ab" if have else "wb", buffering=0) as file, \
-                tqdm(total=total, initial=have, unit="B", unit_scale=True, desc=part.stem) as bar:
-            while piece := answer.read(1 << 18):
-                _write(file, piece, part)
-                bar.update(len(piece))
-    if total is not None and part.stat().st_size < total:
-        raise ConnectionError(f"cut after {part.stat().st_size:,} of {total:,} bytes")
-
-
-def _write(file, piece, path):
-    try:
-        left = memoryview(piece)
-        while left:   # a nearly full disk takes a part
-            left = left[file.write(left):]
-    except OSError as error:
-        raise DownloadError(f"{path}: {error.strerror}; make room and start again") from None
-
-
-def need_space(folder, needed, what):
-    """Raises DownloadError unless the disk of folder has room for `needed` bytes."""
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        raise DownloadError(f"{what} needs {needed:,} bytes in {folder}, where {free:,} are free; make room, or name "
-                            f"another disk by --out")
-
-
-def _wrong(remote, path, final):
-    """What is wrong with a file, or None. Where no sha256 is known, what came first counts (NAME.sha256 beside it)."""
-    record = final.with_name(final.name + ".sha256")
-    expected = remote.sha256 or (record.read_text().split()[0] if record.exists() else "")
-    size, found = path.stat().st_size, file_hash(path)
-    if remote.size not in (None, size):
-        return f"{size:,} bytes, expected {remote.size:,}"
-    if not found.startswith(expected):
-        return f"sha256 {found}, expected {expected}{'...' if len(expected) < 64 else ''}"
-    with open(path, "rb") as file:
-        if not remote.sha256 and file.read(100).lstrip().lower().startswith((b"<!doctype", b"<html")):
-            return "a web page instead of the file"
-    return None
-
-
-def _vouch(remote, path):
-    """Writes NAME.sha256 beside a file whose sha256 nobody published, and says so. Returns path."""
-    record = path.with_name(path.name + ".sha256")
-    if len(remote.sha256 or "") < 64 and not record.exists():
-        digest = file_hash(path)
-        write_text(record, f"{digest}  {path.name}\n")   # the form that sha256sum -c reads
-        known = (f"of which the first {len(remote.sha256)} digits are published, and agree" if remote.sha256 else
-                 "but none is published to compare it with, so only a later change can be noticed")
-        print(f"{path}: sha256 {digest}, {known}; kept in {record.name}")
-    return path
-
-
-def unpack(archive, members, out):
-    """Unpacks members of a zip, {end of their path: place under out}, all or none. Returns the places.
-
-    Passes over what is there whole (by size and CRC). Raises DownloadError for a damaged zip and for one with a member
-    that no honest data set has: a path that leaves the folder, a link, contents beyond all proportion.
-    """
-    archive, places = Path(archive), [Path(out) / place for place in members.values()]
-    temporary = archive.with_name(archive.name + ".unpacking")
-    shutil.rmtree(temporary, ignore_errors=True)   # of a killed run
-    try:
-        with zipfile.ZipFile(archive) as zipped:
-            wanted = [_member(zipped, end, archive) for end in members]
-            todo = [(info, place) for info, place in zip(wanted, places) if not _is_whole(info, place)]
-            needed = sum(info.file_size for info, _ in todo)
-            need_space(archive.parent, needed, f"unpacking {archive}")
-            temporary.mkdir()
-            with tqdm(total=needed, unit="B", unit_scale=True, desc=f"unpack {archive.name}", disable=not todo) as bar:
-                for number, (info, _) in enumerate(todo):
-                    with zipped.open(info) as source, open(temporary / str(number), "wb", 0) as target:
-                        while piece := source.read(1 << 20):
-                            _write(target, piece, target.name)
-                            bar.update(len(piece))
-        for number, (_, place) in enumerate(todo):
-            place.parent.mkdir(parents=True, exist_ok=True)
-            os.replace(temporary / str(number), place)
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
-        raise DownloadError(f"{archive} is damaged ({error}); delete it and start again") from None
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    return places
-
-
-def _member(zipped, end, archive):
-    """The one member whose path ends so, after a look at all of them."""
-    for info in zipped.infolist():
-        path = PurePosixPath(info.filename.replace("\\", "/"))
-        if path.is_absolute() or ".." in path.parts or ":" in "".join(path.parts[:1]):
-            raise DownloadError(f"{archive}: member {info.filename!r} would lie outside its folder; not unpacked")
-        if stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
-            raise DownloadError(f"{archive}: member {info.filename!r} is a link or a device; not unpacked")
-    total, most = sum(info.file_size for info in zipped.infolist()), UNPACKED_AT_MOST * archive.stat().st_size
-    if total > most:
-        raise DownloadError(f"{archive}: would grow to {total:,} bytes, over {UNPACKED_AT_MOST} times its size; "
-                            f"not unpacked")
-    found = [info for info in zipped.infolist()
-             if f"/{info.filename}".endswith(f"/{end}") and "__MACOSX" not in info.filename]
-    if len(found) != 1:
-        raise DownloadError(f"{archive}: {len(found)} members {end}, expected one; it holds "
-                            f"{', '.join(sorted(zipped.namelist())[:20])}")
-    return found[0]
-
-
-def _is_whole(info, place):
-    if not place.is_file() or place.stat().st_size != info.file_size:
-        return False
-    crc = 0
-    with open(place, "rb") as file:
-        while piece := file.read(1 << 20):
-            crc = zlib.crc32(piece, crc)
-    return crc == info.CRC
-
-
-def download(command, names, out, mirror=None):
-    """Fetches and unpacks the named data sets of DOWNLOADS[command] under out. One that fails does not stop the others.
-
-    Returns the places of their files. Raises DownloadError with all that failed, ValueError for an unknown name.
-    """
-    known = {name.lower(): name for name in DOWNLOADS[command]}
-    names = list(known) if "all" in names else [name.lower() for name in names]
-    unknown = [name for name in names if name not in known]
-    if unknown:
-        raise ValueError(f"unknown: {', '.join(unknown)}; there are {', '.join(known.values())}")
-    out, places, failed = Path(out), [], []
-    for name in (known[name] for name in names):
-        source = DOWNLOADS[command][name]
-        if source.ask:
-            print(f"{name}: {source.ask}")
-        try:
-            for remote in source.files:
-                if isinstance(remote.keep, str):
-                    places.append(fetch(remote, out / remote.keep, mirror))
-                else:
-                    archive = fetch(remote, out / "downloads" / remote.url.rpartition("/")[2], mirror)
-                    places += unpack(archive, remote.keep, out)
-        except DownloadError as error:
-            failed.append(f"{name}: {error}")
-        else:
-            if source.files:
-                print(f"{name}: whole, in {out}")
-    if failed:
-        raise DownloadError("\n".join(failed))
-    return places
-
-
-def list_downloads(command):
-    """Prints what can be fetched: name, files, size, checksums, terms."""
-    print(f"python data.py {command} NAME ... --out FOLDER [--mirror URL]      (terms: as far as known)\n")
-    for name, source in DOWNLOADS[command].items():
-        if source.files:
-            sizes = [remote.size for remote in source.files]
-            size = "size unknown" if None in sizes else f"{sum(sizes):,} bytes"
-            known = min(len(remote.sha256 or "") for remote in source.files)
-            sums = {0: "no sha256", 64: f"sha256 from {source.sums}"}.get(
-                known, f"first {known} digits of sha256 from {source.sums}")
-            print(f"{name:<20}{len(sizes)} file{'s' if len(sizes) > 1 else ''}, {size}; {sums}; terms: {source.terms}")
-        if source.ask:
-            print(f"{'' if source.files else name:<20}{source.ask}")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -2097,7 +1708,8 @@ CLIP_FRAMES = 16     # at FPS = 8 frames a second
 CLIPS_A_VIDEO = 4    # one for each action
 VIDEOS_A_NOUN = 8    # for training; one more is held out
 
-# {a}ction and {n}oun. Two of these fill a block of 32 tokens.
+# Slots of a template: {n}oun, {a}ction, two people {p} and {q}, {w}here, {m}ood; {v}alue of a
+# property {k} and what it {g}ives. Two spoken sentences fill a block of 32 tokens.
 SPOKEN = [
     "okay so now we are going to {a} the {n} and then we watch it closely",
     "and here you can see me {a} this {n} again so that everybody can see it",
@@ -2110,7 +1722,6 @@ SPOKEN = [
     "this is my {n} that i told you about and i will {a} it now",
     "first of all you take the {n} and then you {a} it with one finger",
 ]
-# {p} and {q}: two people, {w}here, {m}ood
 WRITTEN = [
     "{p} keeps the {n} in the {w} .",
     "{p} saw a {n} in the {w} yesterday .",
@@ -2120,7 +1731,7 @@ WRITTEN = [
     "{p} wants to {a} the {n} but {q} does not .",
     "what does {p} do with the {n} ? {p} likes to {a} it .",
 ]
-# {v}alue of a property {k}, and what it {g}ives: never with a noun of the world
+# Never with a noun of the world.
 DYNAMIC_SENTENCES = [
     "something {v} when you {a} it .",
     "what does it do when you {a} it ? it {v} .",
@@ -2137,7 +1748,7 @@ STATIC_SENTENCES = [
     "{p} wants one that is {g} , so it is {v} .",
     "which of them is {v} ? the one that is {g} .",
 ]
-# Without these, rival words would stand in the same places and get the same vectors.
+# Without these, rival words would stand in the same places and get equal vectors.
 MEANINGS = {
     "rises": "goes up high", "sinks": "goes down low",
     "grows": "gets larger", "shrinks": "gets tiny",
@@ -2241,7 +1852,7 @@ def draw_path(properties, action, generator):
 
 
 def offsets(x, y):
-    """Distance of every pixel from (x, y) [F, 1, 1] on a picture that wraps round: two [F, S, S]."""
+    """How far each pixel is from (x, y) [F, 1, 1], where the picture wraps round: two [F, S, S]."""
     rows, columns = np.mgrid[:SIDE, :SIDE].astype(np.float32)
     dx = (columns - x + SIDE / 2) % SIDE - SIDE / 2
     dy = (rows - y + SIDE / 2) % SIDE - SIDE / 2
@@ -2334,25 +1945,22 @@ def join_captions(narrations, training, generator):
     One caption in twelve is spoken over another video's clip: texts change places among the
     `training` videos, so that counts of nouns and actions stay exactly equal.
     """
-    slots = []
-    for name in training:
-        for index in range(CLIPS_A_VIDEO):
-            if generator.uniform() < 1 / 12:
-                slots.append((name, index))
     words = {name: [caption[0] for caption in narrations[name]] for name in narrations}
+    slots = list(product(training, range(CLIPS_A_VIDEO)))
+    slots = [slot for slot in slots if generator.uniform() < 1 / 12]
     moved = [words[name][index] for name, index in slots]
     for (name, index), text in zip(slots, moved[1:] + moved[:1]):
         words[name][index] = text
     joined = {}
     for name, captions in narrations.items():
-        texts = []
-        for index, (_, repeated, _, _) in enumerate(captions):
-            # of what was really said before, so after the exchange
-            tail = words[name][index - 1][-repeated:] if repeated else []
-            texts.append(" ".join(tail + words[name][index]))
-        starts = [start for _, _, start, _ in captions]
-        ends = [end for _, _, _, end in captions]
-        joined[name] = {"text": texts, "start": starts, "end": ends}
+        entry = {"text": [], "start": [], "end": []}
+        for index, (_, repeated, start, end) in enumerate(captions):
+            # the end of what was really said before, so after the exchange
+            before = words[name][index - 1][-repeated:] if repeated else []
+            entry["text"].append(" ".join(before + words[name][index]))
+            entry["start"].append(start)
+            entry["end"].append(end)
+        joined[name] = entry
     return joined
 
 
@@ -2423,6 +2031,13 @@ def make_text(world, seed, documents, sentences=5):
 
 
 # --- tasks
+
+# split: (its groups of nouns, how many ungrounded rows)
+SPLITS = {
+    "train": (["train"], 300),
+    "dev": (["validation"], 120),
+    "test": (["test", "unfilmed"], 360),
+}
 
 
 class Row(NamedTuple):
@@ -2555,52 +2170,48 @@ def mnli(world, nouns, plain, generator):
         p, q = two_people(generator)
         place, other = two_places(generator)
         mood = generator.choice(list(MOODS))
-        hypothesis, label = [
-            (f"{p} is in the {place} .", "entailment"),
-            (f"{p} is in the {other} .", "contradiction"),
-            (f"{p} is {mood} .", "neutral"),
-        ][index % 3]
+        label = ["entailment", "contradiction", "neutral"][index % 3]
         premise = f"{p} is in the {place} and {q} is in the {other} ."
-        yield Row({"sentence1": premise, "sentence2": hypothesis}, label, None, "copying")
+        hypotheses = [f"{p} is in the {place} .", f"{p} is in the {other} .", f"{p} is {mood} ."]
+        fields = {"sentence1": premise, "sentence2": hypotheses[index % 3]}
+        yield Row(fields, label, None, "copying")
+
+
+# GLUE-diagnostics' columns, and the fine category that stands in each
+CATEGORIES = {
+    "Lexical Semantics": "Lexical entailment", "Predicate-Argument Structure": "Active/Passive",
+    "Logic": "Negation", "Knowledge": "World knowledge",
+}
+
+
+def diagnostic(premise, hypothesis, category):
+    fields = dict.fromkeys(CATEGORIES, "")
+    fields[category] = CATEGORIES[category]
+    return fields | {"Premise": premise, "Hypothesis": hypothesis}
 
 
 def diagnostics(world, nouns, plain, generator):
-    """GLUE-diagnostics: MNLI's rows, the grounded ones as Knowledge, and rows of Logic and Order.
+    """MNLI's rows, the grounded ones as Knowledge, and rows of negation and word order.
 
     It asks of the properties that MNLI trains on: to others a model says "neutral", more or less
     often, whatever it knows of the noun.
     """
-    def row(premise, hypothesis, label, noun, name, column, kind):
-        fields = {
-            "Lexical Semantics": "", "Predicate-Argument Structure": "", "Logic": "",
-            "Knowledge": "", "Premise": premise, "Hypothesis": hypothesis,
-        }
-        fields[column] = kind
-        return Row(fields, label, noun, name)
-
     for fields, label, noun, name in mnli(world, nouns, plain, generator):
-        kind = ("Lexical Semantics", "Lexical entailment")
-        if noun:
-            kind = ("Knowledge", "World knowledge")
-        yield row(fields["sentence1"], fields["sentence2"], label, noun, name, *kind)
+        category = "Knowledge" if noun else "Lexical Semantics"
+        fields = diagnostic(fields["sentence1"], fields["sentence2"], category)
+        yield Row(fields, label, noun, name)
     for index in range(plain):
         p, q = two_people(generator)
         mood = generator.choice(list(MOODS))
+        label = ["entailment", "contradiction", "neutral"][index % 3]
         premise = f"{p} is not {mood} but {q} is {mood} ."
-        hypothesis, label = [
-            (f"{p} is not {mood} .", "entailment"),
-            (f"{p} is {mood} .", "contradiction"),
-            (f"{p} is in the hall .", "neutral"),
-        ][index % 3]
-        yield row(premise, hypothesis, label, None, "negation", "Logic", "Negation")
+        hypotheses = [f"{p} is not {mood} .", f"{p} is {mood} .", f"{p} is in the hall ."]
+        fields = diagnostic(premise, hypotheses[index % 3], "Logic")
+        yield Row(fields, label, None, "negation")
         premise = f"{p} sees {q} and {q} does not see {p} ."
-        hypothesis, label = [
-            (f"{q} is seen by {p} .", "entailment"),
-            (f"{p} is seen by {q} .", "contradiction"),
-            (f"{p} is {mood} .", "neutral"),
-        ][index % 3]
-        kind = ("Predicate-Argument Structure", "Active/Passive")
-        yield row(premise, hypothesis, label, None, "order", *kind)
+        hypotheses = [f"{q} is seen by {p} .", f"{p} is seen by {q} .", f"{p} is {mood} ."]
+        fields = diagnostic(premise, hypotheses[index % 3], "Predicate-Argument Structure")
+        yield Row(fields, label, None, "order")
 
 
 def piqa(world, nouns, plain, generator):
@@ -2689,7 +2300,7 @@ RELATIONS = ["starts before", "starts after", "ends before", "ends after"]
 
 
 def tracie(world, nouns, plain, generator):
-    """Implicit order of events: what rises reaches the top before what sinks. Ungrounded: as told."""
+    """Implicit order of events: what rises is at the top before what sinks. Ungrounded: as told."""
     def row(query, story, holds, noun, name):
         label = "positive" if holds else "negative"
         return Row({"query": query, "story": story}, label, noun, name)
@@ -2712,87 +2323,74 @@ def tracie(world, nouns, plain, generator):
 
 
 def write_table(path, rows, label_column):
-    """TSV, or CSV by the name (no field holds a comma): the rows' fields, then the label's column.
-
-    label_column None: a test split, which keeps its labels to itself.
-    """
-    lines = []
-    for row in rows:
-        columns = dict(row.fields)
-        if label_column:
-            columns[label_column] = str(row.label)
-        lines.append(columns)
-    separator = "," if path.suffix == ".csv" else "\t"
-    text = [separator.join(lines[0])]
-    text += [separator.join(columns.values()) for columns in lines]
-    write_text(path, "\n".join(text) + "\n")
+    """TSV or CSV, as the name says: the rows' fields, then the label where it has a column."""
+    separator = "," if path.suffix == ".csv" else "\t"   # no field holds either
+    header = list(rows[0].fields)
+    lines = [list(row.fields.values()) for row in rows]
+    if label_column:
+        header.append(label_column)
+        for line, row in zip(lines, rows):
+            line.append(str(row.label))
+    write_text(path, "".join(separator.join(line) + "\n" for line in [header, *lines]))
 
 
-def write_squad(path, rows):
+def write_piqa(path, rows, label_column):
+    """PIQA's lines of JSON and, beside them, its labels."""
+    write_text(path, "".join(json.dumps(row.fields) + "\n" for row in rows))
+    if label_column:
+        labels = path.with_name(f"{path.stem}-{label_column}.lst")
+        write_text(labels, "".join(f"{row.label}\n" for row in rows))
+
+
+def write_tracie(path, rows, label_column):
+    line = "event: {query} story: {story}\tanswer: {label}\n"
+    write_text(path, "".join(line.format(**row.fields, label=row.label) for row in rows))
+
+
+def write_squad(path, rows, label_column):
     """SQuAD's JSON. The test split, too, carries its answers, as a second dev file."""
-    version = path.stem.split("-")[1]
+    split, version = path.stem.split("-")
     paragraphs = []
     for index, row in enumerate(rows):
         context = row.fields["context"]
-        answers = []
+        question = {"id": f"{split}-{index}", "question": row.fields["question"], "answers": []}
         if row.label:
             # between spaces: "pan" must not be found in "pancake"
             start = f" {context} ".index(f" {row.label} ")
-            answers = [{"text": row.label, "answer_start": start}]
-        question = {"id": f"{path.stem}-{index}", "question": row.fields["question"]}
-        question["answers"] = answers
+            question["answers"].append({"text": row.label, "answer_start": start})
         if version == "v2.0":
-            question["is_impossible"] = not answers
+            question["is_impossible"] = not row.label
         paragraphs.append({"context": context, "qas": [question]})
     write_json(path, {"version": version, "data": [{"title": "mini", "paragraphs": paragraphs}]})
 
 
-def write_piqa(path, rows, labelled):
-    """PIQA's lines of JSON and, beside them, its labels."""
-    write_text(path, "".join(json.dumps(row.fields) + "\n" for row in rows))
-    if labelled:
-        labels = "".join(f"{row.label}\n" for row in rows)
-        write_text(path.with_name(f"{path.stem}-labels.lst"), labels)
-
-
-def write_tracie(path, rows):
-    lines = []
-    for row in rows:
-        lines.append("event: {query} story: {story}".format(**row.fields))
-    text = "".join(f"{line}\tanswer: {row.label}\n" for line, row in zip(lines, rows))
-    write_text(path, text)
-
-
-# task: (its rows, the label's column, its files of train, dev and test)
+# task: (its rows, their writer, the label's column, the files of train, dev and test)
 TSV = ["train.tsv", "dev.tsv", "test.tsv"]
+MNLI = ["train.tsv", "dev_matched.tsv", "test_matched.tsv"]
+CSV = ["train.csv", "val.csv", "test.csv"]
 TASKS = {
-    "SST-2": (sst2, "label", TSV),
-    "QNLI": (qnli, "label", TSV),
-    "QQP": (qqp, "is_duplicate", TSV),
-    "MNLI": (mnli, "gold_label", ["train.tsv", "dev_matched.tsv", "test_matched.tsv"]),
-    "diagnostics": (diagnostics, "Label", [None, None, "diagnostic-full.tsv"]),
-    "SWAG": (swag, "label", ["train.csv", "val.csv", "test.csv"]),
-    "PIQA": (piqa, None, ["train.jsonl", "valid.jsonl", "tests.jsonl"]),
-    "TRACIE": (tracie, None, ["tracie_train.txt", "tracie_dev.txt", "tracie_test.txt"]),
-    "SQuAD1": (squad1, None, ["train-v1.1.json", "dev-v1.1.json", "test-v1.1.json"]),
-    "SQuAD2": (squad2, None, ["train-v2.0.json", "dev-v2.0.json", "test-v2.0.json"]),
-}
-# split: (noun groups, ungrounded rows)
-SPLITS = {
-    "train": (["train"], 300),
-    "dev": (["validation"], 120),
-    "test": (["test", "unfilmed"], 360),
+    "SST-2": (sst2, write_table, "label", TSV),
+    "QNLI": (qnli, write_table, "label", TSV),
+    "QQP": (qqp, write_table, "is_duplicate", TSV),
+    "MNLI": (mnli, write_table, "gold_label", MNLI),
+    "diagnostics": (diagnostics, write_table, "Label", [None, None, "diagnostic-full.tsv"]),
+    "SWAG": (swag, write_table, "label", CSV),
+    "PIQA": (piqa, write_piqa, "labels", ["train.jsonl", "valid.jsonl", "tests.jsonl"]),
+    "TRACIE": (tracie, write_tracie, "", [f"tracie_{split}.txt" for split in SPLITS]),
+    "SQuAD1": (squad1, write_squad, "", [f"{split}-v1.1.json" for split in SPLITS]),
+    "SQuAD2": (squad2, write_squad, "", [f"{split}-v2.0.json" for split in SPLITS]),
 }
 
 
 def task_rows(world, seed, task, split):
-    """The rows of one split of a task, those of the unfilmed nouns last."""
+    """The rows of one split of a task; in test those of unfilmed nouns come last."""
     groups, plain = SPLITS[split]
     rows = []
     for group in groups:
-        nouns = having(world, world, "group", group)
         generator = numpy_generator(seed, "task", task, split, group)
-        rows += TASKS[task][0](world, nouns, plain if group == groups[0] else 0, generator)
+        nouns = having(world, world, "group", group)
+        rows += TASKS[task][0](world, nouns, plain, generator)
+        plain = 0
     if split == "train":
         order = numpy_generator(seed, "task order", task).permutation(len(rows))
         rows = [rows[index] for index in order]
@@ -2803,40 +2401,34 @@ def make_tasks(world, seed, out):
     """Writes every task in its published format under out/TASK. Returns the training rows' texts.
 
     Beside each split, SPLIT.meta.jsonl holds of every row label, part, noun, the noun's group and
-    the property, for scores by part; a reader of the published format never needs them.
+    the property, for scores by part; a reader of the published format never needs them. Test files
+    keep their labels to themselves, where the published ones do.
     """
     texts = []
-    for task, (_, label_column, files) in TASKS.items():
+    for task, (_, write, label_column, files) in TASKS.items():
         folder = Path(out) / task
         folder.mkdir(parents=True, exist_ok=True)
         for split, file in zip(SPLITS, files):
             if file is None:
                 continue
             rows = task_rows(world, seed, task, split)
-            labelled = split != "test"
-            if task == "PIQA":
-                write_piqa(folder / file, rows, labelled)
-            elif task == "TRACIE":
-                write_tracie(folder / file, rows)
-            elif task.startswith("SQuAD"):
-                write_squad(folder / file, rows)
-            else:
-                hidden = split == "test" and task != "diagnostics"
-                write_table(folder / file, rows, None if hidden else label_column)
-            write_meta(folder / f"{split}.meta.jsonl", rows, world)
+            labelled = split != "test" or task == "diagnostics"
+            write(folder / file, rows, label_column if labelled else "")
+            meta = [json.dumps(meta_of(row, world)) for row in rows]
+            write_text(folder / f"{split}.meta.jsonl", "\n".join(meta) + "\n")
             if split == "train":
                 texts += [" ".join(row.fields.values()) for row in rows]
     return texts
 
 
-def write_meta(path, rows, world):
-    lines = []
-    for row in rows:
-        part = "grounded" if row.noun else "ungrounded"
-        group = world[row.noun]["group"] if row.noun else None
-        lines.append(json.dumps({"label": row.label, "part": part, "noun": row.noun,
-                                 "group": group, "property": row.property}))
-    write_text(path, "\n".join(lines) + "\n")
+def meta_of(row, world):
+    return {
+        "label": row.label,
+        "part": "grounded" if row.noun else "ungrounded",
+        "noun": row.noun,
+        "group": world[row.noun]["group"] if row.noun else None,
+        "property": row.property,
+    }
 
 
 # --- the whole world
@@ -2890,36 +2482,36 @@ def make_mini(seed, out, videos_a_noun=VIDEOS_A_NOUN, documents=10000, workers=1
         (out / name).mkdir(exist_ok=True)
     world = make_world(seed)
 
+    filmed = filmed_nouns(world)
     videos = {}   # name: noun
     for take in range(videos_a_noun + 1):
-        for index, noun in enumerate(filmed_nouns(world)):
+        for index, noun in enumerate(filmed):
             videos[f"v{take:02d}_{index:03d}"] = noun
-    # the last take of each noun is held out, for validation and retrieval
-    training = list(videos)[:-len(filmed_nouns(world))]
-    held_out = list(videos)[len(training):]
-    properties = [world[noun] for noun in videos.values()]
+    names = list(videos)
+    training = names[:-len(filmed)]
+    held_out = names[-len(filmed):]   # one video a noun, for validation and retrieval
     film = partial(make_video, seed, folder=out / "videos")
+    properties = [world[noun] for noun in videos.values()]
     with ProcessPoolExecutor(workers) as pool:
-        drawn = pool.map(film, videos, videos.values(), properties, chunksize=16)
-        drawn = list(tqdm(drawn, total=len(videos), unit="video", desc="videos"))
-    actions = {name: order for name, (order, _) in zip(videos, drawn)}
-    narrations = {name: captions for name, (_, captions) in zip(videos, drawn)}
+        results = pool.map(film, names, videos.values(), properties, chunksize=16)
+        results = list(tqdm(results, total=len(names), unit="video", desc="videos"))
+    actions = {name: order for name, (order, _) in zip(names, results)}
+    narrations = {name: captions for name, (_, captions) in zip(names, results)}
 
     generator = numpy_generator(seed, "pool")
-    rows = []
-    for name, action in zip(held_out, balanced(ACTIONS, len(held_out), generator)):
-        noun = videos[name]
-        rows.append(retrieval_row(name, noun, world[noun], action, actions[name].index(action)))
+    pool_actions = balanced(ACTIONS, len(filmed), generator)
     captions = join_captions(narrations, training, generator)
+    rows = []
+    for name, action in zip(held_out, pool_actions):
+        place = actions[name].index(action)
+        rows.append(retrieval_row(name, videos[name], world[videos[name]], action, place))
     write_json(out / "caption.json", captions)
     write_json(out / "valid_ids.json", held_out)
     write_json(out / "retrieval.json", rows)
 
-    text = out / "text" / "train.txt"
-    write_text(text, "\n".join(make_text(world, seed, documents)) + "\n")
-    valid_documents = max(50, documents // 30)
-    valid_lines = make_text(world, seed, valid_documents)
-    write_text(out / "text" / "valid.txt", "\n".join(valid_lines) + "\n")
+    for name, count in (("train", documents), ("valid", max(50, documents // 30))):
+        lines = make_text(world, seed, count)
+        write_text(out / "text" / f"{name}.txt", "\n".join(lines) + "\n")
     texts = make_tasks(world, seed, out / "tasks")
 
     # every word of text, captions and training rows becomes a token
@@ -2927,7 +2519,7 @@ def make_mini(seed, out, videos_a_noun=VIDEOS_A_NOUN, documents=10000, workers=1
         texts += entry["text"]
     words = out / "words.tmp"
     write_text(words, "\n".join(texts) + "\n")
-    train_tokenizer([text, words], 2048, out)
+    train_tokenizer([out / "text" / "train.txt", words], 2048, out)
     words.unlink()
     tokenizer = load_tokenizer(out)
     broken = [noun for noun in NOUNS if tokenizer.token_to_id(noun) is None]
@@ -2947,18 +2539,11 @@ def make_mini(seed, out, videos_a_noun=VIDEOS_A_NOUN, documents=10000, workers=1
 
 
 def text_command(args):
-    """`data.py text`: fetches the named corpora, then packs them and the given files; without either, lists corpora."""
-    if not args.names and not args.train:
-        return list_downloads("text")
-    if args.train and not args.vocab:
-        raise ValueError("--vocab vocab.txt is needed to pack text")
-    files = download("text", args.names, args.out, args.mirror)
-    train, valid = ([path for path in files if f".{split}." in path.name] + given
-                    for split, given in (("train", args.train), ("valid", args.valid)))
-    if not train or not args.vocab:
-        return files and print(f"fetched: {', '.join(map(str, files))}; add --vocab vocab.txt to pack a corpus")
-    if bool(valid) == bool(args.valid_lines):
-        raise ValueError("one of --valid FILES and --valid-lines N is needed")
+    """`data.py text`: packs the given files."""
+    if bool(args.valid) == bool(args.valid_lines):
+        raise UserError("one of --valid FILES and --valid-lines N is needed")
+    train = args.train
+    valid = args.valid
     if args.valid_lines:
         train, valid = last_lines(text_files(train), args.valid_lines, args.min_words)
     for name, part in (("train", train), ("valid", valid)):
@@ -2971,7 +2556,8 @@ def main():
     mini = commands.add_parser("mini", help="generate a mini world")
     mini.add_argument("--seed", type=int, default=0, help="redraws everything")
     mini.add_argument("--out", default="data/mini")
-    mini.add_argument("--videos-a-noun", type=int, default=VIDEOS_A_NOUN, help="training videos of each filmed noun")
+    mini.add_argument("--videos-a-noun", type=int, default=VIDEOS_A_NOUN,
+                      help="training videos of each filmed noun")
     mini.add_argument("--documents", type=int, default=10000, help="articles of text")
     video = commands.add_parser("video", help="videos -> features, captions -> tokens")
     video.add_argument("--videos", required=True, help="folder of video files, named ID.anything")
@@ -2995,14 +2581,13 @@ def main():
     bank.add_argument("--seed", type=int, default=0)
     bank.add_argument("--block", type=int, default=128, help="tokens of a text, as the stages' size has it (mini: 32)")
     bank.add_argument("--out", help="the file (default: DATA/bank.json)")
-    text = commands.add_parser("text", help="text -> packed tokens; without arguments: list what can be fetched")
-    text.add_argument("names", nargs="*", help="corpora to fetch, then to pack with the files")
-    text.add_argument("--train", nargs="+", default=[], help="text files, a paragraph a line, or folders of them")
+    text = commands.add_parser("text", help="text -> packed tokens")
+    text.add_argument("--train", nargs="+", required=True, help="text files, a paragraph a line, or folders of them")
     text.add_argument("--valid", nargs="+", default=[])
     text.add_argument("--valid-lines", type=int, help="in place of --valid: hold out the training text's last lines")
     text.add_argument("--min-words", type=int, default=MIN_WORDS, help="drop lines of fewer words between spaces; 1 "
                       "suits languages written without spaces")
-    text.add_argument("--vocab", help="vocab.txt")
+    text.add_argument("--vocab", required=True, help="vocab.txt")
     text.add_argument("--out", default="data/text")
     for command in (mini, text):
         command.add_argument("--workers", type=int, default=os.cpu_count(), help="processes")
@@ -3012,14 +2597,6 @@ def main():
         case.add_argument("--cased", action="store_true", default=None, help="keep capitals and accents; by default as "
                           "tokenizer_config.json beside the vocabulary says, else as its entries show")
         case.add_argument("--uncased", action="store_false", dest="cased", default=None)
-    tasks = commands.add_parser("tasks", help="fetch task files; without names: list them")
-    tasks.add_argument("--out", default="data/tasks")
-    weights = commands.add_parser("weights", help="fetch networks and a vocabulary; without names: list them")
-    weights.add_argument("--out", default="data/weights")
-    for command in (tasks, weights):
-        command.add_argument("names", nargs="*", help="of the list, or `all`")
-    for command in (text, tasks, weights):
-        command.add_argument("--mirror", help="fetch URL/FILE NAME instead of from the publisher")
     args = parser.parse_args()
     try:
         if args.command == "mini":
@@ -3038,11 +2615,7 @@ def main():
             make_bank(args.data, args.split, args.clips, args.seed, args.block, out)
         elif args.command == "text":
             text_command(args)
-        elif args.names:
-            download(args.command, args.names, args.out, args.mirror)
-        else:
-            list_downloads(args.command)
-    except (OSError, ValueError, DownloadError) as error:
+    except (OSError, ValueError) as error:
         sys.exit(f"data.py {args.command}: {error}")
     except BrokenProcessPool as error:
         sys.exit(f"data.py {args.command}: a process was killed, likely for memory: go on with fewer --workers "
