@@ -21,16 +21,17 @@ torch.set_num_threads(1)
 
 @pytest.fixture(scope="session")
 def mini(tmp_path_factory):
-    """A small mini world with features and packed text, made once: the folder. One training video a noun.
+    """A small mini world with features, captions and packed text, made once: the folder.
 
-    3,000 documents are the fewest with which every noun surely becomes one token.
+    One training video a noun; 3,000 documents are the fewest that surely name every noun.
     """
     folder = tmp_path_factory.mktemp("mini")
-    workers, vocab = min(2, os.cpu_count()), folder / "vocab.txt"
+    workers = min(2, os.cpu_count())
+    streams = ["frame", "motion"]
     data.make_mini(0, folder, 1, 3000, workers)
-    data.make_features(folder / "videos", folder / "caption.json", vocab, ["frame", "motion"], folder, workers)
+    data.make_features(folder / "videos", folder / "caption.json", folder, streams, folder, workers)
     for split in ("train", "valid"):
-        data.pack_text([folder / "text" / f"{split}.txt"], vocab, folder / "text", split)
+        data.pack_text([folder / "text" / f"{split}.txt"], folder, folder / "text", split)
     return folder
 
 
@@ -40,11 +41,11 @@ TINY_TEXT = ["the cat sat on the mat and the dog ran", "a dog and a cat ran to t
 
 @pytest.fixture(scope="session")
 def tiny_vocab(tmp_path_factory):
-    """Path of a vocab.txt of about a hundred word pieces, trained here."""
+    """Path of a tokenizer.json of about a hundred word pieces, trained here."""
     folder = tmp_path_factory.mktemp("tiny")
     (folder / "text.txt").write_text("\n".join(TINY_TEXT * 5) + "\n")
-    data.train_tokenizer([folder / "text.txt"], 120, folder / "vocab.txt")
-    return folder / "vocab.txt"
+    data.train_tokenizer([folder / "text.txt"], 120, folder)
+    return folder / "tokenizer.json"
 
 
 @pytest.fixture(scope="session")
