@@ -1801,12 +1801,10 @@ def filmed_nouns(world):
 def fill(template, generator, **given):
     """Fills a template: two people, a place, a mood and an action by lot, unless they are given."""
     p, q = two_people(generator)
-    slots = {"p": p, "q": q}
-    slots["w"] = generator.choice(PLACES)
-    slots["m"] = generator.choice(list(MOODS))
-    slots["a"] = generator.choice(ACTIONS)
-    slots.update(given)
-    return template.format(**slots)
+    drawn = {"p": p, "q": q, "w": generator.choice(PLACES)}
+    drawn["m"] = generator.choice(list(MOODS))
+    drawn["a"] = generator.choice(ACTIONS)
+    return template.format(**drawn | given)
 
 
 def two_people(generator):
@@ -1814,7 +1812,10 @@ def two_people(generator):
 
 
 def two_places(generator):
-    return generator.choice(PLACES, 2, replace=False).tolist()
+    """(p, q, where p is, where q is, the sentence that says so)"""
+    p, q = two_people(generator)
+    place, other = generator.choice(PLACES, 2, replace=False).tolist()
+    return p, q, place, other, f"{p} is in the {place} and {q} is in the {other} ."
 
 
 # --- pictures
@@ -1828,10 +1829,10 @@ def draw_path(properties, action, generator):
     single frame tells them apart, the first and the last included.
     """
     frames = np.arange(CLIP_FRAMES)
-    x = np.full(CLIP_FRAMES, generator.uniform(0, SIDE))
-    y = np.full(CLIP_FRAMES, generator.uniform(0, SIDE))
-    phase = np.full(CLIP_FRAMES, generator.uniform())
-    angle = np.full(CLIP_FRAMES, generator.uniform(0, 2 * np.pi))
+    still = np.zeros(CLIP_FRAMES)
+    x, y = generator.uniform(0, SIDE, 2)
+    phase = still + generator.uniform()
+    angle = still + generator.uniform(0, 2 * np.pi)
     if action == "drop":   # image rows count downwards
         step = -1.6 if properties["lift"] == "rises" else 1.6
         y = y + step * frames
@@ -2041,8 +2042,8 @@ SPLITS = {
 
 
 class Row(NamedTuple):
-    """A row of a task. Grounded rows have a noun and need what only video tells; ungrounded rows
-    (word order, negation, copying) are what every student must keep."""
+    """A row of a task: grounded, with a noun, it needs what only video tells; ungrounded (word
+    order, negation, copying), without one, what every student must keep."""
     fields: dict         # the columns of its file
     label: str | int     # of SQuAD the answer, "" where there is none
     noun: str | None
@@ -2050,9 +2051,9 @@ class Row(NamedTuple):
 
 
 def facts(world, nouns, names, generator):
-    """(noun, property, value, is it true): each noun and property of `names` once true, once false.
+    """(noun, property, value, is it true): each noun and property once true, once false.
 
-    Every value is asked as often truly as falsely in a group: colours move by one common shift.
+    Every value is as often true as false in a group: colours move by one common shift.
     """
     shift = int(generator.integers(1, 4))
     rows = []
@@ -2085,9 +2086,9 @@ def pairs(world, nouns, generator):
 
 
 def choices(world, nouns, generator):
-    """(right, wrong, property, is the right one second): both words of each pair are asked for.
+    """(one, two, right, property): both words of each pair are asked for.
 
-    So each noun is right as often as wrong, and first as often as second.
+    So each noun is the right one as often as not, and stands first as often as second.
     """
     drawn = pairs(world, nouns, generator)
     places = {}
@@ -2096,13 +2097,12 @@ def choices(world, nouns, generator):
             places[name, side] = iter(balanced([0, 1], len(drawn) // len(DYNAMIC), generator))
     rows = []
     for noun, rival, name in drawn:
-        rows.append((noun, rival, name, next(places[name, 0])))
-        rows.append((rival, noun, name, next(places[name, 1])))
+        for side, (right, wrong) in enumerate(((noun, rival), (rival, noun))):
+            two = [right, wrong]
+            if next(places[name, side]):
+                two.reverse()
+            rows.append((*two, right, name))
     return rows
-
-
-def ordered(right, wrong, second):
-    return [wrong, right] if second else [right, wrong]
 
 
 def behaviour_question(noun, name):
@@ -2145,16 +2145,18 @@ def qqp(world, nouns, plain, generator):
             alike = np.roll(members, int(generator.integers(1, len(members)))).tolist()
             unlike = generator.permutation(having(world, nouns, name, other)).tolist()
             for noun, same, different in zip(members, alike, unlike):
-                question = behaviour_question(noun, name)
                 for rival, label in ((same, 1), (different, 0)):
-                    rival_question = behaviour_question(rival, name)
-                    fields = {"question1": question, "question2": rival_question}
+                    questions = [behaviour_question(thing, name) for thing in (noun, rival)]
+                    fields = {"question1": questions[0], "question2": questions[1]}
                     yield Row(fields, label, noun, name)
     for index in range(plain):
         p, q = two_people(generator)
         passive = [f"is {q} seen by {p} ?", f"is {p} seen by {q} ?"][index % 2]
         fields = {"question1": f"does {p} see {q} ?", "question2": passive}
         yield Row(fields, 1 - index % 2, None, "order")
+
+
+NLI_LABELS = ["entailment", "contradiction", "neutral"]
 
 
 def mnli(world, nouns, plain, generator):
@@ -2164,14 +2166,12 @@ def mnli(world, nouns, plain, generator):
     """
     for noun, name, value, truth in facts(world, nouns, STATIC, generator):
         premise = f"{generator.choice(PEOPLE)} knows the {noun} ."
-        label = "entailment" if truth else "contradiction"
+        label = NLI_LABELS[0 if truth else 1]
         yield Row({"sentence1": premise, "sentence2": f"it is {value} ."}, label, noun, name)
     for index in range(plain):
-        p, q = two_people(generator)
-        place, other = two_places(generator)
+        p, q, place, other, premise = two_places(generator)
         mood = generator.choice(list(MOODS))
-        label = ["entailment", "contradiction", "neutral"][index % 3]
-        premise = f"{p} is in the {place} and {q} is in the {other} ."
+        label = NLI_LABELS[index % 3]
         hypotheses = [f"{p} is in the {place} .", f"{p} is in the {other} .", f"{p} is {mood} ."]
         fields = {"sentence1": premise, "sentence2": hypotheses[index % 3]}
         yield Row(fields, label, None, "copying")
@@ -2203,7 +2203,7 @@ def diagnostics(world, nouns, plain, generator):
     for index in range(plain):
         p, q = two_people(generator)
         mood = generator.choice(list(MOODS))
-        label = ["entailment", "contradiction", "neutral"][index % 3]
+        label = NLI_LABELS[index % 3]
         premise = f"{p} is not {mood} but {q} is {mood} ."
         hypotheses = [f"{p} is not {mood} .", f"{p} is {mood} .", f"{p} is in the hall ."]
         fields = diagnostic(premise, hypotheses[index % 3], "Logic")
@@ -2216,17 +2216,15 @@ def diagnostics(world, nouns, plain, generator):
 
 def piqa(world, nouns, plain, generator):
     """Which of two things does it? Ungrounded: where to go (copying)."""
-    for right, wrong, name, second in choices(world, nouns, generator):
+    for one, two, right, name in choices(world, nouns, generator):
         action = PROPERTIES[name][0]
         goal = f"{generator.choice(PEOPLE)} wants something that {world[right][name]} ."
-        one, two = ordered(right, wrong, second)
         fields = {"goal": goal, "sol1": f"{action} the {one} .", "sol2": f"{action} the {two} ."}
-        yield Row(fields, second, right, name)
+        yield Row(fields, int(right == two), right, name)
     for index in range(plain):
-        p, q = two_people(generator)
-        place, other = two_places(generator)
-        goal = f"{p} is in the {place} and {q} is in the {other} . find {p} ."
-        one, two = ordered(place, other, index % 2)
+        p, _, place, other, sentence = two_places(generator)
+        one, two = [(place, other), (other, place)][index % 2]
+        goal = f"{sentence} find {p} ."
         fields = {"goal": goal, "sol1": f"go to the {one} .", "sol2": f"go to the {two} ."}
         yield Row(fields, index % 2, None, "copying")
 
@@ -2263,27 +2261,24 @@ def swag(world, nouns, plain, generator):
 def squad2(world, nouns, plain, generator):
     """Which of two things does it? Where two are alike, neither. Ungrounded: who is where."""
     drawn = choices(world, nouns, generator)
-    for right, wrong, name, second in drawn:
-        one, two = ordered(right, wrong, second)
+    for one, two, right, name in drawn:
         context = f"you {PROPERTIES[name][0]} the {one} and the {two} ."
         question = f"which of them {world[right][name]} ?"
         yield Row({"context": context, "question": question}, right, right, name)
     for name in DYNAMIC:
         action, values = PROPERTIES[name]
         for value, asked in (values, values[::-1]):
-            alike = [noun for noun, _, other, _ in drawn
-                     if other == name and world[noun][name] == value]
+            alike = [right for _, _, right, other in drawn if other == name]
+            alike = [noun for noun in alike if world[noun][name] == value]
             for noun, twin in zip(alike, alike[1:] + alike[:1]):
                 context = f"you {action} the {noun} and the {twin} ."
                 fields = {"context": context, "question": f"which of them {asked} ?"}
                 yield Row(fields, "", noun, name)
     for _ in range(plain):
-        p, q = two_people(generator)
-        place, other = two_places(generator)
-        context = f"{p} is in the {place} and {q} is in the {other} ."
+        p, q, place, other, context = two_places(generator)
         answer, where = [(p, place), (q, other)][generator.integers(2)]
-        yield Row({"context": context, "question": f"who is in the {where} ?"}, answer, None,
-                  "copying")
+        fields = {"context": context, "question": f"who is in the {where} ?"}
+        yield Row(fields, answer, None, "copying")
 
 
 def squad1(world, nouns, plain, generator):
@@ -2365,20 +2360,17 @@ def write_squad(path, rows, label_column):
 
 
 # task: (its rows, their writer, the label's column, the files of train, dev and test)
-TSV = ["train.tsv", "dev.tsv", "test.tsv"]
-MNLI = ["train.tsv", "dev_matched.tsv", "test_matched.tsv"]
-CSV = ["train.csv", "val.csv", "test.csv"]
 TASKS = {
-    "SST-2": (sst2, write_table, "label", TSV),
-    "QNLI": (qnli, write_table, "label", TSV),
-    "QQP": (qqp, write_table, "is_duplicate", TSV),
-    "MNLI": (mnli, write_table, "gold_label", MNLI),
-    "diagnostics": (diagnostics, write_table, "Label", [None, None, "diagnostic-full.tsv"]),
-    "SWAG": (swag, write_table, "label", CSV),
-    "PIQA": (piqa, write_piqa, "labels", ["train.jsonl", "valid.jsonl", "tests.jsonl"]),
-    "TRACIE": (tracie, write_tracie, "", [f"tracie_{split}.txt" for split in SPLITS]),
-    "SQuAD1": (squad1, write_squad, "", [f"{split}-v1.1.json" for split in SPLITS]),
-    "SQuAD2": (squad2, write_squad, "", [f"{split}-v2.0.json" for split in SPLITS]),
+    "SST-2": (sst2, write_table, "label", "train.tsv dev.tsv test.tsv"),
+    "QNLI": (qnli, write_table, "label", "train.tsv dev.tsv test.tsv"),
+    "QQP": (qqp, write_table, "is_duplicate", "train.tsv dev.tsv test.tsv"),
+    "MNLI": (mnli, write_table, "gold_label", "train.tsv dev_matched.tsv test_matched.tsv"),
+    "diagnostics": (diagnostics, write_table, "Label", "- - diagnostic-full.tsv"),
+    "SWAG": (swag, write_table, "label", "train.csv val.csv test.csv"),
+    "PIQA": (piqa, write_piqa, "labels", "train.jsonl valid.jsonl tests.jsonl"),
+    "TRACIE": (tracie, write_tracie, "", "tracie_train.txt tracie_dev.txt tracie_test.txt"),
+    "SQuAD1": (squad1, write_squad, "", "train-v1.1.json dev-v1.1.json test-v1.1.json"),
+    "SQuAD2": (squad2, write_squad, "", "train-v2.0.json dev-v2.0.json test-v2.0.json"),
 }
 
 
@@ -2400,16 +2392,15 @@ def task_rows(world, seed, task, split):
 def make_tasks(world, seed, out):
     """Writes every task in its published format under out/TASK. Returns the training rows' texts.
 
-    Beside each split, SPLIT.meta.jsonl holds of every row label, part, noun, the noun's group and
-    the property, for scores by part; a reader of the published format never needs them. Test files
-    keep their labels to themselves, where the published ones do.
+    Test files keep their labels to themselves, as the published ones do. SPLIT.meta.jsonl beside
+    each split has them, and by what rows are scored apart: part, noun, its group, property.
     """
     texts = []
     for task, (_, write, label_column, files) in TASKS.items():
         folder = Path(out) / task
         folder.mkdir(parents=True, exist_ok=True)
-        for split, file in zip(SPLITS, files):
-            if file is None:
+        for split, file in zip(SPLITS, files.split()):
+            if file == "-":
                 continue
             rows = task_rows(world, seed, task, split)
             labelled = split != "test" or task == "diagnostics"
@@ -2434,14 +2425,25 @@ def meta_of(row, world):
 # --- the whole world
 
 
+def film_world(world, seed, videos_a_noun, folder, workers):
+    """Writes the videos. Returns {name: (noun, actions, captions)}, the held-out ones last."""
+    takes = product(range(videos_a_noun + 1), enumerate(filmed_nouns(world)))
+    nouns = {f"v{take:02d}_{index:03d}": noun for take, (index, noun) in takes}
+    properties = [world[noun] for noun in nouns.values()]
+    film = partial(make_video, seed, folder=folder)
+    with ProcessPoolExecutor(workers) as pool:
+        films = pool.map(film, nouns, nouns.values(), properties, chunksize=16)
+        films = list(tqdm(films, total=len(nouns), unit="video", desc="videos"))
+    return {name: (nouns[name], *film) for name, film in zip(nouns, films)}
+
+
 def world_made_from(seed, videos_a_noun, documents):
     """All that decides what a world is: its arguments, and the text of this section."""
     source = Path(__file__).read_text(encoding="utf-8")
     section = source.split("\n# " + "=" * 98 + "\n")[1]
-    return {
-        "seed": seed, "videos_a_noun": videos_a_noun, "documents": documents,
-        "generator": hashlib.sha256(section.encode()).hexdigest()[:16],
-    }
+    generator = hashlib.sha256(section.encode()).hexdigest()
+    return {"seed": seed, "videos_a_noun": videos_a_noun, "documents": documents,
+            "generator": generator}
 
 
 def begin_world(out, made_from):
@@ -2482,29 +2484,17 @@ def make_mini(seed, out, videos_a_noun=VIDEOS_A_NOUN, documents=10000, workers=1
         (out / name).mkdir(exist_ok=True)
     world = make_world(seed)
 
-    filmed = filmed_nouns(world)
-    videos = {}   # name: noun
-    for take in range(videos_a_noun + 1):
-        for index, noun in enumerate(filmed):
-            videos[f"v{take:02d}_{index:03d}"] = noun
+    videos = film_world(world, seed, videos_a_noun, out / "videos", workers)
     names = list(videos)
-    training = names[:-len(filmed)]
-    held_out = names[-len(filmed):]   # one video a noun, for validation and retrieval
-    film = partial(make_video, seed, folder=out / "videos")
-    properties = [world[noun] for noun in videos.values()]
-    with ProcessPoolExecutor(workers) as pool:
-        results = pool.map(film, names, videos.values(), properties, chunksize=16)
-        results = list(tqdm(results, total=len(names), unit="video", desc="videos"))
-    actions = {name: order for name, (order, _) in zip(names, results)}
-    narrations = {name: captions for name, (_, captions) in zip(names, results)}
-
+    count = len(filmed_nouns(world))
+    held_out = names[-count:]   # one video a noun, for validation and retrieval
     generator = numpy_generator(seed, "pool")
-    pool_actions = balanced(ACTIONS, len(filmed), generator)
-    captions = join_captions(narrations, training, generator)
     rows = []
-    for name, action in zip(held_out, pool_actions):
-        place = actions[name].index(action)
-        rows.append(retrieval_row(name, videos[name], world[videos[name]], action, place))
+    for name, action in zip(held_out, balanced(ACTIONS, count, generator)):
+        noun, actions, _ = videos[name]
+        rows.append(retrieval_row(name, noun, world[noun], action, actions.index(action)))
+    narrations = {name: captions for name, (_, _, captions) in videos.items()}
+    captions = join_captions(narrations, names[:-count], generator)
     write_json(out / "caption.json", captions)
     write_json(out / "valid_ids.json", held_out)
     write_json(out / "retrieval.json", rows)
