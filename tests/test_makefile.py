@@ -188,7 +188,13 @@ def test_claims_run_their_plan_in_phases(project):
     assert calls[6] == f"evaluate.py claims {chosen}"
     assert code != 0 and "some runs failed" in said
     Path("arms").write_text("")
-    assert make("claims", "SEEDS=3")[0] == 0
+    for arm in ("text-only", "teacher", "frozen"):
+        Path("runs/claims/world-3", arm).mkdir(parents=True)
+    Path("runs/claims/claims.json").touch()
+    code, said, calls = make("claims", "SEEDS=3 4")
+    assert code == 0 and calls[-1] == (
+        "evaluate.py report runs/claims/world-3/text-only runs/claims/world-3/teacher "
+        "--claims runs/claims/claims.json --out runs/claims/report.html")
 
 
 # --------------------------------------------------------------------------------------------------
