@@ -193,7 +193,7 @@ def test_claims_run_their_plan_in_phases(project):
     Path("runs/claims/claims.json").touch()
     code, said, calls = make("claims", "SEEDS=3 4")
     assert code == 0 and calls[-1] == (
-        "evaluate.py report runs/claims/world-3/text-only runs/claims/world-3/teacher "
+        "evaluate.py report runs/claims/world-3/teacher runs/claims/world-3/text-only "
         "--claims runs/claims/claims.json --out runs/claims/report.html")
 
 
