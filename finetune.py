@@ -1208,7 +1208,9 @@ def finetune(settings, splits, rows, config, bert, encoder, processes, folder, l
     # --- optimizer
     optimizer = model.optimizer_for([bert, head], settings["lr"], settings["weight_decay"],
                                     settings["eps"])
-    parameters = [*bert.parameters(), *head.parameters()]
+    parameters = []
+    for group in optimizer.param_groups:
+        parameters += group["params"]
 
     # --- loop
     losses = []
@@ -1270,14 +1272,17 @@ def summary(metrics):
     """One line on a finished run."""
     shown = []
     for split in [key for key in metrics if key.startswith(("dev", "test")) or key in TASKS]:
-        shown.append(split)
+        words = [split]
         for metric, _ in TASKS[split if split in TASKS else metrics["task"]].metrics:
             value = metrics[split][metric]
-            shown.append(f"{metric} not defined" if value is None else f"{metric} {value:.3f}")
-        parts = metrics["parts"].get(split, {})
-        shown += [f"{part} {parts[part]['accuracy']:.3f}" for part in PARTS if part in parts]
+            words.append(f"{metric} not defined" if value is None else f"{metric} {value:.3f}")
+        cells = metrics["parts"].get(split, {})
+        parts = [f"{part} {cells[part]['accuracy']:.3f}" for part in PARTS if part in cells]
+        if parts:
+            words.append(f"({', '.join(parts)})")
+        shown.append(" ".join(words))
+    scores = "; ".join(shown) or "no labelled split"
     stuck = "  ! one answer for every row" if metrics["majority"] else ""
-    scores = " ".join(shown) or "no labelled split"
     return f"{metrics['task']} seed {metrics['seed']}: {scores}; {metrics['seconds']:.0f} s{stuck}"
 
 
