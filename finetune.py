@@ -608,7 +608,9 @@ def read_split(name, folder, split):
     meta = []
     for index, (where, line) in enumerate(lines):
         row = json_line(where, line)
-        label = str(row.get("label")) if isinstance(row, dict) else None
+        if not isinstance(row, dict) or "label" not in row:
+            raise UserError(f"{where}: no label")
+        label = str(row["label"])
         example = examples[index]
         if example.label not in (None, label):
             expected = f"expected {example.label!r} as in {example.where}"
