@@ -1308,8 +1308,9 @@ def tasks_of(args):
 
 
 def hash_of(paths):
-    digests = [data.file_hash(path) for path in sorted(paths)]
-    return hashlib.sha256("".join(digests).encode()).hexdigest()
+    """sha256 of files' names and contents."""
+    lines = [f"{path.name} {data.file_hash(path)}\n" for path in sorted(paths)]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def task_files(root, name):
