@@ -338,6 +338,35 @@ def validate(text, student, mlm_head, ids, device, limit=512):
     return {"valid_mlm": total / max(1, count)}
 
 
+def retrieval_maps(model_folder):
+    """(how, text_map, video_map)"""
+    kept = model.load_checkpoint(Path(model_folder) / "distill_heads.pt")
+    if kept is None:
+        return "mean of h against v", lambda hidden: hidden, lambda video: video
+    config = model.BertConfig.from_dict(kept["student"])
+
+    def part(name, module):
+        state = {key[len(name) + 1:]: value for key, value in kept["weights"].items() if key.startswith(name + ".")}
+        module.load_state_dict(state)
+        return module.eval()
+
+    def head(name, width):
+        return part(name, torch.nn.Identity() if kept["head"] == "none" else model.DistillHead(config, width))
+
+    def unit(vectors):
+        return F.normalize(vectors.float(), dim=-1)
+    if "crd" in kept["objective"]:
+        before = head("crd_head", config.hidden_size)
+        width = len(kept["weights"]["crd.student_embed.bias"])
+        e_s = part("crd.student_embed", torch.nn.Linear(config.hidden_size, width))
+        e_t = part("crd.teacher_embed", torch.nn.Linear(kept["teacher_width"], width))
+        return "mean of e_s(token) against e_t(v)", lambda h: unit(e_s(before(h))), lambda v: unit(e_t(v))
+    if "regression" in kept["objective"]:
+        mapped = head("regression_head", kept["teacher_width"])
+        return "mean of head(h) against v", lambda h: unit(mapped(h)), lambda v: v
+    return "not defined", None, None
+
+
 def main(argv=None):
     # --- setup
     args = parse_args(argv)
@@ -545,6 +574,10 @@ def main(argv=None):
                               teacher_width=teacher.config.hidden_size if teacher is not None else None,
                               crd={"queue": args.crd_queue, "temperature": args.crd_temperature},
                               voken={"bank": args.bank, "labels": args.voken_labels})
+        if args.objective and (Path(args.teacher) / "model" / "video_encoder.pt").exists():
+            if model.load_video_encoder(Path(args.teacher) / "model" / "video_encoder.pt")[1]["trained"]:
+                import shutil
+                shutil.copy(Path(args.teacher) / "model" / "video_encoder.pt", run / "model")
         print(f"{run}: complete after {steps} steps")
 
     # --- cleanup

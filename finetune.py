@@ -22,6 +22,12 @@ import dataclasses
 import hashlib
 import itertools
 import json
+import math
+import re
+import statistics
+import string
+import warnings
+from collections import Counter
 import os
 import re
 import sys
@@ -30,12 +36,12 @@ from pathlib import Path
 from typing import Callable, NamedTuple
 
 import numpy as np
+import scipy.stats
 import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
 import data
-import evaluate
 import model
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -129,8 +135,8 @@ def read_mrpc(folder, split):
 def read_diagnostics(folder, split):
     """GLUE-diagnostics with labels: a column for each coarse category holds its fine ones, joined by ";"."""
     path, examples = folder / "diagnostic-full.tsv", []
-    for number, row in read_tsv(path, [*evaluate.COARSE, "Premise", "Hypothesis", "Label"]):
-        tags = tuple((coarse, fine.strip()) for coarse in evaluate.COARSE for fine in row[coarse].split(";")
+    for number, row in read_tsv(path, [*COARSE, "Premise", "Hypothesis", "Label"]):
+        tags = tuple((coarse, fine.strip()) for coarse in COARSE for fine in row[coarse].split(";")
                      if fine.strip())
         examples.append(Example([(row["Premise"], row["Hypothesis"])], row["Label"], str(len(examples)),
                                 f"{path}, line {number}", tags=tags))
@@ -216,8 +222,202 @@ def tracie(train):
     return read
 
 
+# --------------------------------------------------------------------------------------------------
+# Metrics. All take (labels, predictions): integer classes, or real numbers for the correlations.
+
+
+def accuracy(labels, predictions):
+    """Share of equal entries; nan of nothing."""
+    labels, predictions = np.asarray(labels), np.asarray(predictions)
+    return float((labels == predictions).mean()) if len(labels) else math.nan
+
+
+def f1(labels, predictions):
+    """F1 of class 1. Where nothing is labelled and nothing predicted 1 it is 0, as in scikit-learn."""
+    labels, predictions = np.asarray(labels) == 1, np.asarray(predictions) == 1
+    wrong_or_right = labels.sum() + predictions.sum()
+    return float(2 * (labels & predictions).sum() / wrong_or_right) if wrong_or_right else 0.0
+
+
+def matthews(labels, predictions):
+    """Matthews correlation of any number of classes (R_K); 0 where labels or predictions are constant."""
+    labels, predictions = np.asarray(labels), np.asarray(predictions)
+    classes = np.union1d(labels, predictions)
+    true = (labels[:, None] == classes).sum(0, dtype=np.float64)            # [classes]
+    said = (predictions[:, None] == classes).sum(0, dtype=np.float64)       # [classes]
+    n, right = float(len(labels)), float((labels == predictions).sum())
+    spread = (n * n - said @ said) * (n * n - true @ true)
+    return float((right * n - true @ said) / math.sqrt(spread)) if spread > 0 else 0.0
+
+
+def pearson(labels, predictions):
+    """Pearson correlation; nan where one side is constant or has fewer than two entries: it is then not defined."""
+    if len(labels) < 2:
+        return math.nan
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")   # scipy warns of constant input; of nearly constant one its value still holds
+        return float(scipy.stats.pearsonr(np.asarray(labels, np.float64), np.asarray(predictions, np.float64))[0])
+
+
+def spearman(labels, predictions):
+    """Spearman rank correlation, ties sharing their mean rank; nan where one side is constant."""
+    if len(labels) < 2:
+        return math.nan
+    return pearson(scipy.stats.rankdata(labels), scipy.stats.rankdata(predictions))
+
+
+ACCURACY = [("accuracy", accuracy)]
+METRICS = {   # task -> [(name, function)], the main one first; as GLUE publishes them
+    "CoLA": [("matthews", matthews)], "SST-2": ACCURACY, "MRPC": [("accuracy", accuracy), ("f1", f1)],
+    "STS-B": [("pearson", pearson), ("spearman", spearman)], "QQP": [("accuracy", accuracy), ("f1", f1)],
+    "MNLI": ACCURACY, "AX": ACCURACY, "diagnostics": [("matthews", matthews)], "QNLI": ACCURACY, "RTE": ACCURACY,
+    "WNLI": ACCURACY, "PIQA": ACCURACY, "SWAG": ACCURACY,
+    "TRACIE": ACCURACY, "TRACIE-iid": ACCURACY, "TRACIE-uniform-prior": ACCURACY,
+}   # SQuAD's are added in the next section
+PARTS = ("grounded", "ungrounded", "unfilmed")   # of a mini task's rows; see part_of
+COARSE = ("Lexical Semantics", "Predicate-Argument Structure", "Logic", "Knowledge")   # GLUE-diagnostics' categories
+
+
+def single_number(task, values):
+    """A task's one number in a table: the mean of its metrics (only MRPC, STS-B and QQP have two), SQuAD's F1, or None.
+
+    values: {metric name: value or None}. None where any of them is not defined.
+    """
+    wanted = [values[name] for name, _ in METRICS[task][:1 if METRICS[task] is SQUAD else None]]
+    return None if any(value is None for value in wanted) else statistics.fmean(wanted)
+
+
+def most_common(labels):
+    """The most common entry; of several equally common ones the smallest."""
+    values, counts = np.unique(np.asarray(labels), return_counts=True)
+    return values[counts.argmax()]
+
+
+def score(task, labels, predictions):
+    """Every metric of a task -> {metric: value, "n": rows, "chance": c}; a metric that is not defined is None.
+
+    chance: the task's single number for always answering the most common label of these very rows (SQuAD: for never
+    answering); None for a regression, where a constant has no correlation. Raises ValueError where the lengths differ.
+    """
+    if len(labels) != len(predictions):
+        raise ValueError(f"{task}: {len(labels)} labels for {len(predictions)} predictions")
+    constant = np.full(len(labels), "" if METRICS[task] is SQUAD else most_common(labels))
+    values, chance = {}, {}
+    for name, function in METRICS[task]:
+        for out, guesses in ((values, predictions), (chance, constant)):
+            value = function(labels, guesses)
+            out[name] = None if math.isnan(value) else value
+    return {**values, "n": len(labels), "chance": single_number(task, chance)}
+
+
+def part_of(row):
+    """The part a meta row of a mini task belongs to: "ungrounded" (language alone decides), "grounded" (a property of
+    a filmed noun decides) or "unfilmed" (a property of a noun that no video shows: the control, at chance for all)."""
+    return "unfilmed" if row["part"] == "grounded" and row["group"] == "unfilmed" else row["part"]
+
+
+def score_parts(labels, predictions, meta):
+    """Accuracy by part of a mini task, and of the grounded part by property. Accuracy whatever the task's own metric:
+    chance is then one number, 1 / classes, on balanced rows.
+
+    meta: one dict a row with part, group, property, noun. Returns {part: {"accuracy", "n", "chance"}, ...,
+    "grounded_by_property": {property: {"accuracy", "n", "chance"}}, "grounded_by_noun": {noun: accuracy}}; parts
+    without rows are absent.
+    """
+    labels, predictions = np.asarray(labels), np.asarray(predictions)
+    parts = np.array([part_of(row) for row in meta])
+
+    def of(chosen):
+        return {"accuracy": accuracy(labels[chosen], predictions[chosen]), "n": int(chosen.sum()),
+                "chance": accuracy(labels[chosen], np.full(chosen.sum(), most_common(labels[chosen])))}
+    out = {part: of(parts == part) for part in PARTS if (parts == part).any()}
+    names = np.array([str(row["property"]) for row in meta])
+    grounded = parts == "grounded"
+    out["grounded_by_property"] = {str(name): of(grounded & (names == name)) for name in np.unique(names[grounded])}
+    nouns = np.array([str(row["noun"]) for row in meta])
+    of_noun = {str(noun): grounded & (nouns == noun) for noun in np.unique(nouns[grounded])}
+    out["grounded_by_noun"] = {noun: accuracy(labels[rows], predictions[rows]) for noun, rows in of_noun.items()}
+    return out
+
+
+def score_categories(labels, predictions, tags, meta=None):
+    """GLUE-diagnostics by category -> {name: {"accuracy", "matthews", "n", "chance"}}; a row counts in each of its own.
+
+    tags: a row's (coarse, fine) pairs; meta: rows of the mini world, whose parts are then categories, too. Names in
+    order: "overall", "Logic", ..., "Logic: Negation", ..., "grounded", ...; those without rows are absent. matthews is
+    R_3, jiant's score, 0 where a category has one label only; chance is the accuracy of the most common label.
+    """
+    labels, predictions = np.asarray(labels), np.asarray(predictions)
+    rows = {name: [] for name in ("overall", *COARSE)}
+    for coarse, fine in sorted({tag for row in tags for tag in row}, key=lambda tag: (COARSE.index(tag[0]), tag[1])):
+        rows[f"{coarse}: {fine}"] = []
+    rows |= {part: [] for part in PARTS}
+    for index, row in enumerate(tags):
+        own = {"overall", *[coarse for coarse, _ in row], *[f"{coarse}: {fine}" for coarse, fine in row]}
+        for name in own | ({part_of(meta[index])} if meta else set()):
+            rows[name].append(index)
+    return {name: {"accuracy": accuracy(labels[chosen], predictions[chosen]),
+                   "matthews": matthews(labels[chosen], predictions[chosen]), "n": len(chosen),
+                   "chance": accuracy(labels[chosen], np.full(len(chosen), most_common(labels[chosen])))}
+            for name, chosen in rows.items() if chosen}
+
+
+def score_tracie(labels, predictions, texts):
+    """TRACIE's scores beside the total accuracy: on questions of starts ("starts before", "starts after") and of ends
+    (all others), and the share of stories all of whose questions are right. texts: (query, story) a row.
+
+    Returns {"start", "end", "story", "starts": n, "ends": n, "stories": n}; None for a kind that is not asked.
+    """
+    right = np.asarray(labels) == np.asarray(predictions)
+    starts = np.array(["starts before" in query or "starts after" in query for query, _ in texts])
+    stories = {}
+    for (_, story), good in zip(texts, right):
+        stories[story] = stories.get(story, True) and bool(good)
+    return {"start": float(right[starts].mean()) if starts.any() else None,
+            "end": float(right[~starts].mean()) if not starts.all() else None,
+            "story": statistics.fmean(stories.values()),
+            "starts": int(starts.sum()), "ends": int((~starts).sum()), "stories": len(stories)}
+
+
 # ---------------------------------------------------------------------------------------------------------------------
-# The task table. Metrics are evaluate.METRICS[task].
+# SQuAD, as the official evaluate-v2.0.py counts. golds: the annotators' answers to one question, texts.
+
+
+def normal_words(text):
+    """Words of an answer that count: lower case, no ASCII punctuation, no articles, split at white space."""
+    text = text.lower().translate(str.maketrans("", "", string.punctuation))
+    return re.sub(r"\b(a|an|the)\b", " ", text).split()
+
+
+def answer_scores(golds, text):
+    """(exact, F1) of one answer: the better of each over the golds that have a word left, or over "" if none has. F1 is
+    that of the two bags of words; where either is empty, 1 if both are."""
+    said, exact, best = normal_words(text), 0, 0
+    for gold in [words for words in map(normal_words, golds) if words] or [[]]:
+        common = sum((Counter(gold) & Counter(said)).values())
+        precision, recall = common / max(len(said), 1), common / max(len(gold), 1)
+        exact = max(exact, int(gold == said))
+        best = max(best, 2 * precision * recall / (precision + recall) if common else int(gold == said == []))
+    return exact, best
+
+
+def squad_exact(golds, answers):
+    """Share of answers that equal one of their golds, a list of texts a question."""
+    return statistics.fmean(answer_scores(*both)[0] for both in zip(golds, answers))
+
+
+def squad_f1(golds, answers):
+    """Mean F1 of answers; golds: a list of texts a question."""
+    return statistics.fmean(answer_scores(*both)[1] for both in zip(golds, answers))
+
+
+SQUAD = [("f1", squad_f1), ("exact", squad_exact)]
+METRICS |= {"SQuAD1": SQUAD, "SQuAD2": SQUAD}
+
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The task table. Metrics are METRICS[task].
 
 
 @dataclasses.dataclass
@@ -227,6 +427,7 @@ class Task:
     read: Callable      # (folder, split) -> [Example]
     rows: dict          # split -> rows of its published file, to notice a wrong download; None: not known
     folders: tuple = ()  # under --data, besides the task's own name and that in lower case
+    metrics: list = None
     answered_by: str = None  # the task whose model answers it; nothing is trained on it
 
 
@@ -273,6 +474,8 @@ TASKS = {
                                  sizes(860, None, 4248),
                                  folders=("TRACIE/uniform-prior", "tracie/uniform-prior", "uniform-prior")),
 }
+for name, functions in METRICS.items():
+    TASKS[name].metrics = functions
 GET = "`python data.py tasks` lists and fetches the published files, `python data.py mini` makes the mini world's"
 
 
@@ -615,12 +818,8 @@ def write_squad_answers(folder, split, examples, answers, lists, odds):
     data.write_json(folder / f"nbest-{split}.json", dict(zip(names, lists)))
     dataset = [{"paragraphs": [{"qas": [{"id": example.row, "answers": [{"text": text} for text, _ in example.answers]}
                                         for example in examples]}]}]
-    scores = evaluate.squad_scores(dataset, predictions)
     if odds is not None:
         data.write_json(folder / f"null_odds-{split}.json", null_odds)
-        # the thresholds alone: given odds, the official script also counts as unanswered what has odds above 1
-        scores = evaluate.squad_scores(dataset, predictions, null_odds) | scores
-    data.write_json(folder / f"scores-{split}.json", scores)
 
 
 def answer_places(examples, targets, answers):
@@ -629,7 +828,7 @@ def answer_places(examples, targets, answers):
     the same place every time would score."""
     labels = np.array([len(WORD.findall(example.texts[0][1][:example.answers[0][1]])) if example.label else -1
                        for example in examples])
-    right = [evaluate.squad_exact([golds], [answer]) == 1 for golds, answer in zip(targets, answers)]
+    right = [squad_exact([golds], [answer]) == 1 for golds, answer in zip(targets, answers)]
     return labels, np.where(right, labels, -2)
 
 
@@ -919,13 +1118,13 @@ def finetune(settings, splits, rows, config, bert, encoder, processes, folder, l
                 write_submission(folder, asked, split, examples, answers)
         if targets is None:
             continue
-        metrics[split] = evaluate.score(asked, targets, answers)
+        metrics[split] = score(asked, targets, answers)
         if name.startswith("TRACIE"):
-            metrics[split] |= evaluate.score_tracie(targets, answers, [example.texts[0] for example in examples])
+            metrics[split] |= score_tracie(targets, answers, [example.texts[0] for example in examples])
         if split == "diagnostics":
-            metrics["categories"] = evaluate.score_categories(targets, answers, [e.tags for e in examples], meta)
+            metrics["categories"] = score_categories(targets, answers, [e.tags for e in examples], meta)
         if meta:
-            metrics["parts"][split] = evaluate.score_parts(*numbers, meta)
+            metrics["parts"][split] = score_parts(*numbers, meta)
         if asked == name:   # one answer for a whole split: stuck at a constant; 0.01 of STS-B's five points is one, too
             constant = np.ptp(answers) <= 0.01 if kind == "regression" else len(set(answers)) == 1
             metrics["majority"] |= bool(constant) and len(answers) > 1
@@ -943,10 +1142,10 @@ def summary(metrics):
     name = metrics["task"]
     shown = []
     for split in [key for key in metrics if key.startswith(("dev", "test")) or key in TASKS]:
-        named = [(key, metrics[split][key]) for key, _ in evaluate.METRICS[split if split in TASKS else name]]
+        named = [(key, metrics[split][key]) for key, _ in METRICS[split if split in TASKS else name]]
         values = " ".join(f"{key} {'not defined' if value is None else f'{value:.3f}'}" for key, value in named)
         parts = metrics["parts"].get(split, {})
-        inside = ", ".join(f"{part} {parts[part]['accuracy']:.3f}" for part in evaluate.PARTS if part in parts)
+        inside = ", ".join(f"{part} {parts[part]['accuracy']:.3f}" for part in PARTS if part in parts)
         shown.append(f"{split} {values}" + f" ({inside})" * bool(inside))
     stuck = "  ! one answer for every row" * metrics["majority"]
     said = "; ".join(shown) or "no labelled split"

@@ -563,6 +563,12 @@ def load_video_encoder(path):
 # Optimisation and checkpoints
 
 
+def sentence_vectors(hidden, mask):
+    """Unit vector of each text: the mean of its hidden states. hidden: [B, L, H]; mask: bool [B, L], True = counts."""
+    weights = mask[:, :, None].to(hidden.dtype)                                              # [B, L, 1]
+    return F.normalize((hidden * weights).sum(1) / weights.sum(1).clamp(min=1), dim=-1)      # [B, H]
+
+
 def optimizer_for(modules, lr, weight_decay, eps=1e-6):
     """AdamW over every trainable parameter of the modules; biases and layer norms are not decayed (authors' script).
 

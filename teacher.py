@@ -21,7 +21,6 @@ import torch
 import torch.nn.functional as F
 
 import data
-import evaluate
 import model
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -79,7 +78,7 @@ def nce_loss(text, video, mask, temperature, pool, rows=slice(None)):
         return (each * mask)[rows].sum() / mask.sum().clamp(min=1)
     if pool != "sentence":
         raise ValueError(f"unknown pool {pool!r}; known: token, sentence")
-    logits = evaluate.sentence_vectors(text, mask) @ video.T / temperature                     # [B, B]
+    logits = model.sentence_vectors(text, mask) @ video.T / temperature                     # [B, B]
     each = F.cross_entropy(logits, target, reduction="none") + F.cross_entropy(logits.T, target, reduction="none")
     return each[rows].sum() / (2 * len(text))
 
@@ -198,7 +197,8 @@ def validate(args, clips, bert, mlm_head, video_encoder, ids, device, limit=256)
         negatives = torch.roll(torch.arange(count), 1).to(device)
         out["valid_contrastive"] = float(contrastive_loss(args, hidden, video, ~special, negatives, slice(None)))
         clean = bert(tokens.to(device), token_mask)
-        ranks, _ = evaluate.search(evaluate.sentence_vectors(clean, ~special), F.normalize(video, dim=-1))
+        scores = model.sentence_vectors(clean, ~special) @ F.normalize(video, dim=-1).T
+        ranks = (~(scores < scores.diagonal()[:, None])).sum(1).cpu()
         out["valid_r1"] = float((ranks == 1).float().mean())
         out["valid_median_rank"] = float(ranks.float().median())
         out["valid_pool"] = count
