@@ -8,7 +8,7 @@
     python evaluate.py claims --values tests/claims.jsonl                  # the paper's claims
     python evaluate.py report runs/*                                       # all of it in one page
 
-Trains nothing by gradient. Tables read only RUN/finetune/TASK/seed-N/metrics.json and RUN/log.jsonl.
+Trains nothing by gradient. Tables read RUN/finetune/TASK/seed-N/metrics.json and RUN/log.jsonl.
 Printed numbers are x 100. The metrics themselves stand in finetune.py, beside their tasks.
 Sections: files of a run; intervals; table; SQuAD; retrieval; probes; claims (arms, plan, verdicts);
 report.
@@ -46,7 +46,7 @@ import model
 
 
 def read_results(run):
-    """What finetune.py wrote under a run folder -> {task: [metrics of a seed, ...]}, seeds in order.
+    """What finetune.py wrote under a run folder -> {task: [metrics, ...]}, seeds in order.
 
     Raises UserError naming a file that is not metrics of a task known here.
     """
@@ -72,7 +72,7 @@ def run_facts(run):
 
 
 def names_of(runs, given=None):
-    """Names of runs: the given ones, else their folders'; the whole path where two have the same."""
+    """Names of runs: given ones, else their folders'; the whole path where two agree."""
     if given and len(given) != len(runs):
         raise model.UserError(f"--names gives {len(given)} names for {len(runs)} runs")
     names = given or [Path(run).resolve().name for run in runs]
@@ -83,7 +83,7 @@ def names_of(runs, given=None):
 
 
 def read_log(run):
-    """The lines of a folder's log.jsonl as dicts; [] for none. A line cut in writing is left out."""
+    """The lines of a folder's log.jsonl as dicts; [] for none. A cut line is left out."""
     log = Path(run) / "log.jsonl"
     if not log.exists():
         return []
@@ -157,7 +157,7 @@ def single_number(task, values):
 
 
 def scored_rows(metrics, fine=False):
-    """Table rows of one metrics.json -> {(task, row): (value, chance, number of rows scored)}, 0..1.
+    """Table rows of one metrics.json -> {(task, row): (value, chance, rows scored)}, fractions.
 
     Mini tasks (their metrics have parts) give a row a part of the test split; real ones the dev
     splits, or the test split where there is no dev split. TRACIE also gives start, end and story,
@@ -212,8 +212,7 @@ def summarise(entries):
     values = [entry["value"] for entry in entries if entry["value"] is not None]
     return {"mean": statistics.fmean(values) if values else None,
             "std": statistics.stdev(values) if len(values) > 1 else None,
-            "median": statistics.median(values) if values else None,
-            "n": len(values)}
+            "median": statistics.median(values) if values else None, "n": len(values)}
 
 
 def show_cell(entries):
@@ -224,10 +223,10 @@ def show_cell(entries):
     if not entries:
         return "not run"
     cell = summarise(entries)
-    if cell["n"] == 0:
-        return "not defined"
-    text = f"{cell['mean']:.1f} (n=1)"
-    if cell["n"] > 1:
+    text = "not defined"
+    if cell["n"] == 1:
+        text = f"{cell['mean']:.1f} (n=1)"
+    elif cell["n"]:
         text = (f"{cell['mean']:.1f} ± {cell['std']:.1f} "
                 f"(n={cell['n']}, median {cell['median']:.1f})")
     if any(entry["stuck"] for entry in entries):
@@ -238,7 +237,7 @@ def show_cell(entries):
 
 
 def show_points(values):
-    """"71.3 ± 1.2" of one value a seed, in points; the deviation where there are two; "-" of none."""
+    """"71.3 ± 1.2" of one value a seed, in points; "71.3" of one seed, "-" of none."""
     if not values:
         return "-"
     spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
@@ -318,10 +317,10 @@ def table(args):
         for key in keys:
             entries += [(name, key, entry) for entry in cells.get(key, [])]
 
-    counts = []
+    columns = [("chance", [key_chance(runs, key) for key in keys]), ("rows", [])]
     for key in keys:
-        counts.append(once(str(entry["rows"]) for _, other, entry in entries if other == key))
-    columns = [("chance", [key_chance(runs, key) for key in keys]), ("rows", counts)]
+        counts = [str(entry["rows"]) for _, other, entry in entries if other == key]
+        columns[1][1].append(once(counts))
     for name, cells in zip(names, runs):
         columns.append((name, [show_cell(cells.get(key)) for key in keys]))
     print("x 100; mean ± standard deviation over n seeds\n")
@@ -341,30 +340,18 @@ def table(args):
             stages = [f"{stage} {seconds:.0f} s" for stage, seconds in spent.items()]
             print(f"{name}: {', '.join(stages)}")
     if args.json:
-        write_cells_json(args.json, names, runs, keys)
+        out = {}
+        for name, cells in zip(names, runs):
+            out[name] = {}
+            for key, seeds in cells.items():
+                out[name][" ".join(key)] = {**summarise(seeds), "seeds": seeds}
+        data.write_json(args.json, out)
     if args.csv:
-        write_cells_csv(args.csv, entries)
-
-
-def write_cells_json(path, names, runs, keys):
-    """{run: {"task row": {"mean", "std", "median", "n", "seeds": [entry, ...]}}}."""
-    out = {}
-    for name, cells in zip(names, runs):
-        out[name] = {}
-        for key in keys:
-            if key in cells:
-                out[name][" ".join(key)] = {**summarise(cells[key]), "seeds": cells[key]}
-    data.write_json(path, out)
-
-
-def write_cells_csv(path, entries):
-    """A line a run, task, row ("column") and seed."""
-    with open(path, "w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["run", "task", "column", "seed", "value", "chance", "stuck", "rows"])
-        for name, key, entry in entries:
-            writer.writerow([name, *key, entry["seed"], entry["value"], entry["chance"],
-                             entry["stuck"], entry["rows"]])
+        with open(args.csv, "w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(["run", "task", "column", *entries[0][2]])
+            for name, key, entry in entries:
+                writer.writerow([name, *key, *entry.values()])
 
 
 # --------------------------------------------------------------------------------------------------
@@ -451,27 +438,24 @@ def squad_scores(dataset, predictions, na_probabilities=None):
     return out
 
 
-def read_answers(path, kinds, what):
-    """A JSON file {question id: value}. Raises UserError where a value is not one of `kinds`."""
-    answers = data.read_json(path, "python finetune.py --task SQuAD1 SQuAD2")
-    if not isinstance(answers, dict) or not all(isinstance(x, kinds) for x in answers.values()):
-        raise model.UserError(f"{path} does not hold one {what} a question id")
-    return answers
-
-
 def show_squad(args):
     """`squad`: prints squad_scores of a predictions file as JSON."""
-    dataset = data.read_json(args.dataset, "python finetune.py --task SQuAD1 SQuAD2")
-    if not isinstance(dataset, dict) or "data" not in dataset:
-        raise model.UserError(f"{args.dataset} is not a SQuAD file: it has no data")
-    predictions = read_answers(args.predictions, str, "text")
-    odds = read_answers(args.na_prob, (int, float), "number") if args.na_prob else None
+    files = []
+    for path, kinds in ((args.predictions, str), (args.na_prob, (int, float))):
+        answers = None
+        if path:
+            answers = data.read_json(path, "python finetune.py --task SQuAD1 SQuAD2")
+            values = answers.values() if isinstance(answers, dict) else [None]
+            if not all(isinstance(value, kinds) for value in values):
+                what = "text" if kinds is str else "number"
+                raise model.UserError(f"{path} does not hold one {what} a question id")
+        files.append(answers)
+    dataset = data.read_json(args.dataset, "make data/tasks/SQuAD2")
     try:
-        scores = squad_scores(dataset, predictions, odds)
+        print(json.dumps(squad_scores(dataset, *files), indent=2))
     except (KeyError, TypeError) as error:   # a field that is missing, or of another type
         raise model.UserError(f"{args.dataset} is not a SQuAD file: {type(error).__name__} "
                               f"{error}") from None
-    print(json.dumps(scores, indent=2))
 
 
 # --------------------------------------------------------------------------------------------------
@@ -574,7 +558,9 @@ def retrieval_vectors(rows, clips, tokenizer, bert, encoder, text_map):
 
     Text vectors are means of text_map(hidden) over the real tokens; None where text_map is None.
     """
-    means, texts, videos = [], [], []
+    means = []
+    texts = []
+    videos = []
     for low in range(0, len(rows), 256):   # a bank's features need not fit into memory
         chunk = rows[low:low + 256]
         tokens, mask, features, step_mask = data.bank_batch(chunk, clips, tokenizer)
@@ -592,13 +578,10 @@ def retrieve(run, data_folder, bank=None, video_encoder_of=None):
     """Text-to-video retrieval of a run -> (metrics, ranks [N], how texts and videos meet).
 
     The run's own texts, put beside videos by distill.retrieval_maps and its own video encoder. With
-    that of another run, video_encoder_of, texts and videos share no coordinates: `how` is "not
-    defined", there are no ranks, and only the ridge map remains.
-
-    In the mini world a ridge map from mean hidden state to video vector, fitted on training clips
-    of task-train nouns, stands beside: it asks what could be read off, not what was aligned. It and
-    the "new nouns" rows count only texts of other nouns. Writes all of it with some examples to
-    RUN/retrieval.json. Raises UserError where there is no trained video encoder.
+    that of another run they share no coordinates: no ranks, only the ridge map. That map, in the
+    mini world, goes from mean hidden state to video vector and is fitted on training clips of
+    task-train nouns: what could be read off, not what was aligned. "new nouns": all other nouns.
+    Writes RUN/retrieval.json. Raises UserError where there is no trained video encoder.
     """
     lender = run if video_encoder_of is None else video_encoder_of
     lent = trained_encoder(lender)
@@ -612,8 +595,8 @@ def retrieve(run, data_folder, bank=None, video_encoder_of=None):
         text_map = None
     config, bert, _ = model.load_hf(Path(run) / "model")
     tokenizer = data.load_tokenizer(Path(run) / "model")
-    for module in (bert, encoder):
-        module.eval()
+    bert.eval()
+    encoder.eval()
 
     def clips_of(split):
         return data.Clips(data_folder, split, settings["streams"], tokenizer, config.block,
@@ -633,17 +616,17 @@ def retrieve(run, data_folder, bank=None, video_encoder_of=None):
         metrics = retrieval_metrics(ranks, best, keys)
         examples = retrieval_examples(ranks, best, pool)
 
-    groups = {row.get("group", "train") for row in pool}
-    if keys and groups > {"train"}:
-        new = torch.tensor([row["group"] != "train" for row in pool])   # True = not a train noun
+    # True = a noun that the ridge map was not fitted on
+    new = torch.tensor([row.get("group", "train") != "train" for row in pool])
+    if keys and new.any():
         nouns = {row["noun"] for row in pool}
         known = {row["noun"] for row in pool if row["group"] == "train"}
         training = clips_of("train")
         rows = [row for row in openings(training, tokenizer)
                 if names_only(row["text"], known, nouns)]
         seen, _, shown = retrieval_vectors(rows, training, tokenizer, bert, encoder, None)
-        guessed = ridge_probe(seen.double().numpy(), shown.double().numpy(), means.double().numpy())
-        mapped, _ = search(F.normalize(torch.from_numpy(guessed).float(), dim=-1), videos)
+        mapped = ridge_probe(seen.double().numpy(), shown.double().numpy(), means.double().numpy())
+        mapped, _ = search(F.normalize(torch.from_numpy(mapped).float(), dim=-1), videos)
         if text_map is not None:
             metrics["R@1, new nouns"] = float((ranks[new] == 1).float().mean())
         metrics["ridge map, R@1, new nouns"] = float((mapped[new] == 1).float().mean())
@@ -816,8 +799,8 @@ CURVE = {   # arms of these lengths; nst+crd's own is 1000
     "distilled": ("distilled-500", "nst+crd", "distilled-2000", "distilled-4000"),
 }
 # Ratios tried for TUNED (`make claims CLAIMS=weights SEEDS="100 101"`, worlds never reported); the
-# best on validation nouns stands in STUDENTS. 0.3 and 1 had left NST and CRD near chance: at the end
-# of warm-up MLM pulls a third as hard as it soon will. Equal weights are a ratio of 12 for CRD.
+# best on validation nouns stands in STUDENTS. 0.3 and 1 had left NST and CRD near chance: at the
+# end of warm-up MLM pulls a third as hard as it soon will. Equal weights: a ratio of 12 for CRD.
 RATIOS = (3, 10, 30)
 TUNED = ("nst", "crd", "nst+crd", "soft-label", "regression", "voken", "of-text-teacher", "no-head")
 GRID = {}   # "nst@3" -> as in STUDENTS
@@ -871,7 +854,8 @@ CLAIMS = {
                 Part("probe", "dynamic", "teacher", "image-teacher", "better"),
                 Part("probe", "static", "teacher", "image-teacher", "no better")),
                note="partly by construction: in a mini world one frame tells no behaviour"),
-    "6": Claim("magnitude", "NST and CRD each beat soft labels and regression; NST + CRD beats each",
+    "6": Claim("magnitude", "NST and CRD each beat soft labels and regression; NST + CRD beats "
+               "each",
                (Part("grounded", TWO, "nst", "soft-label", "better"),
                 Part("grounded", TWO, "nst", "regression", "better"),
                 Part("grounded", TWO, "crd", "soft-label", "better"),
@@ -894,8 +878,8 @@ CLAIMS = {
                 Part("R@1", "", "teacher", "crd", "better"),
                 Part("R@1", "", "teacher", "regression", "better"),
                 Part("ridge R@1", "", "nst", "chance", "shown"))),
-    "10": Claim("mechanism", "It gains on what is grounded: diagnostics' knowledge, PIQA, TRACIE; on "
-                "the rest its mean is not worse",
+    "10": Claim("mechanism", "It gains on what is grounded: diagnostics' knowledge, PIQA, TRACIE; "
+                "on the rest its mean is not worse",
                 (Part("Knowledge", "", "nst+crd", "text-only", "better"),
                  Part("grounded", "PIQA", "nst+crd", "text-only", "better"),
                  Part("grounded", "TRACIE", "nst+crd", "text-only", "better"),
@@ -912,8 +896,8 @@ CLAIMS = {
                  Part("grounded", "MNLI", "crd-of-hinge", "regression-of-hinge", "better"),
                  Part("grounded", "MNLI", "nst+crd-of-hinge", "nst-of-hinge", "better"),
                  Part("grounded", "MNLI", "nst+crd-of-hinge", "crd-of-hinge", "better"))),
-    "pairs": Claim("control", "Control: a student of a teacher of shuffled video-caption pairs is as "
-                   "the text-only one",
+    "pairs": Claim("control", "Control: a student of a teacher of shuffled video-caption pairs is "
+                   "as the text-only one",
                    (Part("grounded", TWO, "of-shuffled-teacher", "text-only", "no effect"),)),
     "vokens": Claim("control", "Control: students of shuffled and of random vokens are as the "
                     "text-only one",
@@ -926,36 +910,32 @@ CLAIMS = {
 }
 
 
-def student_of(arm):
-    """(teacher, flags of distill.py with its ratio) of a student. Raises UserError on others."""
-    known = {**STUDENTS, **GRID}
-    if arm not in known:
-        raise model.UserError(f"unknown arm {arm!r}; known: {', '.join([*TEACHERS, *known])}")
-    teacher, flags, ratio = known[arm]
-    return teacher, flags if ratio is None else f"{flags} --gradient-ratio {ratio}"
-
-
 def teacher_of(arm):
-    """The teacher's run that an arm needs: its own for a teacher, None for a student of none."""
-    return arm if arm in TEACHERS else student_of(arm)[0]
+    """The teacher whose run an arm starts from: a teacher itself, None for a student of none."""
+    return arm if arm in TEACHERS else {**STUDENTS, **GRID}[arm][0]
+
+
+def flags_of(arm):
+    """An arm's stage and flags."""
+    if arm in TEACHERS:
+        return f"teacher.py {TEACHERS[arm]}".strip()
+    _, flags, ratio = {**STUDENTS, **GRID}[arm]
+    return f"distill.py {flags}" + (f" --gradient-ratio {ratio}" if ratio else "")
 
 
 def recipe(arm):
-    """Stages and flags of an arm and of its teacher: what its value file must agree with."""
-    if arm in TEACHERS:
-        return f"teacher.py {TEACHERS[arm]}".strip()
-    teacher, flags = student_of(arm)
-    own = f"distill.py {flags}"
-    return f"{recipe(teacher)}; {own}" if teacher else own
+    """Flags of an arm and of the teacher that it starts from: what its value file agrees with."""
+    arms = dict.fromkeys([teacher_of(arm) or arm, arm])
+    return "; ".join(flags_of(each) for each in arms)
 
 
-def tasks_of(part):
-    """Tasks that a part asks for, beside TWO."""
-    if part.measure == "Knowledge":
+def tasks_of(measure, tasks):
+    """The tasks that a measure is a mean of; none for what is not fine-tuned."""
+    if measure == "Knowledge":
         return ["MNLI"]
-    if part.measure not in finetune.PARTS:
+    if measure not in ("dev", *finetune.PARTS):
         return []
-    return MINI_TASKS if part.tasks == "all" else part.tasks.split()
+    return list(MINI_TASKS) if tasks == "all" else tasks.split()
 
 
 def cells_for(claims, seeds):
@@ -979,15 +959,16 @@ def cells_for(claims, seeds):
         for control in CLAIMS[name].controls:
             parts += CLAIMS[control].parts
         for part in parts:
+            tasks = tasks_of(part.measure, part.tasks)
             arms = [part.arm, part.against]
             if name == "3":
                 arms = [*CURVE["two-stage"], *CURVE["distilled"]]
             for arm in arms:
                 if arm == "chance":
                     continue
-                need(arm, tasks_of(part))
-                if "of-hinge" in arm:   # these need no other task; MNLI says if the teacher knows it
-                    need(teacher_of(arm), tasks_of(part))
+                need(arm, tasks)
+                if "of-hinge" in arm:   # these need no other; whether the teacher knows it is asked
+                    need(teacher_of(arm), tasks)
                 else:
                     need(arm, TWO.split())
     for arm in list(needed):
@@ -1016,7 +997,7 @@ def unfinished(cells, runs):
         if made and made["flags"] != recipe(arm):
             raise model.UserError(
                 f"{file} was made with `{made['flags']}`, now {arm} is `{recipe(arm)}`; move the "
-                f"file away, and the runs of what changed and its students from {runs}/world-{seed}")
+                f"file away, and from {runs}/world-{seed} the runs of what changed and its students")
         if not made or not made["tasks"].keys() >= set(tasks):
             left[arm, seed] = tasks
     return left
@@ -1029,32 +1010,19 @@ def logged(command, folder, name, after=""):
             f"|| {{ echo {log}:; tail -n 5 {log}; exit 1; }}")
 
 
-def world_command(world, seed, python):
-    """The shell command that makes a world's data; its clip bank comes last."""
-    vocab = f"--vocab {world}/tokenizer.json"
-    return (f"{python} data.py mini --seed {seed} --out {world} && "
-            f"{python} data.py video --videos {world}/videos --streams frame motion --out {world} && "
-            f"{python} data.py captions --videos {world}/videos --captions {world}/caption.json "
-            f"{vocab} --out {world} && "
-            f"{python} data.py text --train {world}/text/train.txt --valid {world}/text/valid.txt "
-            f"{vocab} --out {world}/text && "
-            f"{python} data.py bank --data {world} --clips 1152 --block 32 --seed {seed}")
-
-
-def stage_command(arm, world, seed, folder, python):
-    """The shell command that trains an arm; folder: of this world's runs."""
-    given = f"--data {world} --size mini --seed {seed} --out {folder}/{arm}"
-    if arm in TEACHERS:
-        return f"{python} teacher.py {given} {TEACHERS[arm]}"
-    teacher, flags = student_of(arm)
-    if teacher:
-        given += f" --teacher {folder}/{teacher}"
-        flags = flags.format(teacher=f"{folder}/{teacher}")
-    return f"{python} distill.py {given} --text {world}/text {flags}"
+def stage_command(arm, seed, folder, python):
+    """The shell command that trains an arm; folder: of its world's runs."""
+    teacher = teacher_of(arm)
+    given = f"--data data/mini-{seed} --size mini --seed {seed} --out {folder}/{arm}"
+    if arm not in TEACHERS:
+        given += f" --text data/mini-{seed}/text"
+        if teacher:
+            given += f" --teacher {folder}/{teacher}"
+    return f"{python} {flags_of(arm).format(teacher=f'{folder}/{teacher}')} {given}"
 
 
 def plan(phase, cells, runs, python):
-    """The shell commands of worlds, teachers or arms for cells that are not finished, in this order.
+    """The shell commands of a phase, worlds, teachers or arms, for the cells that are not finished.
 
     Stages that are complete say so and return. TEACHER.done says that a teacher's stage, asked in
     this `make claims`, was content with its run; what is made from the run waits for that.
@@ -1067,23 +1035,29 @@ def plan(phase, cells, runs, python):
         folder = f"{runs}/world-{seed}"
         teacher = teacher_of(arm)
         if phase == "worlds" and not Path(world, "bank.json").exists():
-            line = logged(world_command(world, seed, python), folder, "world")
-        elif phase == "teachers" and teacher:
-            stage = stage_command(teacher, world, seed, folder, python)
+            vocab = f"--vocab {world}/tokenizer.json"
+            steps = [f"mini --seed {seed} --out {world}",
+                     f"video --videos {world}/videos --streams frame motion --out {world}",
+                     f"captions --videos {world}/videos --captions {world}/caption.json {vocab} "
+                     f"--out {world}",
+                     f"text --train {world}/text/train.txt --valid {world}/text/valid.txt {vocab} "
+                     f"--out {world}/text",
+                     f"bank --data {world} --clips 1152 --block 32 --seed {seed}"]
+            commands = " && ".join(f"{python} data.py {step}" for step in steps)
+            lines[logged(commands, folder, "world")] = None
+        if phase == "teachers" and teacher:
             done = f"{folder}/{teacher}.done"
-            line = logged(f"rm -f {done} && {stage}", folder, teacher, f" && touch {done}")
-        elif phase == "arms":
+            stage = stage_command(teacher, seed, folder, python)
+            lines[logged(f"rm -f {done} && {stage}", folder, teacher, f" && touch {done}")] = None
+        if phase == "arms":
             steps = [f"cat {folder}/{teacher}.done"] if teacher else []
             if arm not in TEACHERS:
-                steps.append(stage_command(arm, world, seed, folder, python))
+                steps.append(stage_command(arm, seed, folder, python))
             steps.append(f"{python} finetune.py --model {folder}/{arm} --data {world}/tasks "
                          f"--seed {seed} --task {' '.join(tasks)}")
-            line = logged(" && ".join(steps), folder, arm,
-                          f" && {python} evaluate.py cell {arm} --seed {seed} --runs {runs} "
-                          f"--place {number}/{len(left)}")
-        else:
-            continue
-        lines[line] = None
+            cell = (f" && {python} evaluate.py cell {arm} --seed {seed} --runs {runs} "
+                    f"--place {number}/{len(left)}")
+            lines[logged(" && ".join(steps), folder, arm, cell)] = None
     return list(lines)
 
 
@@ -1110,11 +1084,10 @@ def make_cell(args):
         for metrics in seeds:
             if metrics["seed"] != args.seed:   # someone's own
                 continue
-            tasks[task] = {"dev": metrics["parts"]["dev"]["grounded"], "stuck": metrics["majority"]}
-            for part in finetune.PARTS:
-                if part in metrics["parts"]["test"]:
-                    tasks[task][part] = metrics["parts"]["test"][part]
-            if "grounded" in metrics.get("categories", {}):   # diagnostics, of filmed nouns
+            tasks[task] = {**metrics["parts"]["test"], "dev": metrics["parts"]["dev"]["grounded"],
+                           "stuck": metrics["majority"]}
+            tasks[task].pop("grounded_by_property", None)
+            if "categories" in metrics:   # diagnostics, of filmed nouns
                 tasks[task]["knowledge"] = metrics["categories"]["grounded"]
             sources.append(run_facts(run / "finetune" / task / f"seed-{args.seed}"))
     commits = []
@@ -1175,11 +1148,7 @@ def measured(cells, arm, seed, measure, tasks):
                 chance = 1 / len(data.PROPERTIES[name][1])
                 scores.append({"accuracy": accuracy, "chance": chance})
     else:
-        names = tasks.split()
-        if tasks == "all":
-            names = MINI_TASKS
-        if measure == "Knowledge":
-            names = ["MNLI"]
+        names = tasks_of(measure, tasks)
         if not cell["tasks"].keys() >= set(names):
             return None
         scores = [cell["tasks"][name][measure.lower()] for name in names]
@@ -1271,9 +1240,12 @@ def judge(part, cells, seeds):
         verdict = verdict_of(part.question, low, high)
         p = p_of(part.question, differences)
     if pairs and "hinge" in part.arm:
-        taught = [measured(cells, "hinge-teacher", seed, part.measure, part.tasks) for seed in seeds]
-        above = [result[0] - result[1] for result in taught if result]
-        if above and statistics.fmean(above) < 10:   # fine-tuned itself
+        above = []   # chance, of the teacher fine-tuned itself
+        for seed in seeds:
+            result = measured(cells, "hinge-teacher", seed, part.measure, part.tasks)
+            if result:
+                above.append(result[0] - result[1])
+        if above and statistics.fmean(above) < 10:
             verdict = "teacher carries no signal"
     name = f"{part.measure} {part.tasks}".strip()
     return {"name": f"{name}: {part.arm} - {part.against}", "kind": part.question,
@@ -1433,13 +1405,20 @@ def print_arms(cells, rows, width):
                   if scores.get("stuck")]
     if stuck:
         print(f"! gives every row one answer, and counts as it is: {', '.join(stuck)}")
+
+
+def print_source(cells):
+    """How many cells, of what commits and machines -> (commit, hardware)."""
     if len({cell["commit"] for cell in cells.values()}) > 1:
-        print("! values of several commits: where a setting changed between them, delete the values "
-              "folder, and `make claims` looks at every finished stage again")
-
-
-def begun(claim, cells, seeds):
-    return any(judge(part, cells, seeds)["n"] for part in claim.parts)
+        print("! values of several commits: where a setting changed between them, delete the "
+              "values folder, and `make claims` looks at every finished stage again")
+    commit = once(str(cell["commit"]) for cell in cells.values())
+    hardware = once(str(cell["hardware"]) for cell in cells.values())
+    threads = once(str(cell["threads"]) for cell in cells.values())
+    hours = sum(sum(cell["seconds"].values()) for cell in cells.values()) / 3600
+    print(f"\n{len(cells)} cells, {hours:.1f} hours of training, {threads} thread each; commit "
+          f"{commit}; {hardware}")
+    return commit, hardware
 
 
 def claims(args):
@@ -1468,9 +1447,12 @@ def claims(args):
         worlds = ", ".join(map(str, args.seeds or ["1 to 99"]))
         raise model.UserError(f"no values of worlds {worlds} made with the arms' flags; `make "
                               f"claims` makes them, --seeds names worlds")
-    names = [name for name in args.claims or paper_claims() if name in CLAIMS]
-    if not args.claims:
-        names = [name for name in names if begun(CLAIMS[name], cells, seeds)]
+    names = []
+    for name in args.claims or paper_claims():
+        if name in CLAIMS:
+            begun = any(judge(part, cells, seeds)["n"] for part in CLAIMS[name].parts)
+            if begun or args.claims:
+                names.append(name)
     controls = []
     for name in names:
         controls += CLAIMS[name].controls
@@ -1484,12 +1466,7 @@ def claims(args):
     print_arms(cells, rows, args.width)
     if other:
         print(f"! left out, made with other flags: {', '.join(other)}")
-    about = {}
-    for key in ("commit", "hardware", "threads"):
-        about[key] = once(str(cell[key]) for cell in cells.values())
-    hours = sum(sum(cell["seconds"].values()) for cell in cells.values()) / 3600
-    print(f"\n{len(cells)} cells, {hours:.1f} hours of training, {about['threads']} thread each; "
-          f"commit {about['commit']}; {about['hardware']}")
+    commit, hardware = print_source(cells)
     if not names or (args.values and not args.out):   # what was judged before stays
         return
     if not args.values:
@@ -1498,8 +1475,7 @@ def claims(args):
         data.write_text(Path(args.runs) / "values.jsonl", "".join(kept))
     out = Path(args.out or Path(args.runs) / "claims.json")
     out.parent.mkdir(parents=True, exist_ok=True)
-    made = {"commit": about["commit"], "hardware": about["hardware"], "seeds": seeds, "arms": rows,
-            **judged}
+    made = {"commit": commit, "hardware": hardware, "seeds": seeds, "arms": rows, **judged}
     # JSON has no nan: an interval of one seed has no ends
     data.write_json(out, json.loads(json.dumps(made), parse_constant=lambda _: None))
 
