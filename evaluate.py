@@ -144,18 +144,6 @@ ROWS = ("overall", *finetune.PARTS, "dev", "dev-mismatched", "test", "start", "e
         *finetune.COARSE)              # a task's rows in a table, in this order; then all others
 
 
-def single_number(task, values):
-    """A task's one number: the mean of its metrics, or SQuAD's F1; None where one is not defined.
-
-    values: {metric name: value or None}. Only MRPC, STS-B and QQP have two metrics beside SQuAD.
-    """
-    names = [name for name, _ in finetune.TASKS[task].metrics]
-    if finetune.TASKS[task].kind == "span":
-        names = names[:1]
-    wanted = [values[name] for name in names]
-    return None if None in wanted else statistics.fmean(wanted)
-
-
 def scored_rows(metrics, fine=False):
     """Table rows of one metrics.json -> {(task, row): (value, chance, rows scored)}, fractions.
 
@@ -175,7 +163,8 @@ def scored_rows(metrics, fine=False):
         for split in splits:
             if split in metrics:
                 scores = metrics[split]
-                out[task, split] = (single_number(task, scores), scores["chance"], scores["n"])
+                value = finetune.single_number(task, scores)
+                out[task, split] = (value, scores["chance"], scores["n"])
     if task.startswith("TRACIE") and "test" in metrics:
         for row, count in (("start", "starts"), ("end", "ends"), ("story", "stories")):
             out[task, row] = (metrics["test"][row], None, metrics["test"][count])
@@ -451,6 +440,8 @@ def show_squad(args):
                 raise model.UserError(f"{path} does not hold one {what} a question id")
         files.append(answers)
     dataset = data.read_json(args.dataset, "make data/tasks/SQuAD2")
+    if not isinstance(dataset, dict) or "data" not in dataset:
+        raise model.UserError(f"{args.dataset} is not a SQuAD file: it has no data")
     try:
         print(json.dumps(squad_scores(dataset, *files), indent=2))
     except (KeyError, TypeError) as error:   # a field that is missing, or of another type
