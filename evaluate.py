@@ -988,7 +988,7 @@ def unfinished(cells, runs):
         if made and made["flags"] != recipe(arm):
             raise model.UserError(
                 f"{file} was made with `{made['flags']}`, now {arm} is `{recipe(arm)}`; move the "
-                f"file away, and from {runs}/world-{seed} the runs of what changed and its students")
+                f"file away, and from {runs}/world-{seed} the changed runs and their students")
         if not made or not made["tasks"].keys() >= set(tasks):
             left[arm, seed] = tasks
     return left

@@ -255,7 +255,7 @@ def test_claims_are_judged_from_value_files(tmp_path, capsys):
 def test_kept_values_are_of_the_arms_as_they_are(capsys):
     for one in evaluate.read_values(KEPT).values():
         assert one["flags"] == evaluate.recipe(one["arm"])
-    for flags, count in (([], 10), (["--parts"], 16)):   # the paper's claims; hinge and controls, too
+    for flags, count in (([], 10), (["--parts"], 16)):
         evaluate.main(["claims", "--values", str(KEPT), "--markdown", *flags])
         rows = capsys.readouterr().out.splitlines()
         assert len(rows) == 2 + count
@@ -385,7 +385,7 @@ def test_plan_leaves_out_what_is_there_and_refuses_other_flags(tmp_path, monkeyp
 
 
 def run_lines(lines, jobs=2):
-    """Runs a plan's lines as `make claims` does. Returns what they print, and whether all worked."""
+    """Runs a plan's lines as `make claims` does. Returns what it prints, whether all worked."""
     each = 'for line; do sh -c "$line" || exit 1; done'   # no line: nothing is run
     done = subprocess.run(["xargs", "-0", "-n", "1", "-P", str(jobs), "sh", "-c", each, "xargs"],
                           input="\0".join(lines), text=True, capture_output=True, timeout=400,
