@@ -467,15 +467,19 @@ def search(texts, videos):
     return torch.cat(ranks).cpu(), torch.cat(best).cpu()
 
 
-def retrieval_metrics(ranks, best, keys):
+def retrieval_metrics(ranks, best, pool):
     """R@1, R@5, R@10 (fractions) and the median rank of what search returns.
 
-    keys: {what: [what each clip shows]}. For each, also R@1 when only that must agree, and the R@1
-    of a retriever that knows it and nothing else (its chance among the clips that show the same).
+    Where the pool says what its clips show, also R@1 when only that must agree, and the R@1 of a
+    retriever that knows it and nothing else (its chance among the clips that show the same).
     """
     out = {f"R@{k}": float((ranks <= k).float().mean()) for k in (1, 5, 10)}
     out["median rank"] = float(ranks.float().median())
     out["chance R@1"] = 1 / len(ranks)
+    keys = {}
+    if all("shown" in row for row in pool):
+        keys["behaviour"] = [row["shown"]["behaviour"] for row in pool]
+        keys["sight"] = ["/".join(row["shown"].values()) for row in pool]
     for name, key in keys.items():
         same = [key[own] == key[top] for own, top in enumerate(best[:, 0].tolist())]
         sharing = Counter(key)
@@ -574,7 +578,7 @@ def retrieve(run, data_folder, bank=None, video_encoder_of=None):
     task-train nouns: what could be read off, not what was aligned. "new nouns": all other nouns.
     Writes RUN/retrieval.json. Raises UserError where there is no trained video encoder.
     """
-    lender = run if video_encoder_of is None else video_encoder_of
+    lender = video_encoder_of or run
     lent = trained_encoder(lender)
     if lent is None:
         raise model.UserError(f"{lender}/model holds no trained video encoder: a teacher of videos "
@@ -595,21 +599,17 @@ def retrieve(run, data_folder, bank=None, video_encoder_of=None):
     held_out = clips_of("valid")
     pool = retrieval_pool(data_folder, bank, held_out, tokenizer)
     means, texts, videos = retrieval_vectors(pool, held_out, tokenizer, bert, encoder, text_map)
-    keys = {}
-    if all("shown" in row for row in pool):
-        keys["behaviour"] = [row["shown"]["behaviour"] for row in pool]
-        keys["sight"] = ["/".join(row["shown"].values()) for row in pool]
     metrics = {"chance R@1": 1 / len(pool)}
     ranks = []
     examples = []
-    if text_map is not None:
+    if text_map is not None:   # texts and videos share coordinates
         ranks, best = search(texts, video_map(videos))
-        metrics = retrieval_metrics(ranks, best, keys)
+        metrics = retrieval_metrics(ranks, best, pool)
         examples = retrieval_examples(ranks, best, pool)
 
     # True = a noun that the ridge map was not fitted on
     new = torch.tensor([row.get("group", "train") != "train" for row in pool])
-    if keys and new.any():
+    if new.any():
         nouns = {row["noun"] for row in pool}
         known = {row["noun"] for row in pool if row["group"] == "train"}
         training = clips_of("train")
@@ -622,9 +622,9 @@ def retrieve(run, data_folder, bank=None, video_encoder_of=None):
             metrics["R@1, new nouns"] = float((ranks[new] == 1).float().mean())
         metrics["ridge map, R@1, new nouns"] = float((mapped[new] == 1).float().mean())
     ranks = [int(rank) for rank in ranks]
-    count = len({row["video"] for row in pool})
+    videos = {row["video"] for row in pool}
     data.write_json(Path(run) / "retrieval.json", {
-        **metrics, "how": how, "pool": f"{len(pool):,} clips of {count:,} held-out videos",
+        **metrics, "how": how, "pool": f"{len(pool):,} clips of {len(videos):,} held-out videos",
         "ranks": ranks, "data": str(data_folder), "examples": examples})
     return metrics, ranks, how
 

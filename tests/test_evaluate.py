@@ -277,6 +277,70 @@ def test_examples_agree_with_the_ranks(mini, runs):
             assert example["own"] not in example["top"]
 
 
+@pytest.mark.parametrize("objective, head", [
+    ("crd", "mlp"), ("crd", "none"), ("regression", "mlp"), ("regression", "none"), ("nst", "mlp")])
+def test_students_search_as_their_objective_says(mini, runs, tmp_path, objective, head):
+    """Ranks against sums over tokens, a text and a clip at a time, from the saved weights."""
+    run = tmp_path / "run"
+    distill.main(["--teacher", str(runs / "teacher"), "--text", str(mini / "text"), "--head", head,
+                  "--objective", objective, "--crd-queue", "64", "--crd-tokens", "4",
+                  "--out", str(run), *FLAGS])
+    metrics, ranks, how = evaluate.retrieve(run, mini)
+    assert 0 <= metrics["ridge map, R@1, new nouns"] <= 1
+    if objective == "nst":
+        assert how == "not defined"
+        assert ranks == []
+        assert "R@1" not in metrics
+        return
+    weights = torch.load(run / "model" / "distill_heads.pt", weights_only=True)["weights"]
+    config, bert, _ = model.load_hf(run / "model")
+    encoder, settings = model.load_video_encoder(run / "model" / "video_encoder.pt")
+    tokenizer = data.load_tokenizer(run / "model")
+    clips = data.Clips(mini, "valid", settings["streams"], tokenizer, config.block,
+                       settings["max_steps_clip"])
+    mapped = torch.nn.Identity()
+    if head == "mlp":
+        mapped = model.DistillHead(config, config.hidden_size)
+        start = f"{objective}_head."
+        own = {key[len(start):]: weights[key] for key in weights if key.startswith(start)}
+        mapped.load_state_dict(own)
+
+    def embedded(name, x):
+        if objective == "crd":
+            x = weights[f"crd.{name}_embed.weight"] @ x + weights[f"crd.{name}_embed.bias"]
+        return x / x.norm()
+    texts = []
+    videos = []
+    pool = data.read_bank(mini / "retrieval.json")[:40]
+    with torch.no_grad():
+        for row in pool:
+            tokens = torch.tensor([tokenizer.encode(row["text"]).ids])
+            hidden = mapped(bert.eval()(tokens))[0, 1:-1]              # [L - 2, H]
+            total = sum(embedded("student", vector) for vector in hidden)
+            texts.append(total / total.norm())
+            features = torch.from_numpy(clips.clip(row["video"], row["start"], row["end"]))[None]
+            real = torch.ones(1, features.shape[1], dtype=torch.bool)
+            video = encoder.eval()(features, real)[0]
+            videos.append(embedded("teacher", video / video.norm()))
+    (tmp_path / "bank.json").write_text(json.dumps(pool))
+    _, ranks, _ = evaluate.retrieve(run, mini, tmp_path / "bank.json")
+    for index, rank in enumerate(ranks):
+        scores = [float(texts[index] @ video) for video in videos]
+        above = sum(score > scores[index] + 1e-5 for score in scores) + 1
+        near = sum(score >= scores[index] - 1e-5 for score in scores)
+        assert above <= rank <= near
+
+
+def test_probe_prints_and_writes_every_property(mini, runs, capsys):
+    evaluate.main(["probe", str(runs / "teacher"), "--data", str(mini)])
+    rows = rows_of(capsys.readouterr().out)
+    assert rows["chance"] == ["50.0", "50.0", "50.0", "50.0", "25.0", "50.0", "50.0"]
+    written = json.loads((runs / "teacher" / "probe.json").read_text())
+    assert set(written) == set(data.PROPERTIES)
+    shown = [f"{100 * written[name]['test']:.1f}" for name in data.PROPERTIES]
+    assert rows["teacher, test nouns"] == shown
+
+
 def test_ridge_probe_takes_the_strength_of_the_least_error():
     """Against the normal equations at each strength, judged by the hat matrix's diagonal."""
     generator = data.numpy_generator(0, "ridge")
