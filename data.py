@@ -1451,6 +1451,27 @@ def decode(path, views):
         raise VideoError(f"cannot be decoded ({getattr(error, 'strerror', None) or error})") from None
 
 
+def film_files(folder):
+    """{id: path} of the films in a folder."""
+    films = {}
+    for path in sorted(Path(folder).glob("*")):
+        if path.is_file() and path.name[0] != "." and path.suffix.lower() not in NO_FILM:
+            films[path.stem] = path
+    return films
+
+
+def clip_pictures(path, start, end, fps, size):
+    """Seconds start..end of a film as pictures uint8 [h, w, 3], short side `size`. Raises VideoError."""
+    view = Filtered(fps, size, False)
+    pictures = []
+    for _, shown, _ in decode(path, [view]):
+        pictures += shown
+    pictures = pictures[round(start * fps):round(end * fps)]
+    if not pictures:
+        raise VideoError(f"no frame between {start} and {end} s")
+    return pictures
+
+
 def wrapped_moments(weight, side):
     """Centre of weights [N, S*S] over a picture, and each pixel's offset from it: x [N, 1], y [N, 1], dx, dy [N, S*S].
 
