@@ -18,8 +18,10 @@ Printed numbers are x 100.
 import argparse
 import base64
 import csv
+import functools
 import glob
 import html
+import io
 import json
 import math
 import re
@@ -1365,592 +1367,602 @@ def claims(args):
     data.write_json(out, json.loads(written, parse_constant=lambda _: None))
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Report: one HTML file that needs nothing else. All text passes through `mark`, which escapes what is not Raw.
+# --------------------------------------------------------------------------------------------------
+# Report
+#
+# One HTML file that needs nothing else. `tag` escapes all text that is not Raw.
 
-REPORT_BYTES, CLIP_BYTES, CLIP_SECONDS = 8_000_000, 6_000_000, 4   # of the page, of its clips in base64, of one clip
-TITLE = "VidLanKD: what these runs did"
-WIDTH = 360   # of a plot in units that are pixels on a phone, so that its letters are as large there as elsewhere
-CURVES = {    # key in log.jsonl -> (title, what it should do)
-    "contrastive": ("Contrastive loss", "Text and video of a clip find each other (section 3.2): it falls."),
-    "mlm": ("Masked language modelling", "In nats (sections 3.2, 3.3): it falls. A teacher reads captions, a student "
-            "plain text: compare students."),
-    "nst": ("NST", "How teacher's and student's neurons spread over the tokens (section 3.3): it falls."),
-    "crd": ("CRD", "A token's two vectors against other tokens' (section 3.3): it falls."),
-    "loss": ("Loss", "Of the task (section 4): it falls; a flat line learns nothing more."),
-    "valid_r1": ("Held-out clips found at once", "Share of texts whose own clip comes first in a batch: it rises."),
-    "valid_median_rank": ("Median rank of the own clip", "On held-out clips: it falls towards 1."),
-    "grad_norm": ("Gradient norm", "Of all parameters before clipping: it settles, never zero or ever growing."),
-    "video_grad_norm": ("Gradient norm of the video encoder", "Above zero: it learns with the text's (section 3.2)."),
+REPORT_BYTES = 8_000_000
+CLIP_BYTES = 6_000_000   # of all clips in base64
+CLIP_SECONDS = 4
+COLOURS = "#1f82c8", "#d2601a", "#16916a", "#c0569a", "#7c6fd6", "#967a14"   # on light and dark
+DASHES = "none", "7 3", "2 3", "9 3 2 3"   # lines differ without colours, too
+MINI_SHOWS = ("A mini world holds knowledge that only video carries: it shows whether the "
+              "mechanism transfers it, not whether HowTo100M improves GLUE. ")
+EXPLAIN = {   # section -> what to look for
+    "head": "Hollow dots are fine-tuning seeds, the full one is their mean, the bar its 95 % "
+    "interval: of one pretrained model, so that another world may differ. Dashed: chance. Every "
+    "number comes from the files of these runs; sections are the paper's (arXiv 2107.02681). ",
+    "clips": "Each text should bring clips that show what it speaks of, the true one (green frame) "
+    "first. Teachers align text and video (section 3.2); a student never saw a frame: what it "
+    "finds came through distillation (section 3.3).",
+    "results": "Mean ± standard deviation over seeds, x 100. The student should lead where only "
+    "film holds the answer (grounded), lose nothing where language decides (ungrounded) and stand "
+    "at chance on nouns that no clip shows (unfilmed). ! marks a seed that gives every row one "
+    "answer, * a smoke run on half a dev file.",
+    "probes": "What a word's vector tells of the thing, read off by a linear map that never saw "
+    "these nouns. Teacher and student should be far above chance on test nouns, the text-only "
+    "student at chance; on unfilmed nouns all (there are 32: most within 18 points).",
+    "curves": "Circles are held-out values. Losses should fall and flatten; circles that rise away "
+    "from their line: a run learns its data by heart. Teachers read captions, students plain text.",
+    "claims": "Differences of two arms in points, a hollow dot a world. Better holds where the bar "
+    "is right of 0, fails where it ends below 2; not worse: right of -2, below 0; no better: it "
+    "ends below 2, it starts above 0; no effect: it contains 0 and the mean is within 4, it does "
+    "not contain 0. A claim holds if its parts do, also after Holm's correction; controls and "
+    "hinge rows are not corrected. A mini world shows mechanisms; magnitudes need the paper's scale.",
+    "arms": "Mean ± standard deviation over worlds; accuracy in %, probes on test nouns, R@1 of "
+    "text to video, MLM in nats on held-out text (teachers: captions).",
+    "forgetting": "Two-stage pretraining learns from video, then reads text: the longer it reads, "
+    "the more it should forget. The student has its teacher at every step.",
+    "runs": "Two runs compare fairly where only what is under test differs: shaded.",
 }
-SEE = {   # under the pictures: what the reader should see, and where the paper speaks of it
-    "report":
-        "Every number and picture here comes from the files of the runs named below; claims, arms and forgetting, where "
-        "they stand, from claims.json, which pools several worlds. Nothing quotes the paper's figures; section numbers "
-        "are those of the VidLanKD paper (arXiv 2107.02681).",
-    "mini":
-        " A mini world holds knowledge that only video carries: it shows whether the mechanism transfers it, not "
-        "whether HowTo100M improves GLUE.",
-    "runs":
-        "Two runs compare fairly where only the flags under test differ: those rows are shaded below.",
-    "results":
-        "Hollow dots are fine-tuning seeds, the full one is their mean, the bar its 95 % interval (from two seeds on): "
-        "of one pretrained model, so that it says nothing of another pretraining or world. The paper's comparison "
-        "(section 4) is a distilled student against one that read the same text alone. On a mini task the student "
-        "should lead where only video holds the answer (grounded), lose nothing where language decides (ungrounded), "
-        "and all should stand at chance on nouns that no clip shows (unfilmed): what one gains there is not knowledge.",
-    "claims":
-        "Each claim of the paper (section 4) is one difference between two arms, world by world. Better holds where "
-        "the whole bar is right of zero, else fails where it ends below 2 points; not worse holds where it starts above "
-        "-2, else fails where it ends below 0; no better holds where it ends below 2, else fails where it starts above "
-        "0. No effect holds where nothing speaks against it: the bar contains zero and the mean is within 4 points (a "
-        "wide bar says little); it fails where the bar does not contain zero. All else is not decided. A claim holds if "
-        "its parts do, also after Holm's correction over the claims. Controls and hinge rows are not corrected: a "
-        "control's part misses by chance one time in twenty. The interval over nouns asks whether other nouns of the "
-        "same worlds would say the same. A mechanism is what a mini world can show; a magnitude needs the paper's scale.",
-    "arms":
-        "The same model, trained in other ways; what each claim subtracts stands here by itself. A student of a good "
-        "teacher (section 3.3) should be far above 50 on grounded questions, and its words' vectors should tell what "
-        "only clips show; who saw no matching clip should stand at chance there, and all should on unfilmed nouns.",
-    "forgetting":
-        "Two-stage pretraining, a comparison of section 4, learns from video first and reads text afterwards: the "
-        "longer it reads, the more of what it saw it should forget, and its line should fall towards chance. The "
-        "student has its teacher at every step (section 3.3), so its line should not. The verdict is taken at the "
-        "right end.",
-    "retrieval":
-        "Each text should bring clips that show what it speaks of, the true one among the first; wrong ones should "
-        "look like it. A teacher aligns text and video in section 3.2; a student never saw a frame, so what it finds "
-        "came through section 3.3.",
-    "probes":
-        "What a word's vector tells of the thing, read off by a linear map that never saw these nouns. No text of the "
-        "mini world says any of it: the teacher (section 3.2) should be far above chance on test nouns, a distilled "
-        "student (section 3.3) close to it, the text-only student at chance. What no clip shows nobody can know: on "
-        "unfilmed nouns every dot should lie near the dashed line (there are 32: most within 18 points).",
-    "Pretraining":
-        "Circles are held-out values; lines are training batches, of long runs their means. Every loss should fall "
-        "and flatten while its circles stay close; circles that rise away from the line mean that the run learns its "
-        "data by heart. Teachers train as in section 3.2, students as in section 3.3.",
-    "Fine-tuning":
-        "One line a seed, as in section 4. A loss that stays near its first value has not learnt the task, or only the "
-        "part that language decides; the table of results shows which, and marks with ! a seed that gives every row "
-        "one answer.",
-}
-STYLE = """
-:root{--paper:#fff;--ink:#1c1c1c;--soft:#595959;--line:#d5d5d5;--box:#f2f2ef;--link:#0b57a4;color-scheme:light dark;
---c0:#0067a5;--c1:#c44e00;--c2:#007a58;--c3:#a8457f;--c4:#6355c0;--c5:#806500}
-@media (prefers-color-scheme:dark){:root{--paper:#161616;--ink:#ececec;--soft:#adadad;--line:#454545;--box:#262626;
---link:#8ec5ff;--c0:#5ab4f0;--c1:#ff9248;--c2:#2fc59a;--c3:#e58cc0;--c4:#b3a7ff;--c5:#e3c34a}}
-*{box-sizing:border-box}body{margin:0;background:var(--paper);color:var(--ink);font:16px/1.5 system-ui,sans-serif;
-overflow-wrap:anywhere}header,main,footer{max-width:1180px;margin:0 auto;padding:0 16px}
-section{border-top:1px solid var(--line);margin-top:32px}h1{line-height:1.2}h2{margin:24px 0 8px}
-h3{margin:24px 0 4px;font-size:1.05rem}p,li{max-width:75ch}a{color:var(--link)}summary{padding:4px 0;cursor:pointer}
-:focus-visible{outline:3px solid var(--link);outline-offset:2px}.skip{position:absolute;left:-999px}
-.skip:focus{left:16px;top:8px}nav ul{display:flex;flex-wrap:wrap;gap:4px 20px;padding:0;list-style:none}
-nav a{display:inline-block;padding:4px 0}.wide{overflow-x:auto;margin:12px 0}
-table{border-collapse:collapse;font-size:.9rem}
-caption{text-align:left;color:var(--soft)}caption span{display:block;position:sticky;left:0;
-width:min(75ch,100vw - 48px);padding-bottom:4px}td,th{padding:4px 14px 4px 0;text-align:left;vertical-align:top;
-border-bottom:1px solid var(--line);overflow-wrap:normal;font-variant-numeric:tabular-nums}
-thead th{vertical-align:bottom}tbody th{position:sticky;left:0;background:var(--paper);min-width:9em;max-width:45vw;
-overflow-wrap:anywhere}
-td svg{width:160px;display:block}th svg{width:24px;height:10px;margin-left:8px}.differs>*{background:var(--box)}
-.plots{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,330px),1fr));gap:24px;margin-top:12px}
-figure{margin:0}.plots figure{display:flex;flex-direction:column}.plots svg{width:100%;max-width:420px;margin-top:auto}
-figcaption{font-size:.88rem;color:var(--soft);margin-bottom:4px}figcaption b{color:var(--ink);display:block}
-svg text{font:12px system-ui,sans-serif;fill:var(--ink)}svg .t{fill:var(--soft)}svg .g{stroke:var(--line)}
-svg .n{stroke:var(--soft)}svg .p{fill:none;stroke-width:2}svg .o{fill:var(--paper);stroke-width:2}
-.clips{display:grid;grid-template-columns:repeat(auto-fill,minmax(150px,1fr));gap:12px}
-button{font:inherit;padding:6px 14px}video{width:100%;aspect-ratio:1;object-fit:contain;background:var(--box);
-border-radius:4px;display:block}.own video{outline:3px solid var(--c2)}
-""" + "".join(f".c{i}{{stroke:var(--c{i})}}svg .f{i}{{fill:var(--c{i})}}" for i in range(6))
-DASHES = "none", "7 3", "2 3", "9 3 2 3"   # beside six colours: twelve lines that differ, for eyes without colours, too
-SCRIPT = """
-const clips = [...document.querySelectorAll("video")], button = document.getElementById("play");
-for (const clip of clips) if (clip.dataset.same) clip.src = document.getElementById(clip.dataset.same).src;
+PAGE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>VidLanKD: what these runs learnt</title>
+<link rel="icon" href="data:,">
+<style>
+:root { color-scheme: light dark;
+  --paper: light-dark(#fff, #161616); --ink: light-dark(#1c1c1c, #ececec);
+  --soft: light-dark(#595959, #adadad); --line: light-dark(#dcdcdc, #3c3c3c);
+  --box: light-dark(#f1f1ee, #262626); --link: light-dark(#0b57a4, #8ec5ff) }
+* { box-sizing: border-box }
+body { margin: 0; padding: 0 clamp(16px, 3vw, 64px) 32px; background: var(--paper);
+  color: var(--ink); font: 16px/1.5 system-ui, sans-serif; overflow-wrap: anywhere }
+h1 { font-size: clamp(1.4rem, 2.4vw, 2.4rem); line-height: 1.25; margin: 24px 0 16px }
+h2 { margin: 40px 0 8px; padding-top: 16px; border-top: 1px solid var(--line) }
+h3 { margin: 0; font-size: 1rem }
+p { max-width: 90ch; margin: 8px 0 16px }
+a { color: var(--link) }
+ul { padding: 0; margin: 4px 0; list-style: none }
+:focus-visible { outline: 3px solid var(--link); outline-offset: 2px }
+.skip:not(:focus) { position: absolute; left: -999px }
+nav a { display: inline-block; padding: 4px 0 }
+nav li, .key li { display: inline-block; margin-right: 20px }
+button { font: inherit; padding: 8px 16px; position: sticky; top: 8px; z-index: 1 }
+.wide { overflow-x: auto; margin: 16px 0 }
+table { border-collapse: collapse; width: 100%; font-size: .92rem }
+td, th { padding: 5px 16px 5px 0; min-width: 5em; text-align: left; vertical-align: top;
+  border-bottom: 1px solid var(--line); font-variant-numeric: tabular-nums }
+tbody th { position: sticky; left: 0; background: var(--paper); min-width: 8em; font-weight: 500 }
+tr.differs > * { background: var(--box) }
+.plots, .rowed, .texts, .clips { display: grid; gap: 32px; margin: 16px 0;
+  grid-template-columns: repeat(auto-fill, minmax(min(100%, 330px), 1fr)) }
+.rowed { grid-template-columns: repeat(auto-fit, minmax(min(100%, 430px), 1fr)) }
+.texts { grid-template-columns: repeat(auto-fill, minmax(min(100%, 520px), 1fr)) }
+.clips { grid-template-columns: repeat(auto-fill, minmax(120px, 1fr)); gap: 12px }
+figure { margin: 0; min-width: 0; container-type: inline-size }
+figcaption { font-size: .88rem; line-height: 1.35; padding: 4px 0; color: var(--soft) }
+b { display: block; color: var(--ink) }
+svg { width: 100% }
+svg text { font: 12px system-ui, sans-serif; fill: var(--soft) }
+.key { font-size: .85rem }
+.key svg { width: 28px; height: 10px; margin-right: 6px }
+.rows li { display: grid; grid-template-columns: 1fr 2fr 1fr; column-gap: 16px; font-size: .92rem;
+  align-items: center; line-height: 1.35; font-variant-numeric: tabular-nums }
+.rows .head { display: block; padding: 8px 0 2px; font-weight: 600 }
+.rows svg { height: 24px; overflow: visible }
+@container (max-width: 660px) {
+  .rows li { grid-template-columns: 1fr auto; padding-top: 4px }
+  .rows svg { grid-row: 2; grid-column: 1 / 3; overflow: hidden } }
+video { width: 100%; aspect-ratio: 1; object-fit: contain; background: var(--box);
+  border-radius: 4px }
+.true video { outline: 3px solid #16916a }
+@media (min-width: 1000px) {
+  header { display: grid; grid-template-columns: 1fr 1fr; column-gap: 56px }
+  header .rowed { margin: 24px 0; grid-column: 2; grid-row: 1 / 3 } }
+</style>
+</head>
+<body>BODY<script>
+const button = document.getElementById("play");
 let playing = !matchMedia("(prefers-reduced-motion: reduce)").matches;
-const seen = new IntersectionObserver(entries => { for (const entry of entries)
-  if (entry.isIntersecting && playing) entry.target.play().catch(() => {}); else entry.target.pause(); });
-const watch = () => { for (const clip of clips) { seen.unobserve(clip); seen.observe(clip); }
-  if (button) button.textContent = playing ? "Pause all clips" : "Play clips in view"; };
-if (button) { button.hidden = false; button.addEventListener("click", () => { playing = !playing; watch(); }); }
-watch();
+const seen = new IntersectionObserver(entries => {
+  for (const {target, isIntersecting} of entries)
+    if (isIntersecting && playing) target.play().catch(() => {});
+    else target.pause();
+});
+function watch() {
+  seen.disconnect();
+  for (const clip of document.querySelectorAll("video")) seen.observe(clip);
+  button.textContent = playing ? "Pause all clips" : "Play clips in view";
+}
+if (button) {
+  button.onclick = () => { playing = !playing; watch(); };
+  watch();
+}
+</script></body></html>
 """
 
 
 class Raw(str):
-    """A piece of HTML that is escaped already."""
-
-
-def mark(*pieces):
-    """Pieces one after the other as Raw; those that are not yet Raw are text, and escaped."""
-    return Raw("".join(piece if isinstance(piece, Raw) else html.escape(str(piece)) for piece in pieces))
+    """HTML that is escaped already."""
 
 
 def tag(name, *content, **attributes):
-    """<name attribute="...">content</name>; in attribute names a trailing _ goes, others become -; True: no value."""
-    given = "".join(f" {key.rstrip('_').replace('_', '-')}" + ("" if value is True else f'="{html.escape(str(value))}"')
-                    for key, value in attributes.items() if value is not None)
-    return Raw(f"<{name}{given}>{mark(*content)}</{name}>")
+    """<name attribute="...">content</name>; class_ is class, aria_label is aria-label."""
+    given = ""
+    for key, value in attributes.items():
+        key = key.rstrip("_").replace("_", "-")
+        given += f' {key}="{html.escape(str(value))}"'
+    inside = ""
+    for piece in content:
+        inside += piece if isinstance(piece, Raw) else html.escape(str(piece))
+    return Raw(f"<{name}{given}>{inside}</{name}>")
 
 
-def html_table(caption, header, rows, marked=()):
-    """A table in a box that scrolls by itself. rows: lists of cells, the first names the row; marked: row numbers."""
+def html_table(label, header, rows, shade=False):
+    """A table in a box that scrolls by itself. The first cell of a row names it; shade: rows whose
+    other cells differ."""
+    body = []
+    for first, *others in rows:
+        differs = shade and any(cell != others[0] for cell in others)
+        cells = [tag("td", cell) for cell in others]
+        body.append(tag("tr", tag("th", first, scope="row"), *cells, class_="differs" if differs else ""))
     head = tag("tr", *[tag("th", cell, scope="col") for cell in header])
-    body = [tag("tr", tag("th", row[0], scope="row"), *[tag("td", cell) for cell in row[1:]],
-                class_="differs" if number in marked else None) for number, row in enumerate(rows)]
-    return tag("div", tag("table", tag("caption", tag("span", caption)), tag("thead", head), tag("tbody", *body)),
-               class_="wide", tabindex="0", role="group", aria_label=caption)
+    table = tag("table", tag("thead", head), tag("tbody", *body))
+    return tag("div", table, class_="wide", tabindex=0, role="group", aria_label=label)
 
 
-def shorten(name, letters):
-    """A name cut to so many letters."""
-    return name if len(name) <= letters else name[:letters - 1] + "…"
+def axis(values):
+    """Ends of an axis for these values, with some room, and about five round numbers on it."""
+    room = 0.05 * (max(values) - min(values)) or 1.0
+    low, high = min(values) - room, max(values) + room
+    steps = 10.0 ** math.floor(math.log10(high - low)) * np.array([0.2, 0.5, 1, 2])
+    step = steps[(high - low) / steps <= 6].min()
+    ticks = step * np.arange(math.ceil(low / step), math.floor(high / step) + 1)
+    return (low, high), ticks.round(9)
 
 
-def scale(low, high, a, b, log=False):
-    """The function that carries [low, high] to pixels [a, b], by logarithms if log."""
-    form = math.log10 if log else float
-    span = form(high) - form(low) or 1.0
-    return lambda value: round(a + (form(value) - form(low)) / span * (b - a), 1)
-
-
-def ticks(low, high, log=False):
-    """Round numbers in [low, high], about five: 1, 2 or 5 times a power of ten; on a long log axis powers alone."""
-    if log:
-        powers = [10.0 ** k for k in range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)]
-        found = [power * m for power in powers for m in (1, 2, 5) if low <= power * m <= high]
-        return found if len(found) <= 6 else [power for power in powers if low <= power <= high][::len(powers) // 6 + 1]
-    power = 10 ** math.floor(math.log10((high - low) / 4))
-    step = next(power * m for m in (1, 2, 5, 10) if (high - low) / (power * m) <= 5)
-    return [round(step * k, 12) for k in range(math.ceil(low / step), math.floor(high / step) + 1)]
-
-
-def short(value):
-    """A number on an axis: 0.5, 200, 20k, 1.5M."""
-    return f"{value / 1e6:g}M" if abs(value) >= 1e6 else f"{value / 1e3:g}k" if abs(value) >= 1e4 else f"{value:g}"
-
-
-def padded(values):
-    """(lowest, highest) of values with some room beside them."""
-    room = 0.04 * (max(values) - min(values)) or 1
-    return min(values) - room, max(values) + room
-
-
-def svg(title, text, width, height, *content):
-    return tag("svg", tag("title", title), tag("desc", text), *content, role="img", viewBox=f"0 0 {width} {height}")
-
-
-def figure(title, note, *picture):
-    """A plot under its title and what to look for; picture: text, height and content of `svg`."""
-    return tag("figure", tag("figcaption", tag("b", title), note), svg(title, picture[0], WIDTH, *picture[1:]))
-
-
-def thin(points, most=200):
-    """At most `most` points [(x, y)]: means of equally many neighbours each."""
-    size = -(-len(points) // most)
-    return [tuple(map(statistics.fmean, zip(*points[low:low + size]))) for low in range(0, len(points), size)]
-
-
-def line_plot(title, note, series, unit="step", spread=()):
-    """A figure of lines, named at their ends. series: [(name, colour, [(x, y)], hollow)]; hollow: circles only; spread:
-    [(colour, x, low, high)], intervals. An axis is logarithmic where all is above 0 and spans a factor of 10, but for
-    steps of a run: most of a run is its end."""
-    series = [(name, colour, thin(sorted(points)), hollow) for name, colour, points, hollow in series if points]
-    xs = sorted({x for *_, points, _ in series for x, _ in points})
-    ys = [y for *_, points, _ in series for _, y in points] + [y for *_, low, high in spread for y in (low, high)]
-    log_y, log_x = [bool(min(some) > 0 and max(some) / min(some) >= 10) for some in (ys, xs)]
-    log_x = log_x and unit != "step"
-    low, high = (min(ys) / 1.1, max(ys) * 1.1) if log_y else padded(ys)
-    left, right, bottom, height = 44, WIDTH - 112, 176, 214
-    x_of, y_of = scale(xs[0], xs[-1], left + 4, right, log_x), scale(low, high, bottom, 10, log_y)
-    out = []
-    for value in ticks(low, high, log_y):
-        out += [tag("line", class_="g", x1=left, x2=right, y1=y_of(value), y2=y_of(value)),
-                tag("text", short(value), class_="t", x=left - 6, y=y_of(value) + 4, text_anchor="end")]
-    for value in ticks(xs[0], xs[-1], log_x) if xs[-1] > xs[0] else xs:
-        out.append(tag("text", short(value), class_="t", x=x_of(value), y=bottom + 16, text_anchor="middle"))
-    out.append(tag("text", unit + ", y is logarithmic" * log_y, class_="t", x=(left + right) / 2, y=height - 5,
-                   text_anchor="middle"))
-    out += [tag("line", class_=f"c{colour % 6}", x1=x_of(x) + 4 * colour - 2, x2=x_of(x) + 4 * colour - 2, y1=y_of(low),
-                y2=y_of(high), stroke_width=1.5) for colour, x, low, high in spread]   # side by side
-    ends, told = {}, []
+def line_plot(title, series, unit="step"):
+    """A figure of lines. series: [(name, colour, [(x, y)], hollow)]; hollow: circles only."""
+    every = np.concatenate([points for _, _, points, _ in series])   # [N, 2]
+    x_ends, x_ticks = axis(every[:, 0])
+    y_ends, y_ticks = axis(every[:, 1])
+    shapes, key, words = [], {}, []
+    for x, place in zip(x_ticks, np.interp(x_ticks, x_ends, (44, 354)).round(1)):
+        shapes.append(tag("text", f"{x:g}", x=place, y=197, text_anchor="middle"))
+    for y, place in zip(y_ticks, np.interp(y_ticks, y_ends, (180, 6)).round(1)):
+        shapes.append(tag("line", x1=44, x2=354, y1=place, y2=place, stroke="var(--line)"))
+        shapes.append(tag("text", f"{y:g}", x=38, y=place + 4, text_anchor="end"))
+    shapes.append(tag("text", unit, x=199, y=213, text_anchor="middle"))
     for name, colour, points, hollow in series:
-        placed = [(x_of(x), y_of(y)) for x, y in points]
-        if hollow or len(placed) < 4:
-            out += [tag("circle", class_=f"o c{colour % 6}", cx=x, cy=y, r=3) for x, y in placed]
+        paint = {"stroke": COLOURS[colour % 6], "stroke_width": 2, "fill": "none"}
         if not hollow:
-            out.append(tag("polyline", class_=f"p c{colour % 6}", points=" ".join(f"{x},{y}" for x, y in placed),
-                           stroke_dasharray=DASHES[colour % 4]))
-            ends.setdefault((name, colour), placed[-1][1])
-        told.append(f"{name}{', held out' * hollow}: {points[0][1]:.4g} at {points[0][0]:g}, {points[-1][1]:.4g} at "
-                    f"{points[-1][0]:g}")
-    above = -math.inf
-    for (name, colour), y in sorted(ends.items(), key=lambda end: end[1])[:12]:
-        above = max(y + 4, above + 14)
-        out.append(tag("text", shorten(name, 13), class_=f"f{colour % 6}", x=right + 6, y=round(above, 1)))
-    return figure(title, note, "; ".join(told), max(height, round(above + 6)), *out)
+            paint["stroke_dasharray"] = DASHES[colour % 4]
+        points = np.array(sorted(points))
+        words.append(f"{name}: {points[0, 1]:.4g} at {points[0, 0]:g}, "
+                     f"{points[-1, 1]:.4g} at {points[-1, 0]:g}")
+        points = points[::-(len(points) // 200 + 1)]   # a long log is thinned, from its end
+        xs = np.interp(points[:, 0], x_ends, (44, 354)).round(1)
+        ys = np.interp(points[:, 1], y_ends, (180, 6)).round(1)
+        if hollow:
+            shapes += [tag("circle", cx=x, cy=y, r=3, **paint) for x, y in zip(xs, ys)]
+        else:
+            path = " ".join(f"{x},{y}" for x, y in zip(xs, ys))
+            shapes.append(tag("polyline", points=path, **paint))
+        swatch = tag("svg", tag("line", x1=0, x2=28, y1=5, y2=5, **paint))
+        key.setdefault(name, tag("li", swatch, name))
+    picture = tag("svg", tag("title", "; ".join(words)), *shapes, role="img",
+                  viewBox="0 0 360 218")
+    key = tag("ul", *key.values(), class_="key")
+    return tag("figure", tag("figcaption", tag("b", title)), key, picture)
 
 
-def interval_plot(title, note, groups, unit="accuracy in %"):
-    """A figure of values on one axis, named at the left. groups: [(heading, chance or None, [(name, colour, values)])],
-    values one a seed: dots; their mean with its number, its t interval where there are two or more; dashed: chance."""
-    rows = [(heading, chance, [(*member, t_interval(member[2])) for member in members if member[2]])
-            for heading, chance, members in groups if any(values for *_, values in members)]
-    everything = [x for _, chance, members in rows for *_, values, ends in members for x in (*values, *ends, chance)
-                  if x is not None and not math.isnan(x)]
-    low, high = padded(everything)
-    left, right, y, out, told = 134, WIDTH - 44, 14, [], []
-    x_of = scale(low, high, left, right)
-    for heading, chance, members in rows:
-        out.append(tag("text", heading, class_="t", x=0, y=y + 4))
-        if chance is not None:
-            out.append(tag("line", class_="n", x1=x_of(chance), x2=x_of(chance), y1=y - 4,
-                           y2=y + 6 + 18 * len(members), stroke_dasharray="3 3"))
-        for name, colour, values, (mean, below, above) in members:
-            y += 18
-            stroke = f"c{colour % 6}"
-            if not math.isnan(below):
-                out.append(tag("line", class_=stroke, x1=x_of(below), x2=x_of(above), y1=y, y2=y, stroke_width=2))
-            out += [tag("circle", class_=f"o {stroke}", cx=x_of(value), cy=y, r=2.5) for value in values]
-            out += [tag("circle", class_=f"f{colour % 6}", cx=x_of(mean), cy=y, r=4.5),
-                    tag("text", shorten(name, 20), x=0, y=y + 4),
-                    tag("text", f"{mean:.1f}", x=WIDTH, y=y + 4, text_anchor="end")]
-            told.append(f"{heading}, {name}: {mean:.1f}" +
-                        (f", interval {below:.1f} to {above:.1f}" if not math.isnan(below) else ""))
-        y += 24
-    for value in ticks(low, high):
-        out.append(tag("text", short(value), class_="t", x=x_of(value), y=y, text_anchor="middle"))
-    out.append(tag("text", unit, class_="t", x=(left + right) / 2, y=y + 16, text_anchor="middle"))
-    return figure(title, note, "; ".join(told), y + 22, *out)
+def interval_plots(figures, unit):
+    """Figures of values on one axis, a row a name. figures: [(title, [(heading, reference or None,
+    [(name, colour, values, text)])])]. Hollow: the values; full: their mean with its 95 % interval;
+    dashed: the reference."""
+    drawn = []
+    for _, groups in figures:
+        for _, reference, members in groups:
+            drawn.append(reference)
+            for _, _, values, _ in members:
+                drawn += [*values, *t_interval(values)]
+    ends, ticks = axis([x for x in drawn if x is not None and not math.isnan(x)])
+
+    def at(x):
+        return f"{np.interp(x, ends, (2, 98)):.1f}%"
+
+    def upright(x, **paint):
+        return tag("line", x1=at(x), x2=at(x), y1=-5, y2=29, **paint)
+
+    def picture(values, reference, colour):
+        mean, low, high = t_interval(values)
+        words = f"{mean:.1f}"
+        shapes = [upright(x, stroke="var(--line)") for x in ticks]
+        if reference is not None:
+            shapes.append(upright(reference, stroke="var(--soft)", stroke_dasharray="3 3"))
+        if len(values) > 1:
+            paint = {"stroke": COLOURS[colour % 6], "stroke_width": 2, "fill": "var(--paper)"}
+            words += f", interval {low:.1f} to {high:.1f}"
+            shapes.append(tag("line", x1=at(low), x2=at(high), y1=12, y2=12, **paint))
+            shapes += [tag("circle", cx=at(value), cy=12, r=3, **paint) for value in values]
+        if values:
+            shapes.append(tag("circle", cx=at(mean), cy=12, r=5, fill=COLOURS[colour % 6]))
+        return tag("svg", tag("title", words), *shapes, role="img")
+
+    numbers = [tag("text", f"{x:g}", x=at(x), y=14, text_anchor="middle") for x in ticks]
+    scale = tag("li", tag("span"), tag("svg", *numbers, aria_hidden="true"), tag("span", unit))
+    pieces = []
+    for title, groups in figures:
+        rows = []
+        for heading, reference, members in groups:
+            rows.append(tag("li", heading, class_="head"))
+            for name, colour, values, text in members:
+                shown = picture(values, reference, colour)
+                rows.append(tag("li", tag("span", name), shown, tag("span", text)))
+        caption = tag("figcaption", tag("b", title))
+        pieces.append(tag("figure", caption, tag("ul", *rows, scale, class_="rows")))
+    return tag("div", *pieces, class_="rowed")
 
 
-def report_runs(runs, names):
-    """What was run: a table of the runs, the stages' seconds, and every flag."""
-    about, rows = {}, []
-    for index, (name, run) in enumerate(zip(names, runs)):
-        about[name] = found = run_facts(run)
-        last = max([line.get("step", 0) for line in read_log(run)], default=0)
-        swatch = svg(f"colour {index + 1}", "of this run in every plot", 24, 10, tag(
-            "line", class_=f"c{index % 6}", x1=0, x2=24, y1=5, y2=5, stroke_width=3,
-            stroke_dasharray=DASHES[index % 4]))
-        commit = str(found.get("commit") or "unknown")[:10] + " with changes" * bool(found.get("uncommitted changes"))
-        spent = seconds_by_stage(run)
-        rows.append([mark(name, swatch), last, *[f"{spent[stage]:,.0f}" if stage in spent else "-" for stage in
-                     ("pretraining", "fine-tuning")], *[found.get(key, "unknown") for key in
-                     ("hardware", "processes", "precision", "torch")], commit])
-    flags = list(dict.fromkeys(flag for found in about.values() for flag in found.get("arguments", {})))
-    cells = [[flag, *[json.dumps(found.get("arguments", {}).get(flag, "-")).strip('"') for found in about.values()]]
-             for flag in flags]
-    differ = [number for number, row in enumerate(cells) if len(set(row[1:])) > 1]
-    out = [html_table("Runs, with the line each has in the plots", ["run", "steps", "pretraining, s", "fine-tuning, s",
-                      "hardware", "processes", "precision", "torch", "commit"], rows)]
-    for folder in dict.fromkeys(Path(run).resolve().parent for run in runs):
-        if (folder / "seconds.tsv").exists():
-            lines = [line.split("\t") for line in (folder / "seconds.tsv").read_text().splitlines()]
-            spent = Counter()
-            for stage, seconds in [line for line in lines if len(line) == 2 and line[1].isdigit()]:
-                spent[stage] += int(seconds)
-            out.append(html_table(f"Seconds of each stage in {folder.name} (make runs two stages side by side)",
-                                  ["stage", "seconds"], [[stage, f"{spent[stage]:,}"] for stage in spent]))
-    out.append(tag("p", SEE["runs"]))
-    out.append(tag("details", tag("summary", f"All {len(flags)} flags; {len(differ)} differ"),
-                   html_table("Flags of each run", ["flag", *names], cells, differ)))
-    return mark(*out)
+def defined(entries, field="value"):
+    """The numbers of a cell's entries that are defined."""
+    return [entry[field] for entry in entries if entry[field] is not None]
 
 
-def report_results(runs, names):
-    """The cells of `table`, and each task's values on one axis."""
-    rows = [cells_of(read_results(run)) for run in runs]
-    keys = table_keys(rows)
-    if not keys:
-        return f"Results: nothing was fine-tuned; python finetune.py --model {runs[0]} makes them."
-    plots = []
-    for task in dict.fromkeys(task for task, _ in keys):
-        groups = []
-        for key in [key for key in keys if key[0] == task]:
-            entries = [cells.get(key, []) for cells in rows]
-            chances = [entry["chance"] for some in entries for entry in some if entry["chance"] is not None]
-            groups.append((key[1], statistics.fmean(chances) if chances else None, [
-                (name, index, [entry["value"] for entry in some if entry["value"] is not None])
-                for index, (name, some) in enumerate(zip(names, entries))]))
-        if any(values for *_, members in groups for *_, values in members):
-            plots.append(interval_plot(task, "Dashed: chance.", groups, "x 100"))
-    columns = [[key_chance(rows, key), *[show_cell(cells.get(key)) for cells in rows]] for key in keys]
-    cells = [[name, *row] for name, row in zip(["chance", *names], zip(*columns))]
-    return mark(html_table("Scores x 100: mean ± standard deviation over seeds; ! marks a seed that gives every row "
-                           "one answer, * a smoke run on half a dev file", ["run", *map(" ".join, keys)], cells),
-                tag("div", *plots, class_="plots"), tag("p", SEE["results"]))
+def main_keys(cells):
+    """The cells that the result counts: grounded of mini tasks, else each task's own score."""
+    keys = [key for key in table_keys([cells]) if defined(cells[key])]
+    grounded = [key for key in keys if key[1] == "grounded"]
+    return grounded or [key for key in keys if key[1] in ("dev", "test")]
 
 
-def read_claims(runs, path=None):
-    """The claims.json that is given, or the first beside the runs or in one; {} where there is none."""
-    places = [Path(path)] if path else [folder / "claims.json" for run in runs
-                                        for folder in (Path(run).resolve().parent, Path(run))]
-    found = [place for place in places if place.exists()]
-    if path and not found:
-        raise FileNotFoundError(f"no claims file {path}")
-    return data.read_json(found[0], "") if found else {}
+def mean_over(cells, keys, field="value"):
+    """Mean over tasks of the mean over seeds."""
+    return statistics.fmean(statistics.fmean(defined(cells[key], field)) for key in keys)
 
 
-def report_claims(claims):
-    """Every part of every claim with its interval drawn on one scale, and the verdicts."""
-    parts = [(claim, part) for claim in claims.get("claims", []) for part in claim["parts"]]
-    if not parts:
-        return "Claims: there is no claims.json beside the runs; `make claims` makes it (mini worlds, hours)."
-    ends = [part[key] for _, part in parts for key in ("mean", "low", "high") if part[key] is not None]
-    x_of, rows, before = scale(min([0, *ends]), max([0, *ends]), 4, 156), [], None
-    for claim, part in parts:
-        name, mean, low, high = [part[key] for key in ("name", "mean", "low", "high")]
-        said = "-" if mean is None else f"{mean:+.1f}{span((low, high))}"
-        drawn = [tag("line", class_="n", x1=x_of(0), x2=x_of(0), y1=0, y2=18)]
-        if None not in (low, high):
-            drawn.append(tag("line", class_="c0", x1=x_of(low), x2=x_of(high), y1=9, y2=9, stroke_width=3))
-        if mean is not None:
-            drawn.append(tag("circle", class_="f0", cx=x_of(mean), cy=9, r=4.5))
-        first = claim is not before
-        holm = f"{claim['holm']:.2g}" if first and claim["holm"] is not None else ""
-        kind = "; ".join(filter(None, (claim["kind"], claim["note"])))
-        told = f"{claim['number']}. {claim['text']} ({kind})" if first else f"{claim['number']}, continued"
-        rows.append([told, tag("b", said_of(claim)) if first else "", name, part["kind"],
-                     {"holds": "✓ ", "fails": "✗ "}.get(part["verdict"], "? ") + part["verdict"], said,
-                     svg(f"{name}: {said}", "Interval beside zero", 160, 18, *drawn), span(part["nouns"]) or "-",
-                     ", ".join(map(str, part["seeds"])) or "-", holm])
-        before = claim
-    commits = "/".join(commit[:10] for commit in claims["commit"].split("/"))
-    caption = f"Differences in points over seeds; commit {commits}; {claims['hardware']}"
-    header = ["claim", "verdict", "part", "question", "part's verdict", "mean [95 % interval]", "against zero",
-              "over nouns", "seeds", "p, Holm"]
-    return mark(html_table(caption, header, rows), tag("p", SEE["claims"]))
+def role_of(facts):
+    """"teacher", "student" (distilled) or "text-only", by a run's args.json; "" for others."""
+    given = facts.get("arguments", {})
+    if "contrastive" in given:
+        return "teacher"
+    if given.get("objective"):
+        return "student"
+    return "text-only" if "objective" in given and not given.get("init") else ""
 
 
-def report_arms(claims):
-    """Every arm of claims.json: tasks, probes, retrieval, over seeds."""
-    arms = claims.get("arms") or {}
-    if not arms:
-        return "Arms: a claims.json lists them; `make claims` makes it."
-    columns = list(dict.fromkeys(value for found in arms.values() for value in found))
+def result_sentence(names, facts, cells):
+    """The result of these runs in one sentence. names, facts (args.json) and cells: one a run.
+
+    Of mini tasks: what share of the grounded questions the first student and the first text-only
+    one got right. Of real tasks: their mean difference. Without both: the score of one run."""
+    first = {}   # role -> (name, cells)
+    for name, about, row in zip(names, facts, cells):
+        if main_keys(row):
+            first.setdefault(role_of(about), (name, row))
+    if not first:
+        return "Nothing is fine-tuned yet: `python finetune.py --model RUN` does it."
+    name, row = first.get("student") or next(iter(first.values()))
+    _, text_only = first.get("text-only", ("", {}))
+    both = [key for key in main_keys(row) if key in main_keys(text_only)]
+    versus = "student" in first and bool(both)
+    keys = both if versus else main_keys(row)
+    score = mean_over(row, keys)
+    if keys[0][1] == "grounded":
+        who = "the student that never saw a frame" if "student" in first else name
+        other = ""
+        if versus:
+            other = f", the text-only student {mean_over(text_only, keys):.1f} %"
+        return (f"Of the questions that only film answers, {who} got {score:.1f} % right{other}; "
+                f"chance is {mean_over(row, keys, 'chance'):.3g}.")
+    if versus:
+        lead = score - mean_over(text_only, keys)
+        side = "above" if lead > 0 else "below"
+        return (f"Over {len(keys)} tasks the distilled student scores {abs(lead):.1f} points "
+                f"{side} the text-only one on average.")
+    return f"Over {len(keys)} tasks {name} scores {score:.1f} on average."
+
+
+def opening_plot(names, cells):
+    """The picture beside the result sentence: the scores that it counts, of every run."""
+    groups = []
+    keys = dict.fromkeys(key for row in cells for key in main_keys(row))
+    for key in keys:
+        members, chances = [], []
+        for colour, (name, row) in enumerate(zip(names, cells)):
+            entries = row.get(key, [])
+            chances += defined(entries, "chance")
+            members.append((name, colour, defined(entries), show_cell(entries)))
+        chance = statistics.fmean(chances) if chances else None
+        groups.append((f"{key[0]}, chance {key_chance(cells, key)}", chance, members))
+    grounded = any(key[1] == "grounded" for key in keys)
+    title = "Questions that only film answers" if grounded else "Scores"
+    return [interval_plots([(title, groups)], "x 100")] if groups else []
+
+
+def report_results(names, cells):
+    """The cells of `table`: runs as columns, tasks and parts as rows."""
     rows = []
-    for arm, found in arms.items():
-        sizes = sorted({len(values) for values in found.values()})
-        rows.append([arm, "-".join(map(str, dict.fromkeys((sizes[0], sizes[-1])))),
-                     *[show_values([x / 100 for x in found.get(value, [])]) for value in columns]])
-    return mark(html_table(ARMS_ARE[0].upper() + ARMS_ARE[1:], ["arm", "n", *columns], rows), tag("p", SEE["arms"]))
+    for key in table_keys(cells):
+        shown = [show_cell(row.get(key)) for row in cells]
+        rows.append([" ".join(key), key_chance(cells, key), *shown])
+    return [html_table("Scores", ["task", "chance", *names], rows)] if rows else []
 
 
-def report_forgetting(claims):
-    """Two-stage pretraining against distillation over the length of the text stage."""
-    curve, series, spread = claims.get("curve"), [], []
-    if not curve:
-        return "Forgetting curve: it is drawn from claim 3, which `make claims CLAIMS=3` runs."
-    for colour, name in enumerate(CURVE):
-        ends = [(step, *t_interval(some)) for step, some in zip(curve["steps"], curve[name]) if some]
-        series.append((name, colour, [(step, mean) for step, mean, _, _ in ends], False))
-        spread += [(colour, step, low, high) for step, _, low, high in ends if not math.isnan(low)]
-    note = "Grounded questions, x 100: mean over seeds and its 95 % interval."
-    return mark(tag("div", line_plot("Two-stage against distilled", note, series, "steps of the text stage", spread),
-                    class_="plots"), tag("p", SEE["forgetting"]))
-
-
-def curves_of(folder):
-    """log.jsonl of a run -> {key: [(step, value)]}: all finite numbers but the learning rate and the clock."""
-    out = {}
-    for line in read_log(folder):
-        for key, value in line.items():
-            if key not in ("step", "seconds", "lr") and type(value) in (int, float) and math.isfinite(value):   # no bool
-                out.setdefault(key, {})[line.get("step", 0)] = value
-    return {key: list(points.items()) for key, points in out.items()}
+def report_probes(names, probed):
+    """probe.json of the runs: a figure for nouns seen in clips, one for those never filmed."""
+    figures = []
+    for nouns in ("test", "unfilmed"):
+        groups = []
+        for name in dict.fromkeys(name for row in probed.values() for name in row):
+            chance = 100 / len(data.PROPERTIES[name][1])
+            members = []
+            for run, row in probed.items():
+                value = 100 * row[name][nouns]
+                members.append((run, names.index(run), [value], f"{value:.1f}"))
+            groups.append((f"{name}, chance {chance:.1f}", chance, members))
+        figures.append((f"{nouns} nouns", groups))
+    return [interval_plots(figures, "% right")] if probed else []
 
 
 def report_curves(runs, names):
-    """A plot a quantity of pretraining, held-out values as circles; then loss and gradient norm of each task."""
-    logs = [curves_of(run) for run in runs]
-    keys = {key for log in logs for key in log} - {"valid_pool"}
-    keys -= {key for key in keys if key.startswith("valid_") and key[6:] in keys}
-    order = list(CURVES)
-    plots = []
-    for key in sorted(keys, key=lambda key: (key.endswith("grad"), order.index(key) if key in order else 4.5, key)):
-        pull = (f"Pull of {key[:-5].upper()}", "Gradient norm of this loss alone on the student's encoder (section "
-                "3.3): far below another's, it teaches little.")
-        title, note = CURVES.get(key) or (pull if key.endswith("_grad") else (key, "As logged (section 3.3)."))
-        series = [(name, index, log.get(form, []), form != key) for index, (name, log) in enumerate(zip(names, logs))
-                  for form in (key, f"valid_{key}")]
-        plots.append(line_plot(title, note, series))
-    tasks = dict.fromkeys(task for task in METRICS for run in runs if (Path(run) / "finetune" / task).is_dir())
-    fine = []
-    for task in tasks:
-        tuned = [(name, index, curves_of(seed)) for index, (name, run) in enumerate(zip(names, runs))
-                 for seed in sorted((Path(run) / "finetune" / task).glob("seed-*"))]
-        for key in ("loss", "grad_norm"):
-            series = [(name, index, log.get(key, []), False) for name, index, log in tuned]
-            if any(points for *_, points, _ in series):
-                fine.append(line_plot(f"{task}: {CURVES[key][0].lower()}", CURVES[key][1], series))
-    if not plots and not fine:
-        return f"Curves: no log.jsonl with numbers in {', '.join(map(str, runs))}."
-    out = []
-    for heading, some in (("Pretraining", plots), ("Fine-tuning", fine)):
-        if some:
-            out += [tag("h3", heading), tag("div", *some, class_="plots"), tag("p", SEE[heading])]
-    return mark(*out)
+    """A plot a logged quantity of pretraining, then of each task's fine-tuning."""
+    plots = {}   # title -> series
+    for colour, (run, name) in enumerate(zip(runs, names)):
+        for folder in [run, *sorted(run.glob("finetune/*/seed-*"))]:
+            task = "" if folder == run else f"{folder.parent.name} "
+            curves = {}
+            for line in read_log(folder):
+                for key, value in line.items():
+                    if type(value) in (int, float) and math.isfinite(value):   # no bool
+                        curves.setdefault(key, {})[line.get("step", 0)] = value
+            for key in curves.keys() - {"step", "seconds", "lr", "valid_pool"}:
+                title = task + key.removeprefix("valid_").replace("_", " ")
+                points = list(curves[key].items())
+                plots.setdefault(title, []).append((name, colour, points, "valid_" in key))
+    titles = sorted(plots, key=str.swapcase)   # tasks, in capitals, go last
+    figures = [line_plot(title, plots[title]) for title in titles]
+    return [tag("div", *figures, class_="plots")] if figures else []
 
 
-def report_probes(runs, names):
-    """probe.json of the runs: a table, and a plot each for nouns seen in clips and never filmed."""
-    found = {name: (index, data.read_json(Path(run) / "probe.json", "python evaluate.py probe"))
-             for index, (name, run) in enumerate(zip(names, runs)) if (Path(run) / "probe.json").exists()}
-    if not found:
-        return f"Probes: python evaluate.py probe {' '.join(map(str, runs))} makes them (mini world only)."
-    chance = {name: 100 / len(data.PROPERTIES[name][1]) for name in next(iter(found.values()))[1]}
-    rows, plots = [["chance", *[f"{value:.1f}" for value in chance.values()]]], []
-    for group in ("test", "unfilmed"):
-        rows += [[f"{run}, {group} nouns", *[f"{100 * probed[name][group]:.1f}" for name in chance]]
-                 for run, (_, probed) in found.items()]
-        plots.append(interval_plot(f"Probes on {group} nouns", "Dashed: chance.", [
-            (name, chance[name], [(run, index, [100 * probed[name][group]]) for run, (index, probed) in found.items()])
-            for name in chance]))
-    return mark(html_table("Accuracy in % of a linear probe of the noun's hidden state, fitted on other nouns",
-                           ["run", *chance], rows), tag("div", *plots, class_="plots"), tag("p", SEE["probes"]))
+def read_claims(runs, path=None):
+    """The claims.json that is given, or the first beside the runs or in one; {} for none."""
+    places = [Path(path)] if path else []
+    for run in map(Path, runs):
+        places += [run.resolve().parent / "claims.json", run / "claims.json"]
+    for place in places:
+        if path or place.exists():
+            return data.read_json(place, "make claims")
+    return {}
 
 
-def clip_bytes(path, start, end):
-    """Seconds start..end of a video, at most CLIP_SECONDS, as a small MP4: H.264, yuv420p, 10 frames a second, the
-    short side 112 pixels. Raises data.VideoError where it cannot be decoded."""
-    view, pictures = data.Filtered(10, 112, False), []
-    end = min(end, start + CLIP_SECONDS)
+def report_claims(claims):
+    """A figure a claim: its parts' differences over worlds, and the verdicts."""
+    figures = []
+    for claim in claims.get("claims", []):
+        members = []
+        for part in claim["parts"]:
+            text = "not run"
+            if part["values"]:
+                text = f"{part['mean']:+.1f}{span((part['low'], part['high']))} {part['verdict']}"
+            colour = {"holds": 2, "fails": 1}.get(part["verdict"], 0)
+            members.append((f"{part['name']} ({part['kind']})", colour, part["values"], text))
+        kind = "; ".join(filter(None, (claim["kind"], claim["note"])))
+        verdict = said_of(claim)
+        if claim["holm"] is not None and "Holm" not in verdict:
+            verdict += f" (p {claim['holm']:.2g} after Holm's correction)"
+        title = f"{claim['number']}. {claim['text']} ({kind})"
+        figures.append((title, [(verdict, 0, members)]))
+    if not figures:
+        return []
+    worlds = ", ".join(map(str, claims["seeds"]))
+    source = f"Worlds {worlds}; commit {claims['commit']}; {claims['hardware']}."
+    return [interval_plots(figures, "points"), tag("p", source)]
+
+
+def report_arms(arms):
+    """Every arm of claims.json: tasks, probes, retrieval, over worlds."""
+    columns = dict.fromkeys(column for row in arms.values() for column in row)
+    rows = []
+    for arm, row in arms.items():
+        shown = [show_values([value / 100 for value in row.get(column, [])]) for column in columns]
+        rows.append([arm, max(map(len, row.values())), *shown])
+    return [html_table("Every arm", ["arm", "worlds", *columns], rows)] if rows else []
+
+
+def report_forgetting(curve):
+    """Two-stage pretraining against distillation over the length of the text stage."""
+    series = []
+    for colour, name in enumerate(sorted(curve.keys() - {"steps"}, reverse=True)):
+        means = []
+        for steps, worlds in zip(curve["steps"], curve[name]):
+            mean, low, high = t_interval(worlds)
+            if worlds:
+                means.append((steps, mean))
+            if len(worlds) > 1:
+                series.append((name, colour, [(steps, low), (steps, high)], False))
+        series.append((name, colour, means, False))
+    if not series:
+        return []
+    plot = line_plot("Grounded questions, x 100", series, "steps of the text stage")
+    return [tag("div", plot, class_="plots")]
+
+
+def film_folder(folder, given=None):
+    """Where a data folder's films lie: as given, else as its splits.json says, else in videos/."""
+    splits = Path(folder) / "splits.json"
+    if not given and splits.exists():
+        given = data.read_json(splits, "python data.py captions").get("videos")
+    return Path(given or Path(folder) / "videos")
+
+
+@functools.cache
+def clip_uri(path, start, end):
+    """Seconds start..end of a film, at most CLIP_SECONDS, as a data: URI of a small MP4: H.264, 10
+    frames a second, the short side 112 pixels. Raises data.VideoError."""
+    pictures = data.clip_pictures(path, start, min(end, start + CLIP_SECONDS), 10, 112)
+    file = io.BytesIO()
+    with av.open(file, "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=10, options={"crf": "30"})
+        stream.pix_fmt = "yuv420p"
+        stream.height = pictures[0].shape[0] // 2 * 2   # yuv420p halves the colours' sides
+        stream.width = pictures[0].shape[1] // 2 * 2
+        for picture in pictures:
+            picture = np.ascontiguousarray(picture[:stream.height, :stream.width])
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode())
+    return "data:video/mp4;base64," + base64.b64encode(file.getvalue()).decode()
+
+
+def show_clip(row, labels, folder):
+    """A figure of one clip; where there is no film, the reason stands in its place."""
+    place = f"{row['video']}, {row['start']:g} to {row['end']:g} s"
+    words = f"{row['noun']}: {', '.join(row['shown'].values())}" if "shown" in row else place
+    film = data.film_files(folder).get(row["video"])
     try:
-        with av.open(str(path)) as container, tempfile.TemporaryDirectory() as folder:
-            stream = container.streams.best("video")
-            if stream is None:
-                raise data.VideoError("no video stream")
-            container.seek(int(start * av.time_base) + (container.start_time or 0))   # a keyframe before it
-            for frame in data.timed_frames(container, stream):
-                if frame.time >= end:
-                    break
-                frame.pts -= round(start / float(frame.time_base))   # the view's time begins at 0, frames before it go
-                pictures += view.push(frame, frame.time)
-            pictures += view.close(end - start)
-            if not pictures:
-                raise data.VideoError(f"no frame between {start} and {end} s")
-            height, width = [side // 2 * 2 for side in pictures[0].shape[:2]]   # yuv420p halves the colour planes
-            with av.open(f"{folder}/clip.mp4", "w", options={"movflags": "faststart"}) as out:
-                coded = out.add_stream("libx264", rate=10, options={"preset": "veryfast", "crf": "30"})
-                coded.width, coded.height, coded.pix_fmt, coded.thread_count = width, height, "yuv420p", 1
-                for picture in pictures[:10 * CLIP_SECONDS]:
-                    cut = np.ascontiguousarray(picture[:height, :width])
-                    out.mux(coded.encode(av.VideoFrame.from_ndarray(cut, format="rgb24")))
-                out.mux(coded.encode())
-            return Path(folder, "clip.mp4").read_bytes()
-    except (av.FFmpegError, OSError, ValueError) as error:
-        raise data.VideoError(f"cannot be decoded ({getattr(error, 'strerror', None) or error})") from None
+        if film is None:
+            raise data.VideoError(f"no film {row['video']} in {folder} (--videos names a folder)")
+        clip = tag("video", src=clip_uri(film, row["start"], row["end"]), muted="", loop="",
+                   playsinline="", controls="", preload="metadata",
+                   aria_label=f"{', '.join(labels)}: {place}")
+    except data.VideoError as error:
+        clip = tag("p", error)
+    caption = tag("figcaption", *[tag("b", label) for label in labels], words)
+    return tag("figure", clip, caption, class_="true" if "true clip" in labels else "")
 
 
-def show_clip(row, badges, folder, cache):
-    """A <figure> of one clip. cache: {(folder, video, start, end): data: URI, or why there is none}, filled here; where
-    a clip comes again, the page's script takes it from the first. Without a video, the reason stands in its place."""
-    key = folder, row["video"], row["start"], row["end"]
-    label = f"{row['video']}, {row['start']:g} to {row['end']:g} s"
-    shown = ", ".join(map(str, row["shown"].values())) if isinstance(row.get("shown"), dict) else ""
-    words = f"{row.get('noun', '')}: {shown}" if shown else label
-    again = key in cache
-    if not again:
-        paths = sorted(path for path in Path(folder).glob(f"{glob.escape(row['video'])}.*")
-                       if path.suffix.lower() not in data.NO_FILM)
-        try:
-            coded = clip_bytes(paths[0], row["start"], row["end"]) if paths else b""
-            cache[key] = ("data:video/mp4;base64," + base64.b64encode(coded).decode() if coded else
-                          f"no video {row['video']} in {folder}")
-        except data.VideoError as reason:
-            cache[key] = f"{paths[0].name}: {reason}"
-    if not cache[key].startswith("data:"):
-        return tag("figure", tag("figcaption", *[tag("b", badge) for badge in badges], f"{words} ({cache[key]})"))
-    name = f"clip-{list(cache).index(key)}"
-    source = {"data_same": name} if again else {"id": name, "src": cache[key]}
-    return tag("figure", tag("video", **source, muted=True, loop=True, playsinline=True, controls=True,
-                             preload="metadata", aria_label=f"{', '.join(badges)}: {label}"),
-               tag("figcaption", *[tag("b", badge) for badge in badges], words),
-               class_="own" if badges[0] == "true clip" else None)
+def show_text(text, answers, folder):
+    """One text with its true clip and each run's best three. answers: {run: its example}."""
+    clips, ranks = {}, []
+    for name, example in answers.items():
+        ranks.append(f"{name} ranks the true clip {example['rank']}")
+        places = [("true clip", example["own"])]
+        places += zip((f"{name}: 1st", f"{name}: 2nd", f"{name}: 3rd"), example["top"])
+        for label, row in places:
+            key = row["video"], row["start"], row["end"]
+            clips.setdefault(key, (row, {}))[1][label] = None   # a clip is shown once
+    figures = [show_clip(row, list(labels), folder) for row, labels in clips.values()]
+    return tag("article", tag("h3", "“", text, "”"), tag("p", "; ".join(ranks), "."),
+               tag("div", *figures, class_="clips"))
 
 
-def report_retrieval(runs, names, count, videos=None):
-    """retrieval.json of the runs: the metrics, then `count` texts with their true clip and each run's best three."""
-    found = {name: data.read_json(path, "python evaluate.py retrieve") for name, run in zip(names, runs)
-             if (path := Path(run) / "retrieval.json").exists()}
-    if not found:
-        return f"Retrieval: python evaluate.py retrieve {runs[0]} makes it, of a teacher or a student of one."
-    metrics = list(dict.fromkeys(key for got in sorted(found.values(), key=len, reverse=True)   # who has all goes first
-                                 for key, value in got.items() if isinstance(value, (int, float))))
-    rows = [[key, *["-" if (value := got.get(key)) is None else f"{value:.1f}" if key == "median rank" else
-                    f"{100 * value:.1f} %" for got in found.values()]] for key in metrics]
-    rows.append(["how text and video meet", *[got.get("how", "-") for got in found.values()]])
-    out = [html_table("Text to video on held-out clips", ["measure", *found], rows)]
-    texts = {}   # (data folder, index, text) -> {name: example}: runs that searched the same pool share a text
-    for name, got in found.items():
-        for example in got.get("examples", []):
-            texts.setdefault((got.get("data", ""), example["index"], example["own"]["text"]), {})[name] = example
-    cache, articles = {}, []
+def report_clips(searched, count, videos=None):
+    """`count` texts with their clips, then retrieval's numbers. searched: {run: retrieval.json}."""
+    texts = {}   # runs that searched the same pool share a text
+    for name, search in searched.items():
+        for example in search.get("examples", []):
+            key = search.get("data", ""), example["index"], example["own"]["text"]
+            texts.setdefault(key, {})[name] = example
+    articles = []
     for (folder, _, text), answers in list(texts.items())[:count]:
-        badges, rows = {}, {}
-        for name, example in answers.items():
-            for place, row in (("true clip", example["own"]), *zip(("1st", "2nd", "3rd"), example["top"])):
-                key = row["video"], row["start"], row["end"]
-                rows[key] = row
-                label = place if place == "true clip" else f"{name}: {place}"
-                badges[key] = badges.get(key, []) + [label] * (label not in badges.get(key, []))
-        ranks = "; ".join(f"{name} has the true clip at rank {example['rank']} of {len(found[name].get('ranks', []))}"
-                          for name, example in answers.items())
-        article = [tag("h3", "“", text, "”"), tag("p", ranks + "."),
-                   tag("div", *[show_clip(rows[key], badges[key], videos or Path(folder) / "videos", cache)
-                                for key in rows], class_="clips")]
-        if sum(map(len, cache.values())) > CLIP_BYTES:
+        articles.append(show_text(text, answers, film_folder(folder, videos)))
+        if sum(map(len, articles)) > CLIP_BYTES:
+            articles.pop()
             break
-        articles += article
-    if articles:
-        out += [tag("p", f"{len(articles) // 3} of the {len(texts)} texts that retrieve drew by lot before looking "
-                    f"at any score, hits and misses alike. A clip is shown once in a row: its labels say who put it "
-                    f"where, and the true one has a green frame."),
-                tag("button", "Pause all clips", id="play", type="button", hidden=True), *articles,
-                tag("p", SEE["retrieval"])]
-    else:
-        out.append(tag("p", "No clips: none of these runs puts texts beside videos."))
-    return mark(*out)
+    rows = []
+    for key in dict.fromkeys(key for search in searched.values() for key in search):
+        row = [key]
+        for search in searched.values():
+            value = search.get(key, "-")
+            share = isinstance(value, float) and key != "median rank"
+            row.append(f"{100 * value:.1f} %" if share else value)
+        if key not in ("examples", "ranks", "data"):
+            rows.append(row)
+    if not rows:
+        return []
+    drawn = f"{len(articles)} of {len(texts)} texts, drawn before any score was seen:"
+    button = tag("button", "Pause all clips", id="play", type="button")
+    return [tag("p", drawn), button, tag("div", *articles, class_="texts"),
+            html_table("Text to film", ["text to film", *searched], rows)]
+
+
+def pool_heading(searched):
+    """What was searched, e.g. "Clips found by text, among 288 held-out clips of 40 films"."""
+    pools = {}
+    for search in searched.values():
+        clips = search.get("clips", len(search["ranks"]))
+        films = f" of {search['videos']:,} films" if "videos" in search else ""
+        pools[f"{clips:,} held-out clips{films}"] = None
+    return "Clips found by text, among " + " and ".join(pools)
+
+
+def report_runs(runs, names, facts):
+    """What was run: steps, seconds, versions and flags, a column a run."""
+    columns = []
+    for run, about in zip(runs, facts):
+        column = {"steps": max([line.get("step", 0) for line in read_log(run)], default=0)}
+        for stage, seconds in seconds_by_stage(run).items():
+            column[f"{stage}, seconds"] = round(seconds)
+        column |= {**about.get("arguments", {}), **about}   # precision as it was settled
+        columns.append(column)
+    rows = []
+    for key in dict.fromkeys(key for column in columns for key in column):
+        if key not in ("arguments", "inputs"):
+            rows.append([key, *[column.get(key, "-") for column in columns]])
+    return [html_table("Runs", ["", *names], rows, shade=True)]
 
 
 def report(args):
-    """`report`: writes one HTML file from what the run folders hold; no model is loaded. What is missing is named."""
-    start = time.time()
+    """`report`: writes one HTML file from what the run folders hold; no model is loaded. Names what
+    is missing with the command that makes it; the last line is the result."""
     given = args.runs or sorted(map(str, Path("runs").glob("*")))
-    missing = [run for run in given if not Path(run).exists()]
-    runs = [run for run in given if any((Path(run) / name).exists() for name in ("args.json", "finetune"))]
-    if missing or not runs:
-        raise FileNotFoundError(f"no run folder {', '.join(missing) or 'in runs/'}; `make` fills some")
-    names, claims = names_of(runs, args.names), read_claims(given, args.claims)
-    parts = [("runs", "What was run", report_runs(runs, names)), ("results", "Results", report_results(runs, names)),
-             ("claims", "Claims", report_claims(claims)), ("arms", "Every arm", report_arms(claims)),
-             ("forgetting", "Forgetting", report_forgetting(claims)),
-             ("retrieval", "Retrieval", report_retrieval(runs, names, args.texts, args.videos)),
-             ("probes", "Probes", report_probes(runs, names)), ("curves", "Curves", report_curves(runs, names))]
-    shown = [part for part in parts if isinstance(part[2], Raw)]
-    left_out = [text for _, _, text in parts if not isinstance(text, Raw)]
-    if left_out:
-        shown.append(("missing", "Not in this report", tag("ul", *[tag("li", text) for text in left_out])))
-    about = SEE["report"] + SEE["mini"] * any(run_facts(run).get("arguments", {}).get("size") == "mini" for run in runs)
-    body = mark(tag("a", "Skip to the runs", href="#main", class_="skip"),
-                tag("header", tag("h1", TITLE), tag("p", about), tag("nav", tag("ul", *[
-                    tag("li", tag("a", title, href=f"#{name}")) for name, title, _ in shown]), aria_label="Sections")),
-                tag("main", *[tag("section", tag("h2", title, id=f"{name}-title"), text, id=name,
-                                  aria_labelledby=f"{name}-title") for name, title, text in shown], id="main"),
-                tag("footer", tag("p", f"Written by evaluate.py report, {time.strftime('%Y-%m-%d %H:%M')}.")))
-    page = mark(Raw('<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" '
-                    'content="width=device-width, initial-scale=1">'), tag("title", TITLE),
-                Raw(f'<link rel="icon" href="data:,"><style>{STYLE}</style></head><body>'), body,
-                Raw(f"<script>{SCRIPT}</script></body></html>\n"))
-    size = len(page.encode())
-    if size >= REPORT_BYTES:
-        raise ValueError(f"the report would have {size / 1e6:.1f} MB, more than {REPORT_BYTES / 1e6:g}: give it fewer "
-                         f"runs, or --texts below {args.texts}")
-    out = Path(args.out or Path(runs[0]).resolve().parent / "report.html")
+    runs = []
+    for run in map(Path, given):
+        if not run.exists():
+            raise model.UserError(f"no run folder {run}; `make` makes some")
+        if (run / "args.json").exists() or (run / "finetune").exists():
+            runs.append(run)
+    if not runs:
+        raise model.UserError("no run folder is given, and none is in runs/; `make` makes some")
+    names = names_of(runs, args.names)
+    facts = [run_facts(run) for run in runs]
+    cells = [cells_of(read_results(run)) for run in runs]
+    claims = read_claims(given, args.claims)
+    searched, probed = {}, {}
+    for file, held in (("retrieval.json", searched), ("probe.json", probed)):
+        for name, run in zip(names, runs):
+            if (run / file).exists():
+                held[name] = data.read_json(run / file, "python evaluate.py")
+
+    every = " ".join(map(str, runs))
+    sections = [   # name, heading, content, the command that makes it
+        ("clips", pool_heading(searched), report_clips(searched, args.texts, args.videos),
+         f"python evaluate.py retrieve {every}"),
+        ("results", "Results", report_results(names, cells), f"python finetune.py --model {every}"),
+        ("probes", "Probes", report_probes(names, probed), f"python evaluate.py probe {every}"),
+        ("curves", "Curves", report_curves(runs, names), "make"),
+        ("claims", "Claims", report_claims(claims), "make claims"),
+        ("arms", "Arms of the claims", report_arms(claims.get("arms", {})), "make claims"),
+        ("forgetting", "Forgetting", report_forgetting(claims.get("curve", {})), "make claims"),
+        ("runs", "What was run", report_runs(runs, names, facts), ""),
+    ]
+    links, shown, missing = [], [], []
+    for name, heading, content, command in sections:
+        if content:
+            links.append(tag("li", tag("a", heading.partition(",")[0], href=f"#{name}")))
+            content = [tag("h2", heading), tag("p", EXPLAIN[name]), *content]
+            shown.append(tag("section", *content, id=name))
+        else:
+            missing.append(f"No {name}: `{command}` makes them. ")
+    sentence = result_sentence(names, facts, cells)
+    sizes = [about.get("arguments", {}).get("size") for about in facts]
+    about = tag("p", MINI_SHOWS if "mini" in sizes else "", EXPLAIN["head"], *missing)
+    nav = tag("nav", tag("ul", *links), aria_label="Sections")
+    skip = tag("a", "Skip to the clips", href="#main", class_="skip")
+    plot = opening_plot(names, cells)
+    body = skip + tag("header", tag("h1", sentence), *plot, tag("div", about, nav))
+    page = PAGE.replace("BODY", body + tag("main", *shown, id="main"))
+    size = len(page.encode()) / 1e6
+    if size >= REPORT_BYTES / 1e6:
+        raise model.UserError(f"the report would have {size:.1f} MB: give it fewer runs, or "
+                              f"--texts below {args.texts}")
+    out = Path(args.out or runs[0].resolve().parent / "report.html")
     data.write_text(out, page)
-    print(f"{out}: {size / 1e6:.2f} MB, {page.count('<video')} clips, {time.time() - start:.1f} s"
-          + "".join(f"\n  left out: {text}" for text in left_out))
+    print(f"{out}: {size:.2f} MB, {page.count('<video')} clips", *missing, sentence, sep="\n")
 
 
 # ---------------------------------------------------------------------------------------------------------------------
