@@ -1380,30 +1380,31 @@ DASHES = "none", "7 3", "2 3", "9 3 2 3"   # lines differ without colours, too
 MINI_SHOWS = ("A mini world holds knowledge that only video carries: it shows whether the "
               "mechanism transfers it, not whether HowTo100M improves GLUE. ")
 EXPLAIN = {   # section -> what to look for
-    "head": "Hollow dots are fine-tuning seeds, the full one is their mean, the bar its 95 % "
-    "interval: of one pretrained model, so that another world may differ. Dashed: chance. Every "
-    "number comes from the files of these runs; sections are the paper's (arXiv 2107.02681). ",
-    "clips": "Each text should bring clips that show what it speaks of, the true one (green frame) "
+    "head": "Hollow dots: fine-tuning seeds. Full: their mean. Bar: its 95 % interval, of one "
+    "pretrained model; another world may differ. Dashed: chance. Every number comes from the files "
+    "of these runs; sections are the paper's (arXiv 2107.02681). ",
+    "clips": "A text should bring clips that show what it speaks of, the true one (green frame) "
     "first. Teachers align text and video (section 3.2); a student never saw a frame: what it "
     "finds came through distillation (section 3.3).",
     "results": "Mean ± standard deviation over seeds, x 100. The student should lead where only "
     "film holds the answer (grounded), lose nothing where language decides (ungrounded) and stand "
-    "at chance on nouns that no clip shows (unfilmed). ! marks a seed that gives every row one "
-    "answer, * a smoke run on half a dev file.",
-    "probes": "What a word's vector tells of the thing, read off by a linear map that never saw "
-    "these nouns. Teacher and student should be far above chance on test nouns, the text-only "
-    "student at chance; on unfilmed nouns all (there are 32: most within 18 points).",
-    "curves": "Circles are held-out values. Losses should fall and flatten; circles that rise away "
-    "from their line: a run learns its data by heart. Teachers read captions, students plain text.",
+    "at chance on nouns that no clip shows (unfilmed). !: a seed that gives every row one answer; "
+    "*: a smoke run on half a dev file.",
+    "probes": "What a word's vector tells of the thing, by a linear map that never saw these "
+    "nouns. Teacher and student should be far above chance on test nouns, the text-only student at "
+    "chance; on unfilmed nouns all (there are 32: most within 18 points).",
+    "curves": "Circles are held-out values (r1, median rank: of the own clip in a batch). Losses "
+    "should fall and flatten; circles that rise away from their line: a run learns its data by "
+    "heart. Teachers read captions, students plain text.",
     "claims": "Differences of two arms in points, a hollow dot a world. Better holds where the bar "
-    "is right of 0, fails where it ends below 2; not worse: right of -2, below 0; no better: it "
-    "ends below 2, it starts above 0; no effect: it contains 0 and the mean is within 4, it does "
-    "not contain 0. A claim holds if its parts do, also after Holm's correction; controls and "
-    "hinge rows are not corrected. A mini world shows mechanisms; magnitudes need the paper's scale.",
+    "is right of 0, fails where it ends below 2; not worse: right of -2, below 0; no better: ends "
+    "below 2, starts above 0; no effect: contains 0 with a mean within 4, does not contain 0. A "
+    "claim holds if its parts do, also after Holm's correction; controls and hinge rows are not "
+    "corrected. A mini world shows mechanisms; magnitudes need the paper's scale.",
     "arms": "Mean ± standard deviation over worlds; accuracy in %, probes on test nouns, R@1 of "
     "text to video, MLM in nats on held-out text (teachers: captions).",
     "forgetting": "Two-stage pretraining learns from video, then reads text: the longer it reads, "
-    "the more it should forget. The student has its teacher at every step.",
+    "the more it should forget. The student has its teacher at every step. A circle a world.",
     "runs": "Two runs compare fairly where only what is under test differs: shaded.",
 }
 PAGE = """<!doctype html>
@@ -1434,9 +1435,9 @@ nav li, .key li { display: inline-block; margin-right: 20px }
 button { font: inherit; padding: 8px 16px; position: sticky; top: 8px; z-index: 1 }
 .wide { overflow-x: auto; margin: 16px 0 }
 table { border-collapse: collapse; width: 100%; font-size: .92rem }
-td, th { padding: 5px 16px 5px 0; min-width: 5em; text-align: left; vertical-align: top;
+td, th { padding: 5px 16px 5px 0; text-align: left; vertical-align: top; overflow-wrap: break-word;
   border-bottom: 1px solid var(--line); font-variant-numeric: tabular-nums }
-tbody th { position: sticky; left: 0; background: var(--paper); min-width: 8em; font-weight: 500 }
+tbody th { position: sticky; left: 0; background: var(--paper); max-width: 40vw }
 tr.differs > * { background: var(--box) }
 .plots, .rowed, .texts, .clips { display: grid; gap: 32px; margin: 16px 0;
   grid-template-columns: repeat(auto-fill, minmax(min(100%, 330px), 1fr)) }
@@ -1455,7 +1456,7 @@ svg text { font: 12px system-ui, sans-serif; fill: var(--soft) }
 .rows .head { display: block; padding: 8px 0 2px; font-weight: 600 }
 .rows svg { height: 24px; overflow: visible }
 @container (max-width: 660px) {
-  .rows li { grid-template-columns: 1fr auto; padding-top: 4px }
+  .rows li { grid-template-columns: 1fr fit-content(45%); padding-top: 4px }
   .rows svg { grid-row: 2; grid-column: 1 / 3; overflow: hidden } }
 video { width: 100%; aspect-ratio: 1; object-fit: contain; background: var(--box);
   border-radius: 4px }
@@ -1503,13 +1504,16 @@ def tag(name, *content, **attributes):
 
 
 def html_table(label, header, rows, shade=False):
-    """A table in a box that scrolls by itself. The first cell of a row names it; shade: rows whose
-    other cells differ."""
+    """A table in a box that scrolls by itself; "" of no rows. A row's first cell names it; shade:
+    rows whose other cells differ."""
+    if not rows:
+        return ""
     body = []
     for first, *others in rows:
         differs = shade and any(cell != others[0] for cell in others)
         cells = [tag("td", cell) for cell in others]
-        body.append(tag("tr", tag("th", first, scope="row"), *cells, class_="differs" if differs else ""))
+        name = tag("th", first, scope="row")
+        body.append(tag("tr", name, *cells, class_="differs" if differs else ""))
     head = tag("tr", *[tag("th", cell, scope="col") for cell in header])
     table = tag("table", tag("thead", head), tag("tbody", *body))
     return tag("div", table, class_="wide", tabindex=0, role="group", aria_label=label)
@@ -1539,8 +1543,7 @@ def line_plot(title, series, unit="step"):
     shapes.append(tag("text", unit, x=199, y=213, text_anchor="middle"))
     for name, colour, points, hollow in series:
         paint = {"stroke": COLOURS[colour % 6], "stroke_width": 2, "fill": "none"}
-        if not hollow:
-            paint["stroke_dasharray"] = DASHES[colour % 4]
+        dashed = {**paint, "stroke_dasharray": DASHES[colour % 4]}
         points = np.array(sorted(points))
         words.append(f"{name}: {points[0, 1]:.4g} at {points[0, 0]:g}, "
                      f"{points[-1, 1]:.4g} at {points[-1, 0]:g}")
@@ -1551,13 +1554,13 @@ def line_plot(title, series, unit="step"):
             shapes += [tag("circle", cx=x, cy=y, r=3, **paint) for x, y in zip(xs, ys)]
         else:
             path = " ".join(f"{x},{y}" for x, y in zip(xs, ys))
-            shapes.append(tag("polyline", points=path, **paint))
-        swatch = tag("svg", tag("line", x1=0, x2=28, y1=5, y2=5, **paint))
+            shapes.append(tag("polyline", points=path, **dashed))
+        swatch = tag("svg", tag("line", x1=0, x2=28, y1=5, y2=5, **dashed))
         key.setdefault(name, tag("li", swatch, name))
     picture = tag("svg", tag("title", "; ".join(words)), *shapes, role="img",
                   viewBox="0 0 360 218")
     key = tag("ul", *key.values(), class_="key")
-    return tag("figure", tag("figcaption", tag("b", title)), key, picture)
+    return tag("figure", tag("figcaption", tag("b", title)), picture, key)
 
 
 def interval_plots(figures, unit):
@@ -1615,7 +1618,8 @@ def defined(entries, field="value"):
 
 def main_keys(cells):
     """The cells that the result counts: grounded of mini tasks, else each task's own score."""
-    keys = [key for key in table_keys([cells]) if defined(cells[key])]
+    keys = [key for key in table_keys([cells])
+            if defined(cells[key]) and not key[0].startswith("diagnostics")]
     grounded = [key for key in keys if key[1] == "grounded"]
     return grounded or [key for key in keys if key[1] in ("dev", "test")]
 
@@ -1626,13 +1630,11 @@ def mean_over(cells, keys, field="value"):
 
 
 def role_of(facts):
-    """"teacher", "student" (distilled) or "text-only", by a run's args.json; "" for others."""
+    """"student" (distilled), "text-only" or "other", by a run's args.json."""
     given = facts.get("arguments", {})
-    if "contrastive" in given:
-        return "teacher"
     if given.get("objective"):
         return "student"
-    return "text-only" if "objective" in given and not given.get("init") else ""
+    return "text-only" if given.get("objective") == [] and not given.get("init") else "other"
 
 
 def result_sentence(names, facts, cells):
@@ -1647,23 +1649,23 @@ def result_sentence(names, facts, cells):
     if not first:
         return "Nothing is fine-tuned yet: `python finetune.py --model RUN` does it."
     name, row = first.get("student") or next(iter(first.values()))
-    _, text_only = first.get("text-only", ("", {}))
-    both = [key for key in main_keys(row) if key in main_keys(text_only)]
-    versus = "student" in first and bool(both)
-    keys = both if versus else main_keys(row)
+    keys = main_keys(row)
+    plain = {}   # the text-only student's cells
+    if "student" in first and "text-only" in first:
+        plain = first["text-only"][1]
+        keys = [key for key in keys if key in main_keys(plain)] or keys
+    versus = keys[0] in plain
     score = mean_over(row, keys)
+    other = mean_over(plain, keys) if versus else math.nan
     if keys[0][1] == "grounded":
         who = "the student that never saw a frame" if "student" in first else name
-        other = ""
-        if versus:
-            other = f", the text-only student {mean_over(text_only, keys):.1f} %"
-        return (f"Of the questions that only film answers, {who} got {score:.1f} % right{other}; "
+        beside = f", the text-only student {other:.1f} %" if versus else ""
+        return (f"Of the questions that only film answers, {who} got {score:.1f} % right{beside}; "
                 f"chance is {mean_over(row, keys, 'chance'):.3g}.")
     if versus:
-        lead = score - mean_over(text_only, keys)
-        side = "above" if lead > 0 else "below"
-        return (f"Over {len(keys)} tasks the distilled student scores {abs(lead):.1f} points "
-                f"{side} the text-only one on average.")
+        side = "above" if score > other else "below"
+        return (f"Over {len(keys)} tasks the distilled student scores {abs(score - other):.1f} "
+                f"points {side} the text-only one on average.")
     return f"Over {len(keys)} tasks {name} scores {score:.1f} on average."
 
 
@@ -1681,7 +1683,7 @@ def opening_plot(names, cells):
         groups.append((f"{key[0]}, chance {key_chance(cells, key)}", chance, members))
     grounded = any(key[1] == "grounded" for key in keys)
     title = "Questions that only film answers" if grounded else "Scores"
-    return [interval_plots([(title, groups)], "x 100")] if groups else []
+    return interval_plots([(title, groups)], "x 100") if groups else ""
 
 
 def report_results(names, cells):
@@ -1690,7 +1692,7 @@ def report_results(names, cells):
     for key in table_keys(cells):
         shown = [show_cell(row.get(key)) for row in cells]
         rows.append([" ".join(key), key_chance(cells, key), *shown])
-    return [html_table("Scores", ["task", "chance", *names], rows)] if rows else []
+    return html_table("Scores", ["task", "chance", *names], rows)
 
 
 def report_probes(names, probed):
@@ -1706,7 +1708,7 @@ def report_probes(names, probed):
                 members.append((run, names.index(run), [value], f"{value:.1f}"))
             groups.append((f"{name}, chance {chance:.1f}", chance, members))
         figures.append((f"{nouns} nouns", groups))
-    return [interval_plots(figures, "% right")] if probed else []
+    return interval_plots(figures, "% right") if probed else ""
 
 
 def report_curves(runs, names):
@@ -1726,18 +1728,7 @@ def report_curves(runs, names):
                 plots.setdefault(title, []).append((name, colour, points, "valid_" in key))
     titles = sorted(plots, key=str.swapcase)   # tasks, in capitals, go last
     figures = [line_plot(title, plots[title]) for title in titles]
-    return [tag("div", *figures, class_="plots")] if figures else []
-
-
-def read_claims(runs, path=None):
-    """The claims.json that is given, or the first beside the runs or in one; {} for none."""
-    places = [Path(path)] if path else []
-    for run in map(Path, runs):
-        places += [run.resolve().parent / "claims.json", run / "claims.json"]
-    for place in places:
-        if path or place.exists():
-            return data.read_json(place, "make claims")
-    return {}
+    return tag("div", *figures, class_="plots") if figures else ""
 
 
 def report_claims(claims):
@@ -1758,10 +1749,10 @@ def report_claims(claims):
         title = f"{claim['number']}. {claim['text']} ({kind})"
         figures.append((title, [(verdict, 0, members)]))
     if not figures:
-        return []
+        return ""
     worlds = ", ".join(map(str, claims["seeds"]))
     source = f"Worlds {worlds}; commit {claims['commit']}; {claims['hardware']}."
-    return [interval_plots(figures, "points"), tag("p", source)]
+    return tag("div", interval_plots(figures, "points"), tag("p", source))
 
 
 def report_arms(arms):
@@ -1771,25 +1762,22 @@ def report_arms(arms):
     for arm, row in arms.items():
         shown = [show_values([value / 100 for value in row.get(column, [])]) for column in columns]
         rows.append([arm, max(map(len, row.values())), *shown])
-    return [html_table("Every arm", ["arm", "worlds", *columns], rows)] if rows else []
+    return html_table("Every arm", ["arm", "worlds", *columns], rows)
 
 
 def report_forgetting(curve):
     """Two-stage pretraining against distillation over the length of the text stage."""
     series = []
-    for colour, name in enumerate(sorted(curve.keys() - {"steps"}, reverse=True)):
-        means = []
+    for colour, name in enumerate(sorted(curve.keys() - {"steps"})):
+        means, every = [], []
         for steps, worlds in zip(curve["steps"], curve[name]):
-            mean, low, high = t_interval(worlds)
-            if worlds:
-                means.append((steps, mean))
-            if len(worlds) > 1:
-                series.append((name, colour, [(steps, low), (steps, high)], False))
-        series.append((name, colour, means, False))
+            every += [(steps, value) for value in worlds]
+            means += [(steps, np.mean(worlds))] if worlds else []
+        series += [(name, colour, means, False), (name, colour, every, True)]
     if not series:
-        return []
+        return ""
     plot = line_plot("Grounded questions, x 100", series, "steps of the text stage")
-    return [tag("div", plot, class_="plots")]
+    return tag("div", plot, class_="plots")
 
 
 def film_folder(folder, given=None):
@@ -1822,14 +1810,14 @@ def show_clip(row, labels, folder):
     """A figure of one clip; where there is no film, the reason stands in its place."""
     place = f"{row['video']}, {row['start']:g} to {row['end']:g} s"
     words = f"{row['noun']}: {', '.join(row['shown'].values())}" if "shown" in row else place
-    film = data.film_files(folder).get(row["video"])
     try:
+        film = data.film_files(folder).get(row["video"])
         if film is None:
             raise data.VideoError(f"no film {row['video']} in {folder} (--videos names a folder)")
         clip = tag("video", src=clip_uri(film, row["start"], row["end"]), muted="", loop="",
                    playsinline="", controls="", preload="metadata",
                    aria_label=f"{', '.join(labels)}: {place}")
-    except data.VideoError as error:
+    except (data.VideoError, model.UserError) as error:
         clip = tag("p", error)
     caption = tag("figcaption", *[tag("b", label) for label in labels], words)
     return tag("figure", clip, caption, class_="true" if "true clip" in labels else "")
@@ -1870,24 +1858,14 @@ def report_clips(searched, count, videos=None):
             value = search.get(key, "-")
             share = isinstance(value, float) and key != "median rank"
             row.append(f"{100 * value:.1f} %" if share else value)
-        if key not in ("examples", "ranks", "data"):
+        if key not in ("examples", "ranks", "data", "pool"):
             rows.append(row)
     if not rows:
-        return []
+        return ""
     drawn = f"{len(articles)} of {len(texts)} texts, drawn before any score was seen:"
     button = tag("button", "Pause all clips", id="play", type="button")
-    return [tag("p", drawn), button, tag("div", *articles, class_="texts"),
-            html_table("Text to film", ["text to film", *searched], rows)]
-
-
-def pool_heading(searched):
-    """What was searched, e.g. "Clips found by text, among 288 held-out clips of 40 films"."""
-    pools = {}
-    for search in searched.values():
-        clips = search.get("clips", len(search["ranks"]))
-        films = f" of {search['videos']:,} films" if "videos" in search else ""
-        pools[f"{clips:,} held-out clips{films}"] = None
-    return "Clips found by text, among " + " and ".join(pools)
+    return tag("div", tag("p", drawn), button, tag("div", *articles, class_="texts"),
+               html_table("Text to film", ["text to film", *searched], rows))
 
 
 def report_runs(runs, names, facts):
@@ -1902,65 +1880,66 @@ def report_runs(runs, names, facts):
     rows = []
     for key in dict.fromkeys(key for column in columns for key in column):
         if key not in ("arguments", "inputs"):
-            rows.append([key, *[column.get(key, "-") for column in columns]])
-    return [html_table("Runs", ["", *names], rows, shade=True)]
+            values = [column.get(key) for column in columns]
+            rows.append([key, *["-" if value in (None, []) else value for value in values]])
+    return html_table("Runs", ["", *names], rows, shade=True)
 
 
 def report(args):
     """`report`: writes one HTML file from what the run folders hold; no model is loaded. Names what
     is missing with the command that makes it; the last line is the result."""
-    given = args.runs or sorted(map(str, Path("runs").glob("*")))
-    runs = []
-    for run in map(Path, given):
-        if not run.exists():
-            raise model.UserError(f"no run folder {run}; `make` makes some")
-        if (run / "args.json").exists() or (run / "finetune").exists():
-            runs.append(run)
-    if not runs:
-        raise model.UserError("no run folder is given, and none is in runs/; `make` makes some")
+    given = [Path(run) for run in args.runs or sorted(Path("runs").glob("*"))]
+    runs = [run for run in given if (run / "args.json").exists() or (run / "finetune").exists()]
+    absent = [str(run) for run in given if not run.exists()]
+    if absent or not runs:
+        raise model.UserError(f"no run in {', '.join(absent) or 'runs/'}; `make` makes some")
+    beside = runs[0].resolve().parent
     names = names_of(runs, args.names)
     facts = [run_facts(run) for run in runs]
     cells = [cells_of(read_results(run)) for run in runs]
-    claims = read_claims(given, args.claims)
     searched, probed = {}, {}
     for file, held in (("retrieval.json", searched), ("probe.json", probed)):
         for name, run in zip(names, runs):
             if (run / file).exists():
                 held[name] = data.read_json(run / file, "python evaluate.py")
+    judged = [beside / "claims.json", *sorted(beside.glob("*/claims.json"))]
+    judged = [args.claims] if args.claims else [path for path in judged if path.exists()]
+    claims = data.read_json(judged[0], "make claims") if judged else {}
 
+    pools = {search.get("pool", "held-out clips"): None for search in searched.values()}
     every = " ".join(map(str, runs))
-    sections = [   # name, heading, content, the command that makes it
-        ("clips", pool_heading(searched), report_clips(searched, args.texts, args.videos),
-         f"python evaluate.py retrieve {every}"),
-        ("results", "Results", report_results(names, cells), f"python finetune.py --model {every}"),
-        ("probes", "Probes", report_probes(names, probed), f"python evaluate.py probe {every}"),
-        ("curves", "Curves", report_curves(runs, names), "make"),
-        ("claims", "Claims", report_claims(claims), "make claims"),
-        ("arms", "Arms of the claims", report_arms(claims.get("arms", {})), "make claims"),
-        ("forgetting", "Forgetting", report_forgetting(claims.get("curve", {})), "make claims"),
-        ("runs", "What was run", report_runs(runs, names, facts), ""),
+    sections = [   # name, heading, the command that makes it, content
+        ("clips", "Clips found by text, among " + " and ".join(pools),
+         f"python evaluate.py retrieve {every}", report_clips(searched, args.texts, args.videos)),
+        ("results", "Results", f"python finetune.py --model {every}", report_results(names, cells)),
+        ("probes", "Probes", f"python evaluate.py probe {every}", report_probes(names, probed)),
+        ("curves", "Curves", "make", report_curves(runs, names)),
+        ("claims", "Claims", "make claims", report_claims(claims)),
+        ("arms", "Arms of the claims", "make claims", report_arms(claims.get("arms", {}))),
+        ("forgetting", "Forgetting", "make claims", report_forgetting(claims.get("curve", {}))),
+        ("runs", "What was run", "", report_runs(runs, names, facts)),
     ]
     links, shown, missing = [], [], []
-    for name, heading, content, command in sections:
+    for name, heading, command, content in sections:
         if content:
             links.append(tag("li", tag("a", heading.partition(",")[0], href=f"#{name}")))
-            content = [tag("h2", heading), tag("p", EXPLAIN[name]), *content]
+            content = [tag("h2", heading), tag("p", EXPLAIN[name]), content]
             shown.append(tag("section", *content, id=name))
         else:
             missing.append(f"No {name}: `{command}` makes them. ")
     sentence = result_sentence(names, facts, cells)
-    sizes = [about.get("arguments", {}).get("size") for about in facts]
-    about = tag("p", MINI_SHOWS if "mini" in sizes else "", EXPLAIN["head"], *missing)
-    nav = tag("nav", tag("ul", *links), aria_label="Sections")
-    skip = tag("a", "Skip to the clips", href="#main", class_="skip")
-    plot = opening_plot(names, cells)
-    body = skip + tag("header", tag("h1", sentence), *plot, tag("div", about, nav))
-    page = PAGE.replace("BODY", body + tag("main", *shown, id="main"))
+    mini = any(run.get("arguments", {}).get("size") == "mini" for run in facts)
+    head = tag("div", tag("p", MINI_SHOWS if mini else "", EXPLAIN["head"], *missing),
+               tag("nav", tag("ul", *links), aria_label="Sections"))
+    title = tag("h1", sentence.replace(" %", "\u00a0%"))
+    page = tag("a", "Skip to the clips", href="#main", class_="skip")
+    page += tag("header", title, opening_plot(names, cells), head)
+    page = PAGE.replace("BODY", page + tag("main", *shown, id="main"))
     size = len(page.encode()) / 1e6
     if size >= REPORT_BYTES / 1e6:
         raise model.UserError(f"the report would have {size:.1f} MB: give it fewer runs, or "
                               f"--texts below {args.texts}")
-    out = Path(args.out or runs[0].resolve().parent / "report.html")
+    out = Path(args.out or beside / "report.html")
     data.write_text(out, page)
     print(f"{out}: {size:.2f} MB, {page.count('<video')} clips", *missing, sentence, sep="\n")
 
