@@ -1457,7 +1457,9 @@ svg text { font: 12px system-ui, sans-serif; fill: var(--soft) }
 .rows svg { height: 24px; overflow: visible }
 @container (max-width: 660px) {
   .rows li { grid-template-columns: 1fr fit-content(45%); padding-top: 4px }
-  .rows svg { grid-row: 2; grid-column: 1 / 3; overflow: hidden } }
+  .rows svg { grid-row: 2; grid-column: 1 / 3; overflow: hidden }
+  .rows span { text-align: right }
+  .rows span:first-child { text-align: left } }
 video { width: 100%; aspect-ratio: 1; object-fit: contain; background: var(--box);
   border-radius: 4px }
 .true video { outline: 3px solid #16916a }
@@ -1511,7 +1513,7 @@ def html_table(label, header, rows, shade=False):
     body = []
     for first, *others in rows:
         differs = shade and any(cell != others[0] for cell in others)
-        cells = [tag("td", cell) for cell in others]
+        cells = [tag("td", str(cell).replace(" ± ", "\u00a0±\u00a0")) for cell in others]
         name = tag("th", first, scope="row")
         body.append(tag("tr", name, *cells, class_="differs" if differs else ""))
     head = tag("tr", *[tag("th", cell, scope="col") for cell in header])
@@ -1564,16 +1566,14 @@ def line_plot(title, series, unit="step"):
 
 
 def interval_plots(figures, unit):
-    """Figures of values on one axis, a row a name. figures: [(title, [(heading, reference or None,
-    [(name, colour, values, text)])])]. Hollow: the values; full: their mean with its 95 % interval;
+    """Figures of values on one axis. figures: [(title, rows)]; a row: (name, text, values, colour,
+    reference or nan), or (heading,). Hollow: the values; full: their mean with its 95 % interval;
     dashed: the reference."""
-    drawn = []
-    for _, groups in figures:
-        for _, reference, members in groups:
-            drawn.append(reference)
-            for _, _, values, _ in members:
-                drawn += [*values, *t_interval(values)]
-    ends, ticks = axis([x for x in drawn if x is not None and not math.isnan(x)])
+    numbers = []
+    for _, rows in figures:
+        for _, _, values, _, reference in [row for row in rows if len(row) > 1]:
+            numbers += [*values, *t_interval(values), reference]
+    ends, ticks = axis([number for number in numbers if not math.isnan(number)])
 
     def at(x):
         return f"{np.interp(x, ends, (2, 98)):.1f}%"
@@ -1581,11 +1581,11 @@ def interval_plots(figures, unit):
     def upright(x, **paint):
         return tag("line", x1=at(x), x2=at(x), y1=-5, y2=29, **paint)
 
-    def picture(values, reference, colour):
+    def picture(values, colour, reference):
         mean, low, high = t_interval(values)
-        words = f"{mean:.1f}"
+        words = f"mean {mean:.1f}"
         shapes = [upright(x, stroke="var(--line)") for x in ticks]
-        if reference is not None:
+        if not math.isnan(reference):
             shapes.append(upright(reference, stroke="var(--soft)", stroke_dasharray="3 3"))
         if len(values) > 1:
             paint = {"stroke": COLOURS[colour % 6], "stroke_width": 2, "fill": "var(--paper)"}
@@ -1596,19 +1596,20 @@ def interval_plots(figures, unit):
             shapes.append(tag("circle", cx=at(mean), cy=12, r=5, fill=COLOURS[colour % 6]))
         return tag("svg", tag("title", words), *shapes, role="img")
 
-    numbers = [tag("text", f"{x:g}", x=at(x), y=14, text_anchor="middle") for x in ticks]
-    scale = tag("li", tag("span"), tag("svg", *numbers, aria_hidden="true"), tag("span", unit))
-    pieces = []
-    for title, groups in figures:
-        rows = []
-        for heading, reference, members in groups:
-            rows.append(tag("li", heading, class_="head"))
-            for name, colour, values, text in members:
-                shown = picture(values, reference, colour)
-                rows.append(tag("li", tag("span", name), shown, tag("span", text)))
+    labels = [tag("text", f"{x:g}", x=at(x), y=14, text_anchor="middle") for x in ticks]
+    scale = tag("li", tag("span"), tag("svg", *labels, aria_hidden="true"), tag("span", unit))
+    drawn = []
+    for title, rows in figures:
+        items = []
+        for name, *row in rows:
+            if row:
+                text, *shown = row
+                items.append(tag("li", tag("span", name), picture(*shown), tag("span", text)))
+            else:
+                items.append(tag("li", name, class_="head"))
         caption = tag("figcaption", tag("b", title))
-        pieces.append(tag("figure", caption, tag("ul", *rows, scale, class_="rows")))
-    return tag("div", *pieces, class_="rowed")
+        drawn.append(tag("figure", caption, tag("ul", *items, scale, class_="rows")))
+    return tag("div", *drawn, class_="rowed")
 
 
 def defined(entries, field="value"):
@@ -1649,41 +1650,37 @@ def result_sentence(names, facts, cells):
     if not first:
         return "Nothing is fine-tuned yet: `python finetune.py --model RUN` does it."
     name, row = first.get("student") or next(iter(first.values()))
-    keys = main_keys(row)
-    plain = {}   # the text-only student's cells
-    if "student" in first and "text-only" in first:
-        plain = first["text-only"][1]
-        keys = [key for key in keys if key in main_keys(plain)] or keys
-    versus = keys[0] in plain
+    _, plain = first.get("text-only", ("", {}))
+    shared = [key for key in main_keys(row) if key in main_keys(plain) and "student" in first]
+    keys = shared or main_keys(row)
     score = mean_over(row, keys)
-    other = mean_over(plain, keys) if versus else math.nan
     if keys[0][1] == "grounded":
         who = "the student that never saw a frame" if "student" in first else name
-        beside = f", the text-only student {other:.1f} %" if versus else ""
-        return (f"Of the questions that only film answers, {who} got {score:.1f} % right{beside}; "
-                f"chance is {mean_over(row, keys, 'chance'):.3g}.")
-    if versus:
-        side = "above" if score > other else "below"
-        return (f"Over {len(keys)} tasks the distilled student scores {abs(score - other):.1f} "
-                f"points {side} the text-only one on average.")
+        sentence = f"Of the questions that only film answers, {who} got {score:.1f} % right"
+        if shared:
+            sentence += f", the text-only student {mean_over(plain, shared):.1f} %"
+        return f"{sentence}; chance is {mean_over(row, keys, 'chance'):.3g}."
+    if shared:
+        lead = score - mean_over(plain, shared)
+        side = "above" if lead > 0 else "below"
+        return (f"Over {len(keys)} tasks the distilled student scores {abs(lead):.1f} points "
+                f"{side} the text-only one on average.")
     return f"Over {len(keys)} tasks {name} scores {score:.1f} on average."
 
 
 def opening_plot(names, cells):
     """The picture beside the result sentence: the scores that it counts, of every run."""
-    groups = []
+    rows = []
     keys = dict.fromkeys(key for row in cells for key in main_keys(row))
     for key in keys:
-        members, chances = [], []
+        rows.append((f"{key[0]}, chance {key_chance(cells, key)}",))
         for colour, (name, row) in enumerate(zip(names, cells)):
             entries = row.get(key, [])
-            chances += defined(entries, "chance")
-            members.append((name, colour, defined(entries), show_cell(entries)))
-        chance = statistics.fmean(chances) if chances else None
-        groups.append((f"{key[0]}, chance {key_chance(cells, key)}", chance, members))
+            chance = statistics.fmean(defined(entries, "chance") or [math.nan])
+            rows.append((name, show_cell(entries), defined(entries), colour, chance))
     grounded = any(key[1] == "grounded" for key in keys)
     title = "Questions that only film answers" if grounded else "Scores"
-    return interval_plots([(title, groups)], "x 100") if groups else ""
+    return interval_plots([(title, rows)], "x 100") if rows else ""
 
 
 def report_results(names, cells):
@@ -1699,15 +1696,14 @@ def report_probes(names, probed):
     """probe.json of the runs: a figure for nouns seen in clips, one for those never filmed."""
     figures = []
     for nouns in ("test", "unfilmed"):
-        groups = []
+        rows = []
         for name in dict.fromkeys(name for row in probed.values() for name in row):
             chance = 100 / len(data.PROPERTIES[name][1])
-            members = []
+            rows.append((f"{name}, chance {chance:g}",))
             for run, row in probed.items():
                 value = 100 * row[name][nouns]
-                members.append((run, names.index(run), [value], f"{value:.1f}"))
-            groups.append((f"{name}, chance {chance:.1f}", chance, members))
-        figures.append((f"{nouns} nouns", groups))
+                rows.append((run, f"{value:.1f}", [value], names.index(run), chance))
+        figures.append((f"{nouns} nouns", rows))
     return interval_plots(figures, "% right") if probed else ""
 
 
@@ -1735,19 +1731,18 @@ def report_claims(claims):
     """A figure a claim: its parts' differences over worlds, and the verdicts."""
     figures = []
     for claim in claims.get("claims", []):
-        members = []
+        verdict = said_of(claim)
+        if claim["holm"] is not None and "Holm" not in verdict:
+            verdict += f" (p {claim['holm']:.2g} after Holm's correction)"
+        rows = [(verdict,)]
         for part in claim["parts"]:
             text = "not run"
             if part["values"]:
                 text = f"{part['mean']:+.1f}{span((part['low'], part['high']))} {part['verdict']}"
             colour = {"holds": 2, "fails": 1}.get(part["verdict"], 0)
-            members.append((f"{part['name']} ({part['kind']})", colour, part["values"], text))
+            rows.append((f"{part['name']} ({part['kind']})", text, part["values"], colour, 0))
         kind = "; ".join(filter(None, (claim["kind"], claim["note"])))
-        verdict = said_of(claim)
-        if claim["holm"] is not None and "Holm" not in verdict:
-            verdict += f" (p {claim['holm']:.2g} after Holm's correction)"
-        title = f"{claim['number']}. {claim['text']} ({kind})"
-        figures.append((title, [(verdict, 0, members)]))
+        figures.append((f"{claim['number']}. {claim['text']} ({kind})", rows))
     if not figures:
         return ""
     worlds = ", ".join(map(str, claims["seeds"]))
@@ -1872,7 +1867,7 @@ def report_runs(runs, names, facts):
     """What was run: steps, seconds, versions and flags, a column a run."""
     columns = []
     for run, about in zip(runs, facts):
-        column = {"steps": max([line.get("step", 0) for line in read_log(run)], default=0)}
+        column = {"steps done": max([line.get("step", 0) for line in read_log(run)], default=0)}
         for stage, seconds in seconds_by_stage(run).items():
             column[f"{stage}, seconds"] = round(seconds)
         column |= {**about.get("arguments", {}), **about}   # precision as it was settled
