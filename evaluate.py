@@ -1443,7 +1443,7 @@ tr.differs > * { background: var(--box) }
   grid-template-columns: repeat(auto-fill, minmax(min(100%, 330px), 1fr)) }
 .rowed { grid-template-columns: repeat(auto-fit, minmax(min(100%, 430px), 1fr)) }
 .texts { grid-template-columns: repeat(auto-fill, minmax(min(100%, 520px), 1fr)) }
-.clips { grid-template-columns: repeat(auto-fill, minmax(120px, 1fr)); gap: 12px }
+.clips { grid-template-columns: repeat(auto-fit, minmax(120px, 1fr)); gap: 12px }
 figure { margin: 0; min-width: 0; container-type: inline-size }
 figcaption { font-size: .88rem; line-height: 1.35; padding: 4px 0; color: var(--soft) }
 b { display: block; color: var(--ink) }
@@ -1524,7 +1524,8 @@ def html_table(label, header, rows, shade=False):
 def axis(values):
     """Ends of an axis for these values, with some room, and about five round numbers on it."""
     room = 0.05 * (max(values) - min(values)) or 1.0
-    low, high = min(values) - room, max(values) + room
+    low = min(values) - room
+    high = max(values) + room
     steps = 10.0 ** math.floor(math.log10(high - low)) * np.array([0.2, 0.5, 1, 2])
     step = steps[(high - low) / steps <= 6].min()
     ticks = step * np.arange(math.ceil(low / step), math.floor(high / step) + 1)
@@ -1536,7 +1537,9 @@ def line_plot(title, series, unit="step"):
     every = np.concatenate([points for _, _, points, _ in series])   # [N, 2]
     x_ends, x_ticks = axis(every[:, 0])
     y_ends, y_ticks = axis(every[:, 1])
-    shapes, key, words = [], {}, []
+    shapes = []
+    key = {}
+    words = []
     for x, place in zip(x_ticks, np.interp(x_ticks, x_ends, (44, 354)).round(1)):
         shapes.append(tag("text", f"{x:g}", x=place, y=197, text_anchor="middle"))
     for y, place in zip(y_ticks, np.interp(y_ticks, y_ends, (180, 6)).round(1)):
@@ -1571,8 +1574,9 @@ def interval_plots(figures, unit):
     dashed: the reference."""
     numbers = []
     for _, rows in figures:
-        for _, _, values, _, reference in [row for row in rows if len(row) > 1]:
-            numbers += [*values, *t_interval(values), reference]
+        for row in rows:
+            if len(row) > 1:
+                numbers += [*row[2], *t_interval(row[2]), row[4]]
     ends, ticks = axis([number for number in numbers if not math.isnan(number)])
 
     def at(x):
@@ -1603,13 +1607,22 @@ def interval_plots(figures, unit):
         items = []
         for name, *row in rows:
             if row:
-                text, *shown = row
-                items.append(tag("li", tag("span", name), picture(*shown), tag("span", text)))
+                text, values, colour, reference = row
+                shown = picture(values, colour, reference)
+                items.append(tag("li", tag("span", name), shown, tag("span", text)))
             else:
                 items.append(tag("li", name, class_="head"))
         caption = tag("figcaption", tag("b", title))
         drawn.append(tag("figure", caption, tag("ul", *items, scale, class_="rows")))
     return tag("div", *drawn, class_="rowed")
+
+
+def union(rows):
+    """All keys of these dicts or lists, in the order in which they first appear."""
+    keys = {}
+    for row in rows:
+        keys.update(dict.fromkeys(row))
+    return list(keys)
 
 
 def defined(entries, field="value"):
@@ -1627,7 +1640,8 @@ def main_keys(cells):
 
 def mean_over(cells, keys, field="value"):
     """Mean over tasks of the mean over seeds."""
-    return statistics.fmean(statistics.fmean(defined(cells[key], field)) for key in keys)
+    means = [statistics.fmean(defined(cells[key], field)) for key in keys]
+    return statistics.fmean(means)
 
 
 def role_of(facts):
@@ -1671,7 +1685,7 @@ def result_sentence(names, facts, cells):
 def opening_plot(names, cells):
     """The picture beside the result sentence: the scores that it counts, of every run."""
     rows = []
-    keys = dict.fromkeys(key for row in cells for key in main_keys(row))
+    keys = union([main_keys(row) for row in cells])
     for key in keys:
         rows.append((f"{key[0]}, chance {key_chance(cells, key)}",))
         for colour, (name, row) in enumerate(zip(names, cells)):
@@ -1697,7 +1711,7 @@ def report_probes(names, probed):
     figures = []
     for nouns in ("test", "unfilmed"):
         rows = []
-        for name in dict.fromkeys(name for row in probed.values() for name in row):
+        for name in union(probed.values()):
             chance = 100 / len(data.PROPERTIES[name][1])
             rows.append((f"{name}, chance {chance:g}",))
             for run, row in probed.items():
@@ -1752,7 +1766,7 @@ def report_claims(claims):
 
 def report_arms(arms):
     """Every arm of claims.json: tasks, probes, retrieval, over worlds."""
-    columns = dict.fromkeys(column for row in arms.values() for column in row)
+    columns = union(arms.values())
     rows = []
     for arm, row in arms.items():
         shown = [show_values([value / 100 for value in row.get(column, [])]) for column in columns]
@@ -1764,10 +1778,12 @@ def report_forgetting(curve):
     """Two-stage pretraining against distillation over the length of the text stage."""
     series = []
     for colour, name in enumerate(sorted(curve.keys() - {"steps"})):
-        means, every = [], []
+        means = []
+        every = []
         for steps, worlds in zip(curve["steps"], curve[name]):
             every += [(steps, value) for value in worlds]
-            means += [(steps, np.mean(worlds))] if worlds else []
+            if worlds:
+                means.append((steps, np.mean(worlds)))
         series += [(name, colour, means, False), (name, colour, every, True)]
     if not series:
         return ""
@@ -1820,15 +1836,18 @@ def show_clip(row, labels, folder):
 
 def show_text(text, answers, folder):
     """One text with its true clip and each run's best three. answers: {run: its example}."""
-    clips, ranks = {}, []
+    clips = {}   # (video, start, end) -> (row, its labels): a clip is shown once
+    ranks = []
     for name, example in answers.items():
         ranks.append(f"{name} ranks the true clip {example['rank']}")
         places = [("true clip", example["own"])]
         places += zip((f"{name}: 1st", f"{name}: 2nd", f"{name}: 3rd"), example["top"])
         for label, row in places:
-            key = row["video"], row["start"], row["end"]
-            clips.setdefault(key, (row, {}))[1][label] = None   # a clip is shown once
-    figures = [show_clip(row, list(labels), folder) for row, labels in clips.values()]
+            key = (row["video"], row["start"], row["end"])
+            _, labels = clips.setdefault(key, (row, []))
+            if label not in labels:
+                labels.append(label)
+    figures = [show_clip(row, labels, folder) for row, labels in clips.values()]
     return tag("article", tag("h3", "“", text, "”"), tag("p", "; ".join(ranks), "."),
                tag("div", *figures, class_="clips"))
 
@@ -1838,7 +1857,7 @@ def report_clips(searched, count, videos=None):
     texts = {}   # runs that searched the same pool share a text
     for name, search in searched.items():
         for example in search.get("examples", []):
-            key = search.get("data", ""), example["index"], example["own"]["text"]
+            key = (search["data"], example["index"], example["own"]["text"])
             texts.setdefault(key, {})[name] = example
     articles = []
     for (folder, _, text), answers in list(texts.items())[:count]:
@@ -1847,7 +1866,7 @@ def report_clips(searched, count, videos=None):
             articles.pop()
             break
     rows = []
-    for key in dict.fromkeys(key for search in searched.values() for key in search):
+    for key in union(searched.values()):
         row = [key]
         for search in searched.values():
             value = search.get(key, "-")
@@ -1873,11 +1892,17 @@ def report_runs(runs, names, facts):
         column |= {**about.get("arguments", {}), **about}   # precision as it was settled
         columns.append(column)
     rows = []
-    for key in dict.fromkeys(key for column in columns for key in column):
+    for key in union(columns):
         if key not in ("arguments", "inputs"):
             values = [column.get(key) for column in columns]
             rows.append([key, *["-" if value in (None, []) else value for value in values]])
     return html_table("Runs", ["", *names], rows, shade=True)
+
+
+def read_each(file, names, runs):
+    """{name: what the run's file holds} of the runs that have it."""
+    return {name: data.read_json(run / file, "python evaluate.py")
+            for name, run in zip(names, runs) if (run / file).exists()}
 
 
 def report(args):
@@ -1892,16 +1917,13 @@ def report(args):
     names = names_of(runs, args.names)
     facts = [run_facts(run) for run in runs]
     cells = [cells_of(read_results(run)) for run in runs]
-    searched, probed = {}, {}
-    for file, held in (("retrieval.json", searched), ("probe.json", probed)):
-        for name, run in zip(names, runs):
-            if (run / file).exists():
-                held[name] = data.read_json(run / file, "python evaluate.py")
+    searched = read_each("retrieval.json", names, runs)
+    probed = read_each("probe.json", names, runs)
     judged = [beside / "claims.json", *sorted(beside.glob("*/claims.json"))]
     judged = [args.claims] if args.claims else [path for path in judged if path.exists()]
     claims = data.read_json(judged[0], "make claims") if judged else {}
 
-    pools = {search.get("pool", "held-out clips"): None for search in searched.values()}
+    pools = union([[search.get("pool", "held-out clips")] for search in searched.values()])
     every = " ".join(map(str, runs))
     sections = [   # name, heading, the command that makes it, content
         ("clips", "Clips found by text, among " + " and ".join(pools),
@@ -1914,7 +1936,9 @@ def report(args):
         ("forgetting", "Forgetting", "make claims", report_forgetting(claims.get("curve", {}))),
         ("runs", "What was run", "", report_runs(runs, names, facts)),
     ]
-    links, shown, missing = [], [], []
+    links = []
+    shown = []
+    missing = []
     for name, heading, command, content in sections:
         if content:
             links.append(tag("li", tag("a", heading.partition(",")[0], href=f"#{name}")))
