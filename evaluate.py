@@ -1377,9 +1377,9 @@ CLIP_BYTES = 6_000_000   # of all clips in base64
 CLIP_SECONDS = 4
 COLOURS = "#1f82c8", "#d2601a", "#16916a", "#c0569a", "#7c6fd6", "#967a14"   # on light and dark
 DASHES = "none", "7 3", "2 3", "9 3 2 3"   # lines differ without colours, too
-MINI_SHOWS = ("A mini world holds knowledge that only video carries: it shows whether the "
-              "mechanism transfers it, not whether HowTo100M improves GLUE. ")
 EXPLAIN = {   # section -> what to look for
+    "mini": "A mini world holds knowledge that only video carries: it shows whether the mechanism "
+    "transfers it, not whether HowTo100M improves GLUE. ",
     "head": "Hollow dots: fine-tuning seeds. Full: their mean. Bar: its 95 % interval, of one "
     "pretrained model; another world may differ. Dashed: chance. Every number comes from the files "
     "of these runs; sections are the paper's (arXiv 2107.02681). ",
@@ -1428,7 +1428,7 @@ h3 { margin: 0; font-size: 1rem }
 p { max-width: 90ch; margin: 8px 0 16px }
 a { color: var(--link) }
 ul { padding: 0; margin: 4px 0; list-style: none }
-:focus-visible { outline: 3px solid var(--link); outline-offset: 2px }
+:focus-visible { outline: 3px solid var(--link) }
 .skip:not(:focus) { position: absolute; left: -999px }
 nav a { display: inline-block; padding: 4px 0 }
 nav li, .key li { display: inline-block; margin-right: 20px }
@@ -1443,7 +1443,7 @@ tr.differs > * { background: var(--box) }
   grid-template-columns: repeat(auto-fill, minmax(min(100%, 330px), 1fr)) }
 .rowed { grid-template-columns: repeat(auto-fit, minmax(min(100%, 430px), 1fr)) }
 .texts { grid-template-columns: repeat(auto-fill, minmax(min(100%, 520px), 1fr)) }
-.clips { grid-template-columns: repeat(auto-fit, minmax(120px, 1fr)); gap: 12px }
+.clips { grid-template-columns: repeat(auto-fill, minmax(120px, 1fr)); gap: 12px }
 figure { margin: 0; min-width: 0; container-type: inline-size }
 figcaption { font-size: .88rem; line-height: 1.35; padding: 4px 0; color: var(--soft) }
 b { display: block; color: var(--ink) }
@@ -1948,7 +1948,7 @@ def report(args):
             missing.append(f"No {name}: `{command}` makes them. ")
     sentence = result_sentence(names, facts, cells)
     mini = any(run.get("arguments", {}).get("size") == "mini" for run in facts)
-    head = tag("div", tag("p", MINI_SHOWS if mini else "", EXPLAIN["head"], *missing),
+    head = tag("div", tag("p", EXPLAIN["mini"] if mini else "", EXPLAIN["head"], *missing),
                tag("nav", tag("ul", *links), aria_label="Sections"))
     title = tag("h1", sentence.replace(" %", "\u00a0%"))
     page = tag("a", "Skip to the clips", href="#main", class_="skip")
