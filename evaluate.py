@@ -19,7 +19,6 @@ import argparse
 import base64
 import csv
 import functools
-import glob
 import html
 import io
 import json
@@ -29,7 +28,6 @@ import shutil
 import statistics
 import string
 import sys
-import tempfile
 import time
 import warnings
 from collections import Counter
