@@ -91,12 +91,8 @@ def networks(args, objectives, size=None, batch=BATCH):
     student = model.Bert(config)
     teacher = model.Bert(config)
     mlm_head = model.MLMHead(config, student.tokens)
-    heads = nn.ModuleDict()
-    for name in objectives:
-        heads[name + "_head"] = model.DistillHead(config, config.hidden_size)
-    if "crd" in objectives:
-        heads["crd"] = distill.CRD(config.hidden_size, config.hidden_size,
-                                   queue=settings["crd_queue"])
+    heads = distill.make_heads(objectives, "mlp", config, config.hidden_size,
+                               {"queue": settings["crd_queue"], "temperature": 0.07})
     tokens = torch.randint(len(IDS), config.vocab_size, (batch, config.block))
     tokens[:, 0] = IDS["cls"]
     tokens[:, -1] = IDS["sep"]
@@ -117,11 +113,6 @@ def masked(nets, step, device):
     return inputs.to(device), labels.to(device)
 
 
-def pick(vectors, positions):
-    """[B, L, H] at positions [B, K] -> [B*K, H]."""
-    return vectors.gather(1, positions[:, :, None].expand(-1, -1, vectors.shape[2])).flatten(0, 1)
-
-
 def our_losses(args, nets, autocast_type, step):
     """The losses of one step, as in distill.py's loop, objective none or nst + crd."""
     device = args.processes.device
@@ -140,8 +131,8 @@ def our_losses(args, nets, autocast_type, step):
     generator = data.torch_generator(0, "crd", step)
     chosen = distill.sample_tokens(special, nets.settings["crd_tokens"], generator, slice(None),
                                    len(inputs)).to(device)                          # [B, K]
-    anchors = nets.heads["crd_head"](pick(hidden, chosen).float())
-    losses["crd"] = nets.heads["crd"](anchors, pick(target, chosen), args.processes)
+    anchors = nets.heads["crd_head"](distill.take_tokens(hidden, chosen).float())
+    losses["crd"] = nets.heads["crd"](anchors, distill.take_tokens(target, chosen), args.processes)
     return losses
 
 
@@ -402,8 +393,8 @@ def our_pictures(path):
     """The pictures of both CNN streams, from one decode."""
     views = [data.STREAMS[name].view() for name in ("resnet152", "resnext101")]
     pictures = {view: [] for view in views}
-    for view, new, _ in data.decode(path, views):
-        pictures[view] += new
+    for view, picture, _ in data.decode(path, views):
+        pictures[view].append(picture)
     return [np.stack(pictures[view]) for view in views]
 
 
