@@ -100,7 +100,7 @@ def mlm_on_text(folder, run):
     tokenizer = data.load_tokenizer(run / "model")
     config, teacher, mlm_head = model.load_hf(run / "model")
     text = data.TextBlocks(folder / "text", "valid", tokenizer, config.block)
-    loss = distill.validate(text, teacher, mlm_head, data.special_ids(tokenizer), DEVICE)
+    loss = distill.validate(text, teacher, mlm_head, tokenizer, DEVICE)
     return loss["valid_mlm"], math.log(config.vocab_size)
 
 
