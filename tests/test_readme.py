@@ -28,7 +28,8 @@ HERE = Path(__file__).resolve().parent
 README = (HERE.parent / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```\w*\n(.*?)^```", README, re.M | re.S)
 CODE = "".join(BLOCKS).replace("\\\n", " ")
-SPANS = re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```", "", README, flags=re.M | re.S))
+PROSE = re.sub(r"^```.*?^```", "", README, flags=re.M | re.S)
+SPANS = [" ".join(span.split()) for span in re.findall(r"`([^`]+)`", PROSE)]
 STAGE = r"(?:python|torchrun \S+) ((?:data|distill|evaluate|finetune|teacher)\.py\b.*)"
 COMMANDS = sorted(set(re.findall(STAGE, "\n".join([CODE, *SPANS]))))
 NAME = rf"(?<![\w./-])((?:{'|'.join(FILES)})\.(?!py\b|parameters\b)[A-Za-z_]\w*)"
