@@ -1,16 +1,18 @@
-"""Stage 2: distillation on plain text (paper section 3.3): the frozen teacher's language encoder -> a text-only BERT.
+"""Stage 2: distillation on plain text (paper section 3.3): the frozen teacher -> a text-only BERT.
 
-    python distill.py                                                   # runs/teacher, its size, its text; NST + CRD
-    python distill.py --objective none --out runs/text-only             # the baseline: the same student, MLM alone
-    torchrun --nproc_per_node=8 distill.py --text data/wiki             # paper scale
-    python distill.py --init runs/teacher/model --objective none        # two-stage pretraining
-    python distill.py --objective nst regression --gradient-ratio 1     # any sum of OBJECTIVES; each pulls like MLM
-    python distill.py --objective voken --bank data/mini/bank.json      # clips as labels; `data.py bank` drew them
+    python distill.py                                                # NST + CRD from runs/teacher
+    python distill.py --objective none --out runs/text-only          # the baseline: MLM alone
+    torchrun --nproc_per_node=8 distill.py --text data/wiki          # paper scale
+    python distill.py --init runs/teacher/model --objective none     # two-stage pretraining
+    python distill.py --objective nst regression --gradient-ratio 1  # each pulls as hard as MLM
+    python distill.py --objective voken --bank data/mini/bank.json   # clips as labels
 
-Loss = MLM + sum of (weight x objective). The teacher sees the student's own masked tokens (for vokens: the unmasked
-ones), in evaluation mode, without gradients. Writes runs/NAME/{args.json, log.jsonl, checkpoint.pt, model/,
-model/distill_heads.pt}; goes on from checkpoint.pt when started again.
-Axes: B text blocks of the global batch, L tokens, H width (Hs student's, Ht teacher's), K queue. Masks: True = real.
+Size, data and text default to the teacher's. Loss = MLM + sum of (weight x objective). The
+teacher sees the student's own masked tokens (for vokens: the unmasked ones), in evaluation mode,
+without gradients. Writes runs/NAME/{args.json, log.jsonl, checkpoint.pt, model/,
+model/distill_heads.pt}. Started again, it goes on from checkpoint.pt; complete, it says so.
+Axes: B text blocks of the global batch, b of this process, L tokens, H width (Hs the student's,
+Ht the teacher's), K queue. Masks are True for real tokens.
 """
 import argparse
 import dataclasses
@@ -27,44 +29,48 @@ from tqdm import tqdm
 import data
 import model
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Objectives
 
 
 def nst_loss(student, teacher, mask):
-    """Neuron Selectivity Transfer (paper section 3.3; Huang & Wang 2017) with the kernel k(x, y) = (x.y)^2.
+    """Neuron Selectivity Transfer (section 3.3; Huang & Wang 2017), kernel k(x, y) = (x.y)^2.
 
-    A neuron is one hidden unit; its sample is what it did at each of the L tokens of a sequence, made a unit vector in
-    R^L: that is why the normalisation runs over tokens (users asked). The loss is the squared maximum mean
-    discrepancy between the student's Hs neurons s_i and the teacher's Ht neurons t_j:
+    A neuron is one hidden unit; its sample is what it did at each of the L tokens of a sequence,
+    made a unit vector in R^L: so the normalisation runs over tokens. The loss is the squared
+    maximum mean discrepancy of the student's Hs neurons s_i and the teacher's Ht neurons t_j:
 
         mean_ij k(s_i, s_j) + mean_ij k(t_i, t_j) - 2 mean_ij k(s_i, t_j)
 
-    With unit columns, S~ [L, Hs] and G_S = S~ S~' [L, L], this is exactly || G_S / Hs - G_T / Ht ||_F^2: L x L instead
-    of H x H products, no H x H x L tensor (the authors build two), and Hs may differ from Ht. It sees neurons as a set:
-    permuting or flipping the teacher's changes nothing, so NST alone gives the student no coordinates in video space.
-    student: [B, L, Hs], teacher: [B, L, Ht]; mask: bool [B, L], True = real. Returns the mean over sequences.
+    With unit columns, S~ [L, Hs] and G_S = S~ S~' [L, L], this is || G_S / Hs - G_T / Ht ||_F^2:
+    products of L x L instead of H x H, no H x H x L tensor (the authors build two), and Hs may
+    differ from Ht. It sees neurons as a set: permuting or flipping the teacher's changes nothing,
+    so NST alone gives the student no coordinates in video space.
+    student: [B, L, Hs], teacher: [B, L, Ht]; mask: bool [B, L]. Returns the mean over sequences.
     """
     def gram(hidden):
-        hidden = hidden.float() * mask[:, :, None]               # a padded token is no sample   [B, L, H]
-        neurons = F.normalize(hidden, dim=1)                     # unit columns
-        return neurons @ neurons.transpose(1, 2) / hidden.shape[2]   # fp32: sums of H products of about 1 / L [B, L, L]
+        hidden = hidden.float() * mask[:, :, None]           # a padded token is no sample
+        neurons = F.normalize(hidden, dim=1)                 # [B, L, H], unit columns
+        return neurons @ neurons.transpose(1, 2) / hidden.shape[2]          # [B, L, L]
+
     return (gram(student) - gram(teacher)).pow(2).sum((1, 2)).mean()
 
 
 class CRD(nn.Module):
-    """Contrastive Representation Distillation (paper section 3.3; Tian, Krishnan & Isola 2020), token by token.
+    """Contrastive Representation Distillation (section 3.3; Tian, Krishnan & Isola 2020), by token.
 
-    e_s = unit(W_s student), e_t = unit(W_t teacher). Each of the two is an anchor in turn: its positive is the other
-    model's vector of the same token, its K negatives are the other model's vectors of earlier tokens, from a first-in
-    first-out queue. With s a cosine, tau the temperature and z = s / tau - log(K c),
+    e_s = unit(W_s student), e_t = unit(W_t teacher). Each is an anchor in turn: its positive is
+    the other model's vector of the same token, its K negatives are the other model's vectors of
+    earlier tokens, in a first-in first-out queue. With s a cosine, tau the temperature and
+    z = s / tau - log(K c),
 
-        loss = sum over both sides, mean over anchors, of softplus(-z+) + sum over the queue of softplus(z-),
+        loss = sum over both sides, mean over anchors, of
+               softplus(-z+) + sum over the queue of softplus(z-).
 
-    which is Tian's binary loss -log p / (p + K/n) - sum log (K/n) / (p + K/n) with p = exp(s / tau) / Z: their constant
-    Z = n c, so the data size n cancels. c is the mean of exp(s / tau) over the first global batch, a side each, then
-    frozen. Why queues and not their memory (users asked): a row per token of 2.8 B tokens would not fit anywhere; why
-    two: each side is scored against the other. Rejected: their momentum, of no use to a vector that is written once.
+    This is Tian's binary loss -log p / (p + K/n) - sum log (K/n) / (p + K/n), p = exp(s / tau) / Z:
+    their constant is Z = n c, so the data size n cancels. c is the mean of exp(s / tau) over the
+    first global batch, a side each, then frozen. A queue stands for their memory, whose row for
+    each of 2.8 B tokens would fit nowhere; a vector that is written once needs no momentum.
     """
 
     def __init__(self, student_width, teacher_width, width=128, queue=4096, temperature=0.07):
@@ -74,115 +80,143 @@ class CRD(nn.Module):
         self.teacher_embed = nn.Linear(teacher_width, width)
         self.register_buffer("student_queue", F.normalize(torch.randn(queue, width), dim=1))
         self.register_buffer("teacher_queue", F.normalize(torch.randn(queue, width), dim=1))
-        self.register_buffer("student_constant", torch.zeros(()))   # log c; of student anchors, of teacher anchors
-        self.register_buffer("teacher_constant", torch.zeros(()))
+        self.register_buffer("student_constant", torch.zeros(()))   # log c of student anchors
+        self.register_buffer("teacher_constant", torch.zeros(()))   # log c of teacher anchors
         self.register_buffer("started", torch.zeros((), dtype=torch.bool))
-        self.register_buffer("position", torch.zeros((), dtype=torch.long))   # next slot of both queues
-
-    def side(self, anchor, positive, queue, log_constant):
-        """One side's loss: anchor, positive: unit [N, width]; queue: unit [K, width]. Mean over the N anchors."""
-        shift = math.log(len(queue)) + log_constant                          # log(K c)
-        right = (anchor * positive).sum(1) / self.temperature - shift        # [N]
-        wrong = anchor @ queue.T / self.temperature - shift                  # [N, K]
-        return (F.softplus(-right) + F.softplus(wrong).sum(1)).mean()
+        self.register_buffer("position", torch.zeros((), dtype=torch.long))   # next slot of both
 
     def forward(self, student, teacher, processes=None):
-        """student: [N, Hs], teacher: [N, Ht], the same N tokens in the same order. Returns the loss of these N anchors.
+        """student: [N, Hs], teacher: [N, Ht], the same N tokens in the same order. A scalar.
 
-        In training mode it also settles c in the first call and pushes the N tokens (of all processes, in rank order)
-        into the queues, after scoring.
+        In training mode the first call also settles c, and every call pushes the N tokens of all
+        processes, in rank order, into the queues, after scoring.
         """
-        e_s = F.normalize(self.student_embed(student.float()), dim=1)        # [N, width]
+        e_s = F.normalize(self.student_embed(student.float()), dim=1)       # [N, width]
         e_t = F.normalize(self.teacher_embed(teacher.float()), dim=1)
         if self.training and not self.started:
-            for constant, anchor, positive, queue in ((self.student_constant, e_s, e_t, self.teacher_queue),
-                                                      (self.teacher_constant, e_t, e_s, self.student_queue)):
-                with torch.no_grad():
-                    scores = torch.cat([(anchor * positive).sum(1, keepdim=True), anchor @ queue.T], 1)   # [N, 1 + K]
-                    wide = scores if scores.device.type == "mps" else scores.double()   # MPS has no float64
-                    mean = (wide / self.temperature).exp().mean()
-                    if processes is not None:
-                        mean = processes.sum(mean) / processes.world
-                    constant.copy_(mean.log())
+            self.student_constant.copy_(self.log_c(e_s, e_t, self.teacher_queue, processes))
+            self.teacher_constant.copy_(self.log_c(e_t, e_s, self.student_queue, processes))
             self.started.fill_(True)
-        # The queues change in place below, so the graph keeps copies of what was scored.
-        loss = (self.side(e_s, e_t, self.teacher_queue.clone(), self.student_constant) +
-                self.side(e_t, e_s, self.student_queue.clone(), self.teacher_constant))
+        # the queues change in place below, so the graph keeps copies of what was scored
+        loss = self.side(e_s, e_t, self.teacher_queue.clone(), self.student_constant)
+        loss = loss + self.side(e_t, e_s, self.student_queue.clone(), self.teacher_constant)
         if self.training:
-            with torch.no_grad():
-                for queue, new in ((self.student_queue, e_s), (self.teacher_queue, e_t)):
-                    new = new.detach() if processes is None else processes.gather(new.detach())
-                    new = new[-len(queue):]                                  # more than fit: the latest stay
-                    slots = (self.position + torch.arange(len(new), device=new.device)) % len(queue)
-                    queue[slots] = new
-                self.position.copy_((self.position + len(new)) % len(self.student_queue))
+            self.push(e_s, e_t, processes)
         return loss
+
+    def side(self, anchor, positive, queue, log_c):
+        """Loss of one side, a mean over N: unit anchor, positive [N, width], queue [K, width]."""
+        shift = math.log(len(queue)) + log_c                                # log(K c)
+        right = (anchor * positive).sum(1) / self.temperature - shift       # [N]
+        wrong = anchor @ queue.T / self.temperature - shift                 # [N, K]
+        return (F.softplus(-right) + F.softplus(wrong).sum(1)).mean()
+
+    @torch.no_grad()
+    def log_c(self, anchor, positive, queue, processes):
+        """log of the mean of exp(s / tau) over positives and negatives of all processes."""
+        right = (anchor * positive).sum(1, keepdim=True)                    # [N, 1]
+        scores = torch.cat([right, anchor @ queue.T], 1)                    # [N, 1 + K]
+        if scores.device.type != "mps":   # which has no float64
+            scores = scores.double()
+        mean = (scores / self.temperature).exp().mean()
+        if processes is not None:
+            mean = processes.sum(mean) / processes.world
+        return mean.log()
+
+    @torch.no_grad()
+    def push(self, e_s, e_t, processes):
+        """Writes the vectors of all processes over the oldest of both queues."""
+        for queue, new in ((self.student_queue, e_s), (self.teacher_queue, e_t)):
+            if processes is not None:
+                new = processes.gather(new)
+            new = new[-len(queue):]   # where more come than fit, the latest stay
+            slots = self.position + torch.arange(len(new), device=new.device)
+            queue[slots % len(queue)] = new
+        self.position.copy_((self.position + len(new)) % len(queue))
 
 
 def sample_tokens(special, count, generator, rows, batch):
-    """`count` random non-special positions of each sequence, without repetition, drawn for the global batch.
+    """`count` ordinary positions of each sequence by lot, none twice. Returns int [b, count].
 
-    special: bool [b, L], True = [CLS], [SEP] or padding. Returns int [b, count]; ValueError if a text is shorter.
+    special: bool [b, L], True = [CLS], [SEP] or padding. Drawn for `batch` sequences of which
+    these are `rows`. Raises UserError where a text is shorter.
     """
-    ordinary = (~special).sum(1)
-    if int(ordinary.min()) < count:
-        raise ValueError(f"CRD samples {count} tokens a sequence, but one has only {int(ordinary.min())} ordinary "
-                         f"ones; lower --crd-tokens")
-    draw = torch.rand(batch, special.shape[1], generator=generator)[rows]
-    return draw.masked_fill(special, -1.0).topk(count, dim=1).indices
+    fewest = int((~special).sum(1).min())
+    if fewest < count:
+        raise model.UserError(f"CRD samples {count} tokens a sequence, but one has only {fewest} "
+                              f"ordinary ones; lower --crd-tokens")
+    lots = torch.rand(batch, special.shape[1], generator=generator)[rows]
+    return lots.masked_fill(special, -1.0).topk(count, dim=1).indices
+
+
+def take_tokens(hidden, positions):
+    """Vectors at positions: hidden [b, L, H], positions int [b, n] -> [b n, H]."""
+    index = positions[:, :, None].expand(-1, -1, hidden.shape[2])
+    return hidden.gather(1, index).flatten(0, 1)
 
 
 def ntxent_loss(student, teacher, temperature, rows=slice(None)):
-    """The authors' loss in place of CRD: NT-Xent (Chen et al. 2020) over the batch, at each token position by itself.
+    """The authors' loss in place of CRD: NT-Xent (Chen et al. 2020) over the batch, by position.
 
-    At position l, z = the 2B unit vectors [student_1l .. student_Bl, teacher_1l .. teacher_Bl], and i' is the other
-    model's vector of i's sequence:
+    At position l, z = the 2B unit vectors [student_1l .. student_Bl, teacher_1l .. teacher_Bl],
+    and i' is the other model's vector of i's sequence:
 
-        mean over l and over i in 1..2B of -log( exp(z_i.z_i' / tau) / sum over j != i of exp(z_i.z_j / tau) )
+        mean over l and i in 1..2B of
+        -log( exp(z_i.z_i' / tau) / sum over j != i of exp(z_i.z_j / tau) )
 
-    The rivals include vectors of the same model. Unrelated vectors score about log(2B - 1). The authors divide this
-    mean by 2B once more, so that it weighs less the larger the batch. They loop over l; here it is a batch dimension.
-    student, teacher: [B, L, H], the whole global batch, full blocks; rows: the sequences whose two anchors a position
-    are counted. The means are global, so the sum over processes is the loss.
+    The rivals include vectors of the same model. Unrelated vectors score about log(2B - 1). The
+    authors divide this mean by 2B once more, so it weighs less the larger the batch; they loop
+    over l, which is a batch dimension here.
+    student, teacher: [B, L, H], the whole global batch, full blocks; rows: the sequences whose two
+    anchors a position are counted. The means are global: the sum over processes is the loss.
     """
     B, L, _ = student.shape
-    z = F.normalize(torch.cat([student, teacher]).float(), dim=-1).transpose(0, 1)       # [L, 2B, H]
+    z = F.normalize(torch.cat([student, teacher]).float(), dim=-1)
+    z = z.transpose(0, 1)                                                   # [L, 2B, H]
     each = torch.arange(2 * B, device=z.device)
-    anchors = torch.cat([each[:B][rows], each[B:][rows]])                                # [2b]
-    scores = z[:, anchors] @ z.transpose(1, 2) / temperature                             # [L, 2b, 2B]
-    scores = scores.masked_fill(anchors[:, None] == each, -math.inf)                     # True = the anchor itself
-    partner = ((anchors + B) % (2 * B)).expand(L, -1)                                    # [L, 2b]
-    return F.cross_entropy(scores.flatten(0, 1), partner.flatten(), reduction="sum") / (2 * B * L)
+    anchors = torch.cat([each[:B][rows], each[B:][rows]])                   # [2b]
+    scores = z[:, anchors] @ z.transpose(1, 2) / temperature                # [L, 2b, 2B]
+    itself = anchors[:, None] == each                                       # True = i is j
+    scores = scores.masked_fill(itself, -math.inf)
+    partner = ((anchors + B) % (2 * B)).expand(L, -1)                       # [L, 2b]
+    total = F.cross_entropy(scores.flatten(0, 1), partner.flatten(), reduction="sum")
+    return total / (2 * B * L)
 
 
 def regression_loss(student, teacher, mask):
-    """mean over real tokens of || unit(student) - unit(teacher) ||^2 = 2 - 2 cos (stands commented out in their code).
+    """mean over real tokens of || unit(student) - unit(teacher) ||^2 = 2 - 2 cos.
 
-    student, teacher: [B, L, H]; mask: bool [B, L], True = real. It asks for the teacher's very coordinates.
+    It asks for the teacher's very coordinates; the authors' code has it as a comment.
+    student, teacher: [B, L, H]; mask: bool [B, L].
     """
-    distance = (F.normalize(student.float(), dim=-1) - F.normalize(teacher.float(), dim=-1)).pow(2).sum(-1)   # [B, L]
+    student = F.normalize(student.float(), dim=-1)
+    teacher = F.normalize(teacher.float(), dim=-1)
+    distance = (student - teacher).pow(2).sum(-1)                           # [B, L]
     return (distance * mask).sum() / mask.sum()
 
 
 def soft_label_loss(student_logits, teacher_logits, temperature, count=None):
-    """Soft labels (Hinton et al. 2015): tau^2 KL(p_teacher || p_student), p = softmax(logits / tau); mean over tokens.
+    """Soft labels (Hinton et al. 2015): tau^2 KL(p_teacher || p_student), p = softmax(z / tau).
 
-    student_logits, teacher_logits: [N, V] of the MLM heads; count: what to divide by (None: N; with several processes
-    all processes' N). Called at the masked positions only: elsewhere both models see the token they are asked for, and
-    logits are the largest product of a step. The authors' code (in its history) took all positions at tau = 1
-    and the mean over B x L x V times 1,000: 0.03 of this mean at their 30,522 words. An older variant of theirs asked a
-    head of its own for the teacher's likeliest word at masked positions.
+    student_logits, teacher_logits: z [N, V] of the MLM heads. Returns the sum over tokens / count
+    (None: N; with several processes: N of all). Called at the masked positions only: elsewhere
+    both models see the token that they are asked for, and logits are the largest product of a
+    step. The authors' code (in its history) took all positions at tau = 1 and the mean over
+    B x L x V times 1,000, which is 0.03 of this mean at 30,522 words.
     """
-    told, said = [F.log_softmax(logits.float() / temperature, dim=1) for logits in (teacher_logits, student_logits)]
-    total = F.kl_div(said, told, reduction="sum", log_target=True)
-    return temperature ** 2 * total / max(1, len(said) if count is None else count)
+    student = F.log_softmax(student_logits.float() / temperature, dim=1)
+    teacher = F.log_softmax(teacher_logits.float() / temperature, dim=1)
+    total = F.kl_div(student, teacher, reduction="sum", log_target=True)
+    if count is None:
+        count = len(student)
+    return temperature ** 2 * total / max(1, count)
 
 
 VOKEN_LABELS = ("nearest", "random", "shuffled", "reversed", "token")
 
 
 def voken_labels(kind, tokens, vectors, bank, generator, rows, batch):
-    """Vokens (Tan & Bansal 2020) with clips for images: what a classifier over a clip bank is to say at each token.
+    """Vokens (Tan & Bansal 2020) with clips for images: which clip of a bank belongs to each token.
 
         nearest   argmax over clips c of t_l . v_c
         random    a clip by lot, anew each time the block comes
@@ -190,17 +224,18 @@ def voken_labels(kind, tokens, vectors, bank, generator, rows, batch):
         reversed  the block's nearest clips from last to first
         token     no clip but the token itself
 
-    tokens: int [b, L], unmasked blocks; vectors t: unit [b, L, Ht], the teacher's for them; bank v: unit [C, Ht] of its
-    video encoder. Returns int [b, L], -100 at [CLS] and [SEP]; drawn for `batch` sequences of which these are `rows`.
-    Their loss is cross-entropy over all real tokens, masked or not. Vokenization reads sentence by sentence; here the
-    teacher reads the block whole: blocks, not sentences, are what its captions filled in training.
+    tokens: int [b, L], unmasked blocks; vectors t: unit [b, L, Ht], the teacher's of them; bank v:
+    unit [C, Ht] of its video encoder. Returns int [b, L], -100 at [CLS] and [SEP], drawn for
+    `batch` sequences of which these are `rows`. The loss is cross-entropy over all real tokens,
+    masked or not. Vokenization reads sentence by sentence; here the teacher reads whole blocks,
+    as its captions filled them in training.
     """
-    inner = tokens[:, 1:-1]                                                              # [b, L - 2]
+    inner = tokens[:, 1:-1]                                                 # [b, L - 2]
     if kind == "token":
         labels = inner
     elif kind == "random":
         labels = torch.randint(len(bank), (batch, inner.shape[1]), generator=generator)[rows]
-    else:   # one sequence at a time: a row of C scores for every token of a batch would be the step's largest tensor
+    else:   # by sequence: C scores for every token of a batch would be the step's largest tensor
         labels = torch.stack([(each @ bank.T).argmax(1) for each in vectors[:, 1:-1]])
     if kind == "shuffled":
         order = torch.rand(batch, inner.shape[1], generator=generator)[rows].argsort(1)
@@ -212,339 +247,466 @@ def voken_labels(kind, tokens, vectors, bank, generator, rows, batch):
 
 @torch.no_grad()
 def bank_vectors(args, tokenizer, device, progress):
-    """Unit vectors [C, Ht] of the clips of --bank by the teacher's video encoder; their features lie in --data.
+    """Unit vectors [C, Ht] of the clips of --bank by the teacher's video encoder.
 
-    Made at every start rather than kept: it is the same each time. Raises ValueError if the teacher never trained its
-    video encoder.
+    Their features lie in --data. Made at every start, the same each time. Raises UserError where
+    the teacher never trained its video encoder.
     """
-    encoder, settings = model.load_video_encoder(Path(args.teacher) / "model" / "video_encoder.pt")
+    path = Path(args.teacher) / "model" / "video_encoder.pt"
+    encoder, settings = model.load_video_encoder(path)
     if not settings["trained"]:
-        raise ValueError(f"{args.teacher} is a text-only teacher: its video encoder is untrained, and gives no vokens")
+        raise model.UserError(f"{args.teacher} is a text-only teacher: its video encoder is "
+                              f"untrained, and gives no vokens")
     encoder.to(device).eval()
     clips = data.Clips(args.data, "train", settings["streams"], tokenizer, encoder.config.block,
                        settings["max_steps_clip"], settings["frames"])
-    bank, vectors = data.read_bank(args.bank), []
-    for low in tqdm(range(0, len(bank), 64), desc="bank", unit=" x 64 clips", disable=not progress):
-        _, _, features, step_mask = data.bank_batch(bank[low:low + 64], clips, tokenizer)
-        vectors.append(F.normalize(encoder(features.to(device), step_mask.to(device)), dim=-1))
+    bank = data.read_bank(args.bank)
+    vectors = []
+    for start in tqdm(range(0, len(bank), 64), desc="bank x 64 clips", disable=not progress):
+        _, _, features, mask = data.bank_batch(bank[start:start + 64], clips, tokenizer)
+        video = encoder(features.to(device), mask.to(device))               # [64, Ht]
+        vectors.append(F.normalize(video, dim=-1))
     return torch.cat(vectors)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
+# Heads: what stands between the student and its objectives; trained with it, needed for retrieval
+
+
+def make_heads(objective, head, student, teacher_width, crd, classes=None):
+    """ModuleDict of an MLP head for each objective, and of CRD with its two embeddings.
+
+    objective: names; head: "mlp", or "none" for the student's bare hidden states; student: its
+    BertConfig; crd: {"queue", "temperature"}; classes: of the vokens. Raises UserError where a
+    bare state cannot stand beside the teacher's.
+    """
+    width = student.hidden_size
+    # ntxent and regression compare coordinate by coordinate
+    widths = {"nst": width, "crd": width, "ntxent": teacher_width, "regression": teacher_width,
+              "voken": classes}
+    heads = nn.ModuleDict()
+    for name in objective:
+        if name not in widths:   # soft-label has the MLM head
+            continue
+        if head == "mlp" or name == "voken":
+            heads[f"{name}_head"] = model.DistillHead(student, widths[name])
+        elif widths[name] == width:
+            heads[f"{name}_head"] = nn.Identity()
+        else:
+            raise model.UserError(f"--head none: {name} needs a student as wide as its teacher, "
+                                  f"not {width} against {teacher_width}")
+    if "crd" in objective:
+        heads["crd"] = CRD(width, teacher_width, **crd)
+    return heads
+
+
+def retrieval_maps(folder):
+    """How the model in a folder meets videos. Returns (how, text map, video map).
+
+        a teacher   mean of h_l          against v       (section 3.2)
+        CRD         mean of e_s(token)   against e_t(v)  (both embeddings were trained on words)
+        regression  mean of head(h_l)    against v
+
+    Text maps take hidden states [B, L, H], video maps unit vectors v [B, Ht]. Both are None, and
+    `how` is "not defined", where the objectives share no coordinates with the video space.
+    """
+    saved = model.load_checkpoint(Path(folder) / "distill_heads.pt")
+    if saved is None:
+        return "mean of h against v", nn.Identity(), nn.Identity()
+    student = model.BertConfig.from_dict(saved["student"])
+    heads = make_heads(saved["objective"], saved["head"], student, saved["teacher_width"],
+                       saved["crd"], saved["classes"])
+    heads.load_state_dict(saved["weights"])
+    heads.eval()
+
+    def e_s(hidden):
+        return F.normalize(heads["crd"].student_embed(heads["crd_head"](hidden)), dim=-1)
+
+    def e_t(video):
+        return F.normalize(heads["crd"].teacher_embed(video), dim=-1)
+
+    def regressed(hidden):
+        return F.normalize(heads["regression_head"](hidden), dim=-1)
+
+    if "crd" in heads:
+        return "mean of e_s(token) against e_t(v)", e_s, e_t
+    if "regression_head" in heads:
+        return "mean of head(h) against v", regressed, nn.Identity()
+    return "not defined", None, None
+
+
+# --------------------------------------------------------------------------------------------------
 # Settings
 
-DEFAULTS = {
-    # Sources: (a) the authors' scripts, (p) Tian et al., (o) ours.
+DEFAULTS = {   # sources: (a) the authors' scripts, (o) ours
     "mini": {
-        "batch": 64, "steps": 1000, "epochs": None,                         # (o) what 100 s a core allow
-        "lr": 1e-3, "warmup": 100, "weight_decay": 0.01, "dropout": 0.0,    # (o)
-        "crd_queue": 1024, "crd_tokens": 8,                                 # (o) a quarter of the step's cost
-        "nst_weight": 10.0, "precision": "auto",                            # (o) at 1 it pulls a 200th of CRD
-        "log_every": 100, "valid_every": 600, "save_every": 300},
+        "batch": 64, "steps": 1000, "epochs": None,  # (o) what 100 s allow
+        "lr": 1e-3, "warmup": 100, "weight_decay": 0.01, "dropout": 0.0,  # (o)
+        "crd_queue": 1024, "crd_tokens": 8,  # (o) a quarter of the step's cost
+        "nst_weight": 10.0,  # (o) at 1 it pulls a 200th of CRD
+        "precision": "auto", "log_every": 100, "valid_every": 600, "save_every": 300,  # (o)
+    },
     "small": {
-        "batch": 256, "steps": None, "epochs": 40,                          # (a) on Wiki103
+        "batch": 256, "steps": None, "epochs": 40,  # (a) on Wiki103
         "lr": 2e-4, "warmup": 10000, "weight_decay": 0.01, "dropout": 0.1,  # (a)
-        "crd_queue": 4096, "crd_tokens": 16,                                # (o) the paper's sampling is not known
-        "nst_weight": 1.0, "precision": "auto",                             # (a) equal weights
-        "log_every": 100, "valid_every": 5000, "save_every": 2000},         # (o)
+        "crd_queue": 4096, "crd_tokens": 16,  # (o) the paper's sampling is not known
+        "nst_weight": 1.0,  # (a) equal weights
+        "precision": "auto", "log_every": 100, "valid_every": 5000, "save_every": 2000,  # (o)
+    },
     "base": {
-        "batch": 256, "steps": 500000, "epochs": None,                      # (a) on Wikipedia; their baseline: 220,000
-        "lr": 2e-4, "warmup": 5000, "weight_decay": 0.01, "dropout": 0.1,   # (a)
-        "crd_queue": 4096, "crd_tokens": 16,                                # (o)
-        "nst_weight": 1.0, "precision": "auto",                             # (a)
-        "log_every": 100, "valid_every": 5000, "save_every": 2000},         # (o)
+        "batch": 256, "steps": 500000, "epochs": None,  # (a) on Wikipedia; baseline: 220,000
+        "lr": 2e-4, "warmup": 5000, "weight_decay": 0.01, "dropout": 0.1,  # (a)
+        "crd_queue": 4096, "crd_tokens": 16,  # (o)
+        "nst_weight": 1.0,  # (a)
+        "precision": "auto", "log_every": 100, "valid_every": 5000, "save_every": 2000,  # (o)
+    },
 }
 OBJECTIVES = ("none", "nst", "crd", "ntxent", "soft-label", "regression", "voken")
-MEASURED = 8   # --gradient-ratio: the last steps of warm-up, over which gradient norms are averaged
+MEASURED = 8   # --gradient-ratio: the last steps of warm-up, over which norms are averaged
+
+
+def weight_flag(objective):
+    """Where argparse keeps an objective's weight: soft-label -> soft_label_weight."""
+    return objective.replace("-", "_") + "_weight"
 
 
 def parse_args(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--teacher", default="runs/teacher", help="the teacher's run folder")
-    parser.add_argument("--data", help="folder that `data.py video` wrote (default: the teacher's)")
-    parser.add_argument("--text", help="folder that `data.py text` wrote (default: --data + /text)")
-    parser.add_argument("--out", default="runs/student", help="run folder")
-    parser.add_argument("--size", help="mini, small, base (default: the teacher's)")
-    parser.add_argument("--init", help="start the student from this BERT folder in Hugging Face form")
-    parser.add_argument("--objective", nargs="+", default=["nst", "crd"], help=f"any of: {', '.join(OBJECTIVES)}")
+    """Flags, filled up from the teacher's args.json and the column of DEFAULTS of --size."""
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    flag = parser.add_argument
+    flag("--teacher", default="runs/teacher", help="the teacher's run folder")
+    flag("--data", help="folder that `data.py captions` wrote (default: the teacher's)")
+    flag("--text", help="folder that `data.py text` wrote (default: --data + /text)")
+    flag("--out", default="runs/student", help="run folder")
+    flag("--size", choices=DEFAULTS, help="column of defaults, and shape (default: the teacher's)")
+    flag("--init", help="BERT folder in Hugging Face form, from which the student starts")
+    flag("--objective", nargs="+", choices=OBJECTIVES, default=["nst", "crd"], help="one or more")
     for name in OBJECTIVES[1:]:
-        parser.add_argument(f"--{name}-weight", type=float)
-    parser.add_argument("--gradient-ratio", type=float, help="sets the weights: each objective's encoder gradient "
-                        "becomes this times MLM's, in norm, measured at step 0 and, for good, at the end of warm-up")
-    parser.add_argument("--crd-queue", type=int, help="negatives a side")
-    parser.add_argument("--crd-tokens", type=int, help="anchors a sequence")
-    parser.add_argument("--crd-temperature", type=float, default=0.07, help="(p)")
-    parser.add_argument("--ntxent-temperature", type=float, default=1.0, help="(a)")
-    parser.add_argument("--soft-label-temperature", type=float, default=1.0, help="(a); Tian et al.: 4")
-    parser.add_argument("--bank", help="clip bank that `data.py bank` wrote, for voken (default: --data + /bank.json)")
-    parser.add_argument("--voken-labels", choices=VOKEN_LABELS, default="nearest", help="all but nearest are ablations")
-    parser.add_argument("--head", choices=["mlp", "none"], default="mlp", help="what stands between student and "
-                        "objective (soft-label uses the MLM head, voken always has one of its own)")
-    parser.add_argument("--batch", type=int, help="global batch, in blocks of text")
-    parser.add_argument("--steps", type=int, help="optimiser steps; overrides --epochs")
-    parser.add_argument("--epochs", type=float, help="passes over the text")
-    parser.add_argument("--lr", type=float)
-    parser.add_argument("--warmup", type=int, help="steps")
-    parser.add_argument("--weight-decay", type=float)
-    parser.add_argument("--clip", type=float, default=1.0, help="gradient norm limit")
-    parser.add_argument("--dropout", type=float)
-    parser.add_argument("--precision", choices=["auto", "bf16", "fp32"])
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--log-every", type=int)
-    parser.add_argument("--valid-every", type=int)
-    parser.add_argument("--dry-run", action="store_true", help="time three steps, print what the run would take, stop")
-    parser.add_argument("--save-every", type=int)
+        flag(f"--{name}-weight", type=float, help="times this loss in the sum")
+    flag("--gradient-ratio", type=float, help="sets the weights: the gradient of each objective in "
+         "the encoder is this times MLM's, measured at step 0 and, for good, as warm-up ends")
+    flag("--crd-queue", type=int, help="negatives a side")
+    flag("--crd-tokens", type=int, help="anchors a sequence")
+    flag("--crd-temperature", type=float, default=0.07, help="as Tian et al.")
+    flag("--ntxent-temperature", type=float, default=1.0, help="as the authors")
+    flag("--soft-label-temperature", type=float, default=1.0, help="as the authors; Tian et al.: 4")
+    flag("--bank", help="clips for voken, by `data.py bank` (default: --data + /bank.json)")
+    flag("--voken-labels", choices=VOKEN_LABELS, default="nearest", help="others are ablations")
+    flag("--head", choices=["mlp", "none"], default="mlp", help="between student and objective "
+         "(soft-label has the MLM head, voken always one of its own)")
+    flag("--batch", type=int, help="text blocks of the global batch")
+    flag("--steps", type=int, help="optimiser steps; overrides --epochs")
+    flag("--epochs", type=float, help="passes over the text")
+    flag("--lr", type=float, help="peak learning rate")
+    flag("--warmup", type=int, help="steps until the peak")
+    flag("--weight-decay", type=float)
+    flag("--clip", type=float, default=1.0, help="limit of the gradient norm")
+    flag("--dropout", type=float)
+    flag("--precision", choices=["auto", "bf16", "fp32"])
+    flag("--device", default="auto", help="auto, cpu, cuda, mps")
+    flag("--seed", type=int, default=0)
+    flag("--log-every", type=int, help="steps")
+    flag("--valid-every", type=int, help="steps")
+    flag("--save-every", type=int, help="steps")
+    flag("--dry-run", action="store_true", help="time three steps, print what all would take, stop")
     args = parser.parse_args(argv)
-    recorded = Path(args.teacher) / "args.json"
-    if args.size is None or args.text is None or "voken" in args.objective:
-        told = data.read_json(recorded, "make teacher")["arguments"]
-        args.size, args.data = args.size or told["size"], args.data or told["data"]
-        args.text = args.text or str(Path(args.data) / "text")
-        args.bank = args.bank or str(Path(args.data) / "bank.json")
-    if args.size not in DEFAULTS:
-        raise ValueError(f"unknown size {args.size!r}; known: {', '.join(DEFAULTS)}")
-    unknown = [name for name in args.objective if name not in OBJECTIVES]
-    if unknown:
-        raise ValueError(f"unknown objective {', '.join(unknown)}; known: {', '.join(OBJECTIVES)}")
     args.objective = sorted(set(args.objective) - {"none"})
-    ones = {f"{name.replace('-', '_')}_weight": 1.0 for name in OBJECTIVES[1:]}
-    if args.gradient_ratio is not None:
-        if args.gradient_ratio <= 0 or any(getattr(args, key) is not None for key in ones):
-            raise ValueError(f"--gradient-ratio {args.gradient_ratio}: above 0, and it takes the place of the weights")
-    for key, value in {**ones, **DEFAULTS[args.size]}.items():
-        # of --steps and --epochs, the one that is given decides
-        if getattr(args, key) is None and not {"steps": args.epochs, "epochs": args.steps}.get(key):
-            setattr(args, key, value)
+    if args.size is None or args.text is None or "voken" in args.objective:
+        recorded = data.read_json(Path(args.teacher) / "args.json", "make teacher")
+        recorded = recorded.get("arguments", {})
+        args.size = args.size or recorded.get("size")
+        args.data = args.data or recorded.get("data")
+        if args.size not in DEFAULTS or args.data is None:
+            raise model.UserError(f"{args.teacher}/args.json names no known size and data; give "
+                                  f"--size, --data and --text")
+        args.text = args.text or f"{args.data}/text"
+        args.bank = args.bank or f"{args.data}/bank.json"
+    defaults = dict(DEFAULTS[args.size])
+    if args.epochs is not None:   # of --steps and --epochs, the one that is given decides
+        defaults["steps"] = None
+    if args.steps is not None:
+        defaults["epochs"] = None
+    for name in OBJECTIVES[1:]:
+        weight = weight_flag(name)
+        if args.gradient_ratio is not None and getattr(args, weight) is not None:
+            raise model.UserError("--gradient-ratio takes the place of the weights; give one only")
+        defaults.setdefault(weight, 1.0)
+    if args.gradient_ratio is not None and args.gradient_ratio <= 0:
+        raise model.UserError(f"--gradient-ratio {args.gradient_ratio}: it must be above 0")
+    for name, value in defaults.items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
     return args
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
+# Validation
 
 
 @torch.no_grad()
-def validate(text, student, mlm_head, ids, device, limit=512):
-    """MLM loss (nats a masked token) on up to `limit` held-out blocks with fixed masks."""
-    student.eval(), mlm_head.eval()
-    total, count = 0.0, 0
-    for start in range(0, min(limit, len(text)), 64):
-        tokens = text.batch(range(start, min(start + 64, limit, len(text))))
-        inputs, labels = data.mask_tokens(tokens, data.special_mask(tokens, ids),
-                                          data.torch_generator(0, "validation", start), ids["mask"],
-                                          student.config.vocab_size)
-        masked = int((labels != -100).sum())
-        total += float(model.mlm_loss(mlm_head, student(inputs.to(device)), labels.to(device))) * masked
-        count += masked
+def validate(text, student, mlm_head, tokenizer, device, limit=512):
+    """MLM loss, nats a masked token, on up to `limit` held-out blocks with fixed masks. A dict."""
+    student.eval()
+    mlm_head.eval()
+    ids = data.special_ids(tokenizer)
+    limit = min(limit, len(text))
+    total = 0.0
+    count = 0
+    for start in range(0, limit, 64):
+        tokens = text.batch(range(start, min(start + 64, limit)))   # [64, L]
+        generator = data.torch_generator(0, "validation", start)
+        inputs, labels = data.mask_tokens(tokens, data.special_mask(tokens, ids), generator,
+                                          ids["mask"], tokenizer.get_vocab_size())
+        loss = model.mlm_loss(mlm_head, student(inputs.to(device)), labels.to(device), 1)
+        total += float(loss)
+        count += int((labels != -100).sum())
     return {"valid_mlm": total / max(1, count)}
+
+
+# --------------------------------------------------------------------------------------------------
+# The stage
 
 
 def main(argv=None):
     # --- setup
     args = parse_args(argv)
     processes = data.Processes(args.device)
-    device, rank = processes.device, processes.rank
+    device = processes.device
     precision, autocast_type = data.settle_precision(args.precision, device)
     run = Path(args.out)
     rows = processes.rows(args.batch)
+    writes = processes.master and not args.dry_run
     torch.manual_seed(args.seed)
     torch.set_float32_matmul_precision("high")
 
     # --- data
     tokenizer = data.load_tokenizer(args.text)
     ids = data.special_ids(tokenizer)
-    config = dataclasses.replace(model.SIZES[args.size], vocab_size=tokenizer.get_vocab_size(),
-                                 hidden_dropout_prob=args.dropout, attention_probs_dropout_prob=args.dropout)
+    words = tokenizer.get_vocab_size()
+    config = dataclasses.replace(model.SIZES[args.size], vocab_size=words,
+                                 hidden_dropout_prob=args.dropout,
+                                 attention_probs_dropout_prob=args.dropout)
     train = data.TextBlocks(args.text, "train", tokenizer, config.block)
     valid = data.TextBlocks(args.text, "valid", tokenizer, config.block)
+    block = config.block
     steps = args.steps or max(1, round(args.epochs * len(train) / args.batch))
-    if not args.dry_run:
-        taught = Path(args.teacher) / "model" / "pytorch_model.bin"
-        inputs = [data.file_hash(Path(args.text) / "train.json"),
-                  data.file_hash(taught) if args.objective and taught.exists() else None]
-        if args.init:
-            inputs += [data.file_hash(path) for path in sorted(Path(args.init).glob("*.bin")) +
-                       sorted(Path(args.init).glob("*.safetensors"))]
-        if "voken" in args.objective:
-            inputs += [data.file_hash(path) for path in (args.bank, taught.with_name("video_encoder.pt"))
-                       if Path(path).exists()]   # a missing one is said where it is read
-        data.open_run(run, {**vars(args), "inputs": inputs}, processes, precision)
 
     # --- models: student, its heads, frozen teacher
     if args.init:
         config, student, mlm_head = model.load_hf(args.init)
-        if config.max_position_embeddings < train.inner + 2:
-            raise ValueError(f"--init {args.init} has {config.max_position_embeddings} positions, blocks hold "
-                             f"{train.inner + 2} tokens")
-        config.block = train.inner + 2
+        data.check_tokenizer(args.init, config, tokenizer, args.text)
+        if config.max_position_embeddings < block:
+            raise model.UserError(f"--init {args.init} has {config.max_position_embeddings} "
+                                  f"positions, blocks hold {block} tokens")
+        config.block = block
         model.set_dropout(config, student, args.dropout)
-        if data.tokenizer_hash(data.load_tokenizer(args.init)) != data.tokenizer_hash(tokenizer):
-            raise ValueError(f"--init {args.init} splits text into other tokens than {args.text} was")
     else:
         student = model.Bert(config)
         mlm_head = model.MLMHead(config, student.tokens)
-    heads = nn.ModuleDict()   # an MLP head an objective and, for CRD, the two embeddings; all trained with the student
-    teacher = None
+    teacher_width = None
+    classes = None
     if args.objective:
-        teacher_config, teacher, teacher_mlm_head = model.load_hf(Path(args.teacher) / "model")
-        if data.tokenizer_hash(data.load_tokenizer(Path(args.teacher) / "model")) != data.tokenizer_hash(tokenizer):
-            raise ValueError(f"the teacher {args.teacher} and the text {args.text} have different vocabularies, or one "
-                             f"is cased; run `python data.py text --vocab {args.teacher}/model/vocab.txt ...`")
-        if config.block > teacher_config.block:
-            raise ValueError(f"blocks of {config.block} tokens, but the teacher never saw a text longer than "
-                             f"{teacher_config.block}: its later positions are untrained")
+        folder = Path(args.teacher) / "model"
+        teacher_config, teacher, teacher_mlm_head = model.load_hf(folder)
+        data.check_tokenizer(folder, teacher_config, tokenizer, args.text)
+        if block > teacher_config.block:
+            raise model.UserError(f"blocks of {block} tokens, but the teacher never saw a text "
+                                  f"longer than {teacher_config.block}: its later positions are "
+                                  f"untrained")
         for module in (teacher, teacher_mlm_head):
             module.to(device).eval().requires_grad_(False)
-        Hs, Ht = config.hidden_size, teacher_config.hidden_size
-        widths = {"nst": Hs, "crd": Hs, "ntxent": Ht, "regression": Ht}   # the last two compare like coordinates
-        if "voken" in args.objective:
-            bank = bank_vectors(args, tokenizer, device, processes.master)                # [C, Ht]
-            widths["voken"] = config.vocab_size if args.voken_labels == "token" else len(bank)
-        for name in [name for name in args.objective if name in widths]:
-            bare = args.head == "none" and name != "voken"
-            if bare and widths[name] != Hs:
-                raise ValueError(f"--head none: {name} needs a student as wide as its teacher, not {Hs} against {Ht}")
-            heads[name + "_head"] = nn.Identity() if bare else model.DistillHead(config, widths[name])
-        if "crd" in args.objective:
-            heads["crd"] = CRD(Hs, Ht, queue=args.crd_queue, temperature=args.crd_temperature)
+        teacher_width = teacher_config.hidden_size
+    if "voken" in args.objective:
+        bank = bank_vectors(args, tokenizer, device, processes.master)   # [C, Ht]
+        classes = words if args.voken_labels == "token" else len(bank)
+    crd = {"queue": args.crd_queue, "temperature": args.crd_temperature}
+    heads = make_heads(args.objective, args.head, config, teacher_width, crd, classes)
     modules = [student, mlm_head, heads]
     for module in modules:
         module.to(device)
 
     # --- optimizer
     optimizer = model.optimizer_for(modules, args.lr, args.weight_decay)
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    parameters = []
+    for group in optimizer.param_groups:
+        parameters += group["params"]
     encoder_parameters = list(student.parameters())
-    weights = {name: getattr(args, f"{name.replace('-', '_')}_weight") for name in args.objective}
-    norms = {}   # of --gradient-ratio: sums of encoder-gradient norms, by loss
+    weights = {name: getattr(args, weight_flag(name)) for name in args.objective}
+    norms = {}   # for --gradient-ratio: sums over steps of each loss's gradient norm
 
     # --- resume
-    state, first_step = None if args.dry_run else model.load_checkpoint(run / "checkpoint.pt"), 0
+    if writes:
+        inputs = {"text": data.file_hash(f"{args.text}/train.bin"),
+                  "tokenizer": data.tokenizer_hash(tokenizer)}
+        if args.init:
+            inputs["init"] = data.weights_hash(args.init)
+        if args.objective:
+            inputs["teacher"] = data.weights_hash(f"{args.teacher}/model")
+        if "voken" in args.objective:
+            inputs["bank"] = data.file_hash(args.bank)
+            inputs["video encoder"] = data.file_hash(f"{args.teacher}/model/video_encoder.pt")
+        data.open_run(run, vars(args), processes, precision, inputs)
+    saved = {"student": student, "mlm_head": mlm_head, "heads": heads, "optimizer": optimizer}
+    first_step = 0
+    state = None if args.dry_run else model.load_checkpoint(run / "checkpoint.pt")
     if state:
         first_step = state["step"]
-        if first_step > steps:
-            raise ValueError(f"{run}/checkpoint.pt is at step {first_step}, past the {steps} of this run: its data "
-                             f"changed; choose another --out")
-        student.load_state_dict(state["student"]), mlm_head.load_state_dict(state["mlm_head"])
-        heads.load_state_dict(state["heads"]), optimizer.load_state_dict(state["optimizer"])
-        weights, norms = state["weights"], state["norms"]
-        if first_step == steps and (run / "model" / "distill_heads.pt").exists():
-            if processes.master:
-                print(f"{run}: complete after {steps} steps, nothing to do")
-            return processes.close()
+        weights = state["weights"]
+        norms = state["norms"]
+        for name, part in saved.items():
+            part.load_state_dict(state[name])
+    if first_step == steps and (run / "model" / "distill_heads.pt").exists():
+        if processes.master:
+            print(f"{run}: complete after {steps} steps, nothing to do")
+        return processes.close()
     if processes.master:
-        queue = f"; CRD queues 2 x {heads['crd'].student_queue.nbytes / 2 ** 20:.1f} MB" if "crd" in heads else ""
-        print(f"student {args.size}: {sum(p.numel() for p in encoder_parameters) / 1e6:.1f} M parameters; objective "
-              f"{' + '.join(['mlm'] + args.objective)}; {len(train):,} blocks of {config.block}; batch {args.batch} = "
-              f"{processes.world} x {args.batch // processes.world}; {steps} steps{queue}; {device.type}, {precision}; "
-              f"from step {first_step}", flush=True)
-    log = data.Log(run / "log.jsonl", processes.master and not args.dry_run, first_step)
+        size = sum(each.numel() for each in encoder_parameters) / 1e6
+        queues = ""
+        if "crd" in heads:
+            queues = f"; CRD queues 2 x {heads['crd'].student_queue.nbytes / 2 ** 20:.1f} MB"
+        print(f"student {args.size}: {size:.1f} M parameters; objective "
+              f"{' + '.join(['mlm'] + args.objective)}; {len(train):,} blocks of {block}; "
+              f"batch {args.batch} = {processes.world} x {args.batch // processes.world}; "
+              f"{steps} steps{queues}; {device.type}, {precision}; from step {first_step}",
+              flush=True)
+    log = data.Log(run / "log.jsonl", writes, first_step)
 
     def make_batch(step):
         return train.batch(data.batch_indices(len(train), args.batch, args.seed, step)[rows])
 
-    # --- loop: runs steps + 1 times, so that the last validation and save are the same lines as all others
-    batches = data.prefetch(make_batch, first_step, max(steps, 4) if args.dry_run else steps)
-    for step in range(first_step, (max(steps, 4) if args.dry_run else steps) + 1):
-        last = step == steps
+    # --- loop: steps + 1 times, so that the last validation and save are the lines of all others
+    last_step = 4 if args.dry_run else steps
+    batches = data.prefetch(make_batch, first_step, last_step)
+    for step in range(first_step, last_step + 1):
+        last = step == last_step
+        if writes and step > first_step and (step % args.valid_every == 0 or last):
+            values = validate(valid, student, mlm_head, tokenizer, device)
+            log(step, steps, **values)
+        if writes and step > first_step and (step % args.save_every == 0 or last):
+            states = {name: part.state_dict() for name, part in saved.items()}
+            model.save_checkpoint(run / "checkpoint.pt", step=step, weights=weights, norms=norms,
+                                  **states)
         if args.dry_run and step == 1:   # the first step also warms up
             started = time.time()
-        if args.dry_run and step == 4:
-            data.print_plan(processes, modules, (time.time() - started) / 3, steps)
-            return processes.close()
-        if processes.master and not args.dry_run and step > first_step and (step % args.valid_every == 0 or last):
-            log(step, steps, **validate(valid, student, mlm_head, ids, device))
-        if processes.master and not args.dry_run and step > first_step and (step % args.save_every == 0 or last):
-            model.save_checkpoint(run / "checkpoint.pt", step=step, student=student.state_dict(),
-                                  mlm_head=mlm_head.state_dict(), heads=heads.state_dict(),
-                                  optimizer=optimizer.state_dict(), weights=weights, norms=norms)
-        if last and not args.dry_run:
+        if last:
             break
         for group in optimizer.param_groups:
             group["lr"] = model.lr_at(step, args.lr, args.warmup, steps)
         for module in modules:
             module.train()
-        data.seed_dropout(args.seed, step, rank)
+        data.seed_dropout(args.seed, step, processes.rank)
 
-        tokens = next(batches)
-        special = data.special_mask(tokens, ids)   # True = [CLS], [SEP]
-        inputs, labels = data.mask_tokens(tokens, special, data.torch_generator(args.seed, "mask", step), ids["mask"],
-                                          config.vocab_size, rows=rows, batch=args.batch)
+        tokens = next(batches)   # [b, L]
+        special = data.special_mask(tokens, ids)   # True = [CLS], [SEP]: left alone
+        inputs, labels = data.mask_tokens(tokens, special,
+                                          data.torch_generator(args.seed, "mask", step),
+                                          ids["mask"], words, rows=rows, batch=args.batch)
         label_count = int(processes.sum((labels != -100).sum().item()))
-        inputs, labels, real = inputs.to(device), labels.to(device), (tokens != ids["pad"]).to(device)
+        real = (tokens != ids["pad"]).to(device)
+        inputs = inputs.to(device)
+        labels = labels.to(device)
+        chosen = labels != -100   # True = masked, to be predicted
 
-        losses, chosen = {}, labels != -100   # True = masked
-        with torch.autocast(device.type, dtype=autocast_type, enabled=autocast_type is not None):
-            hidden = student(inputs)                                                # [b, L, Hs]
+        losses = {}
+        mapped = {}   # the student's states through the head of each objective
+        with torch.autocast(device.type, autocast_type, enabled=autocast_type is not None):
+            hidden = student(inputs)   # [b, L, Hs]
             losses["mlm"] = model.mlm_loss(mlm_head, hidden, labels, label_count)
-            with torch.no_grad():
-                if set(args.objective) - {"voken"}:
-                    seen = teacher(inputs)                                          # [b, L, Ht]
-                    target = F.normalize(seen.float(), dim=-1)                      # unit vector a token
-                if "voken" in args.objective:
-                    clean = F.normalize(teacher(tokens.to(device)).float(), dim=-1)
-            if "soft-label" in args.objective:
-                losses["soft-label"] = soft_label_loss(mlm_head(hidden[chosen]), teacher_mlm_head(seen[chosen]),
-                                                       args.soft_label_temperature, label_count)
-            mapped = {name: heads[name + "_head"](hidden).float() for name in ("nst", "ntxent", "regression", "voken")
-                      if name in args.objective}
-        # the objectives themselves in fp32, outside autocast; equal rows a process, so a mean divides by the world
+            if set(args.objective) - {"voken"}:
+                with torch.no_grad():
+                    taught = teacher(inputs)   # [b, L, Ht]
+                target = F.normalize(taught.float(), dim=-1)   # unit vectors
+            if "voken" in args.objective:
+                with torch.no_grad():
+                    clean = teacher(tokens.to(device))
+                clean = F.normalize(clean.float(), dim=-1)
+            if "soft-label" in args.objective:   # of a padded embedding only the tokenizer's words
+                losses["soft-label"] = soft_label_loss(
+                    mlm_head(hidden[chosen])[:, :words],
+                    teacher_mlm_head(taught[chosen])[:, :words],
+                    args.soft_label_temperature, label_count)
+            for name in ("nst", "ntxent", "regression", "voken"):
+                if name in args.objective:
+                    mapped[name] = heads[f"{name}_head"](hidden).float()
+        # the objectives in fp32; equally many rows a process, so a mean is divided by the world
         if "nst" in args.objective:
-            losses["nst"] = nst_loss(F.normalize(mapped["nst"], dim=-1), target, real) / processes.world
+            student_unit = F.normalize(mapped["nst"], dim=-1)
+            losses["nst"] = nst_loss(student_unit, target, real) / processes.world
         if "crd" in args.objective:
-            drawn = sample_tokens(special, args.crd_tokens, data.torch_generator(args.seed, "crd", step), rows,
-                                  args.batch).to(device)                            # [b, crd_tokens]
-            pick = lambda vectors: vectors.gather(1, drawn[:, :, None].expand(-1, -1, vectors.shape[2])).flatten(0, 1)
-            losses["crd"] = heads["crd"](heads["crd_head"](pick(hidden).float()), pick(target), processes)
-            losses["crd"] = losses["crd"] / processes.world
+            generator = data.torch_generator(args.seed, "crd", step)
+            positions = sample_tokens(special, args.crd_tokens, generator, rows, args.batch)
+            positions = positions.to(device)   # [b, crd_tokens]
+            sampled = heads["crd_head"](take_tokens(hidden, positions).float())
+            loss = heads["crd"](sampled, take_tokens(target, positions), processes)
+            losses["crd"] = loss / processes.world
         if "ntxent" in args.objective:   # every process sees all sequences, and counts its own
-            losses["ntxent"] = ntxent_loss(processes.gather(mapped["ntxent"]), processes.gather(target),
-                                           args.ntxent_temperature, rows)
+            losses["ntxent"] = ntxent_loss(processes.gather(mapped["ntxent"]),
+                                           processes.gather(target), args.ntxent_temperature, rows)
         if "regression" in args.objective:
-            losses["regression"] = regression_loss(mapped["regression"], target, real) / processes.world
+            loss = regression_loss(mapped["regression"], target, real)
+            losses["regression"] = loss / processes.world
         if "voken" in args.objective:
-            vokens = voken_labels(args.voken_labels, tokens, clean, bank,
-                                  data.torch_generator(args.seed, "voken", step), rows, args.batch).to(device)
-            losses["voken"] = F.cross_entropy(mapped["voken"].flatten(0, 1), vokens.flatten()) / processes.world
+            generator = data.torch_generator(args.seed, "voken", step)
+            vokens = voken_labels(args.voken_labels, tokens, clean, bank, generator, rows,
+                                  args.batch)   # [b, L]
+            loss = F.cross_entropy(mapped["voken"].flatten(0, 1), vokens.flatten().to(device))
+            losses["voken"] = loss / processes.world
 
-        # how hard each loss pulls on the encoder is logged; with --gradient-ratio it sets the weights
+        # how hard each loss pulls on the encoder is logged; --gradient-ratio weighs by it
         logged = step % args.log_every == 0 or step + 1 == steps
-        measured = args.gradient_ratio and (step == 0 or args.warmup - MEASURED <= step < args.warmup)
+        measuring = step == 0 or args.warmup - MEASURED <= step < args.warmup
+        measured = bool(args.gradient_ratio) and measuring
         pulls = {}
         if logged or measured:
-            pulls = {name: model.gradient_norm(value, encoder_parameters, processes.sum)
-                     for name, value in losses.items()}
+            for name, value in losses.items():
+                pulls[name] = model.gradient_norm(value, encoder_parameters, processes.sum)
         if measured:
-            begun = {} if step in (0, args.warmup - MEASURED) else norms
-            norms = {name: begun.get(name, 0.0) + pull for name, pull in pulls.items()}
-            weights |= {name: args.gradient_ratio * norms["mlm"] / norms[name] for name in weights if norms[name] > 0}
+            if step in (0, args.warmup - MEASURED):
+                norms = {}
+            norms = {name: norms.get(name, 0.0) + pull for name, pull in pulls.items()}
+            for name in weights:
+                if norms[name] > 0:
+                    weights[name] = args.gradient_ratio * norms["mlm"] / norms[name]
         loss = losses["mlm"] + sum(weight * losses[name] for name, weight in weights.items())
-        if not torch.isfinite(loss):
-            parts = {name: value.item() for name, value in losses.items()}
-            raise FloatingPointError(f"loss is {loss.item()} at step {step} ({parts}); the last good state is "
-                                     f"{run / 'checkpoint.pt'}")
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         processes.sum_gradients(parameters)
         norm = torch.nn.utils.clip_grad_norm_(parameters, args.clip)
-        if not torch.isfinite(norm):   # before the step, which would write it into every weight and the next checkpoint
-            raise FloatingPointError(f"gradient norm is {norm.item()} at step {step}; the last good state is "
-                                     f"{run / 'checkpoint.pt'}")
+        if not torch.isfinite(loss + norm):   # a step would write it into every weight
+            parts = {name: value.item() for name, value in losses.items()}
+            raise model.UserError(f"{parts}, gradient norm {norm.item()} at step {step}; the last "
+                                  f"good state is {run}/checkpoint.pt; try a lower --lr")
         optimizer.step()
 
         if logged:
-            shown = {name: processes.sum(value.detach().clone()).item() for name, value in losses.items()}
-            log(step + 1, steps, **shown, lr=optimizer.param_groups[0]["lr"], grad_norm=float(norm),
-                **{f"{name}_grad": pull for name, pull in pulls.items()},
-                **({f"{name}_weight": weight for name, weight in weights.items()} if args.gradient_ratio else {}))
+            values = {}
+            for name, value in losses.items():
+                values[name] = processes.sum(value.detach().clone()).item()
+            values["lr"] = optimizer.param_groups[0]["lr"]
+            values["grad_norm"] = float(norm)
+            for name, pull in pulls.items():
+                values[f"{name}_grad"] = pull
+            if args.gradient_ratio:
+                for name, weight in weights.items():
+                    values[f"{name}_weight"] = weight
+            log(step + 1, steps, **values)
+    if args.dry_run:
+        data.print_plan(processes, modules, (time.time() - started) / 3, steps)
+        return processes.close()
 
     # --- last save
     if processes.master:
         model.save_hf(run / "model", config, student, mlm_head, tokenizer)
+        encoder_file = Path(args.teacher) / "model" / "video_encoder.pt"
+        if args.objective and encoder_file.exists():   # then retrieval needs this folder alone
+            encoder, settings = model.load_video_encoder(encoder_file)
+            if settings["trained"]:
+                model.save_video_encoder(run / "model" / "video_encoder.pt", encoder, settings)
         model.save_checkpoint(run / "model" / "distill_heads.pt", weights=heads.cpu().state_dict(),
-                              objective=args.objective, head=args.head, student=dataclasses.asdict(config),
-                              teacher_width=teacher.config.hidden_size if teacher is not None else None,
-                              crd={"queue": args.crd_queue, "temperature": args.crd_temperature},
-                              voken={"bank": args.bank, "labels": args.voken_labels})
+                              objective=args.objective, head=args.head,
+                              student=dataclasses.asdict(config), teacher_width=teacher_width,
+                              crd=crd, classes=classes)
         print(f"{run}: complete after {steps} steps")
 
     # --- cleanup
@@ -554,5 +716,5 @@ def main(argv=None):
 if __name__ == "__main__":
     try:
         main()
-    except (FileNotFoundError, ValueError, FloatingPointError) as error:
+    except model.UserError as error:
         sys.exit(f"distill.py: {error}")

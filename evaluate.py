@@ -1,35 +1,31 @@
-"""Metrics, tables over seeds, the paper's claims over worlds. Trains nothing by gradient, imports no stage.
+"""Tables over seeds, SQuAD's scores, retrieval, probes, the paper's claims, one report page.
 
-    python evaluate.py table runs/text-only runs/student runs/teacher             # one row a run, one column a task
-    python evaluate.py table runs/student --json student.json --csv student.csv   # the cells with every seed's value
-    python evaluate.py probe runs/text-only runs/student runs/teacher             # what a noun's hidden state tells
-    python evaluate.py retrieve runs/teacher runs/student                         # text -> video on held-out clips
-    python evaluate.py squad dev-v2.0.json predictions.json --na-prob null_odds.json    # as the official script, JSON
-    python evaluate.py diagnostics runs/student                                   # MNLI's model, by category
-    python evaluate.py tracie runs/student                                        # total, start, end, whole stories
-    python evaluate.py claims --values tests/claims.jsonl                         # the paper's claims over seeds
-    python evaluate.py report runs/*                                              # all of it in one HTML page
+    python evaluate.py table runs/text-only runs/student runs/teacher      # a column a run
+    python evaluate.py table runs/student --fine --csv student.csv         # every seed's value
+    python evaluate.py probe runs/text-only runs/student runs/teacher      # what a noun tells
+    python evaluate.py retrieve runs/teacher runs/student                  # text -> held-out clips
+    python evaluate.py squad dev-v2.0.json predictions.json --na-prob null_odds.json
+    python evaluate.py claims --values tests/claims.jsonl                  # the paper's claims
+    python evaluate.py report runs/*                                       # all of it in one page
 
-Tables read only what finetune.py left in RUN/finetune/TASK/seed-N/metrics.json, and the seconds in RUN/log.jsonl.
-Sections: metrics; SQuAD; files of a run; intervals and verdicts; table; diagnostics and TRACIE; retrieval; probes;
-claims; report.
-Printed numbers are x 100.
+Trains nothing by gradient. Tables read RUN/finetune/TASK/seed-N/metrics.json and RUN/log.jsonl.
+Printed numbers are x 100. The metrics themselves stand in finetune.py, beside their tasks.
+Sections: files of a run; intervals; table; SQuAD; retrieval; probes; claims (arms, plan, verdicts);
+report.
 """
 import argparse
 import base64
 import csv
-import glob
+import dataclasses
+import functools
 import html
+import io
 import json
 import math
-import re
+import shlex
 import shutil
 import statistics
-import string
 import sys
-import tempfile
-import time
-import warnings
 from collections import Counter
 from pathlib import Path
 
@@ -40,286 +36,32 @@ import torch
 import torch.nn.functional as F
 
 import data
+import distill
+import finetune
 import model
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Metrics. All take (labels, predictions): integer classes, or real numbers for the correlations.
-
-
-def accuracy(labels, predictions):
-    """Share of equal entries; nan of nothing."""
-    labels, predictions = np.asarray(labels), np.asarray(predictions)
-    return float((labels == predictions).mean()) if len(labels) else math.nan
-
-
-def f1(labels, predictions):
-    """F1 of class 1. Where nothing is labelled and nothing predicted 1 it is 0, as in scikit-learn."""
-    labels, predictions = np.asarray(labels) == 1, np.asarray(predictions) == 1
-    wrong_or_right = labels.sum() + predictions.sum()
-    return float(2 * (labels & predictions).sum() / wrong_or_right) if wrong_or_right else 0.0
-
-
-def matthews(labels, predictions):
-    """Matthews correlation of any number of classes (R_K); 0 where labels or predictions are constant."""
-    labels, predictions = np.asarray(labels), np.asarray(predictions)
-    classes = np.union1d(labels, predictions)
-    true = (labels[:, None] == classes).sum(0, dtype=np.float64)            # [classes]
-    said = (predictions[:, None] == classes).sum(0, dtype=np.float64)       # [classes]
-    n, right = float(len(labels)), float((labels == predictions).sum())
-    spread = (n * n - said @ said) * (n * n - true @ true)
-    return float((right * n - true @ said) / math.sqrt(spread)) if spread > 0 else 0.0
-
-
-def pearson(labels, predictions):
-    """Pearson correlation; nan where one side is constant or has fewer than two entries: it is then not defined."""
-    if len(labels) < 2:
-        return math.nan
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")   # scipy warns of constant input; of nearly constant one its value still holds
-        return float(scipy.stats.pearsonr(np.asarray(labels, np.float64), np.asarray(predictions, np.float64))[0])
-
-
-def spearman(labels, predictions):
-    """Spearman rank correlation, ties sharing their mean rank; nan where one side is constant."""
-    if len(labels) < 2:
-        return math.nan
-    return pearson(scipy.stats.rankdata(labels), scipy.stats.rankdata(predictions))
-
-
-ACCURACY = [("accuracy", accuracy)]
-METRICS = {   # task -> [(name, function)], the main one first; as GLUE publishes them
-    "CoLA": [("matthews", matthews)], "SST-2": ACCURACY, "MRPC": [("accuracy", accuracy), ("f1", f1)],
-    "STS-B": [("pearson", pearson), ("spearman", spearman)], "QQP": [("accuracy", accuracy), ("f1", f1)],
-    "MNLI": ACCURACY, "AX": ACCURACY, "diagnostics": [("matthews", matthews)], "QNLI": ACCURACY, "RTE": ACCURACY,
-    "WNLI": ACCURACY, "PIQA": ACCURACY, "SWAG": ACCURACY,
-    "TRACIE": ACCURACY, "TRACIE-iid": ACCURACY, "TRACIE-uniform-prior": ACCURACY,
-}   # SQuAD's are added in the next section
-PARTS = ("grounded", "ungrounded", "unfilmed")   # of a mini task's rows; see part_of
-COARSE = ("Lexical Semantics", "Predicate-Argument Structure", "Logic", "Knowledge")   # GLUE-diagnostics' categories
-
-
-def single_number(task, values):
-    """A task's one number in a table: the mean of its metrics (only MRPC, STS-B and QQP have two), SQuAD's F1, or None.
-
-    values: {metric name: value or None}. None where any of them is not defined.
-    """
-    wanted = [values[name] for name, _ in METRICS[task][:1 if METRICS[task] is SQUAD else None]]
-    return None if any(value is None for value in wanted) else statistics.fmean(wanted)
-
-
-def most_common(labels):
-    """The most common entry; of several equally common ones the smallest."""
-    values, counts = np.unique(np.asarray(labels), return_counts=True)
-    return values[counts.argmax()]
-
-
-def score(task, labels, predictions):
-    """Every metric of a task -> {metric: value, "n": rows, "chance": c}; a metric that is not defined is None.
-
-    chance: the task's single number for always answering the most common label of these very rows (SQuAD: for never
-    answering); None for a regression, where a constant has no correlation. Raises ValueError where the lengths differ.
-    """
-    if len(labels) != len(predictions):
-        raise ValueError(f"{task}: {len(labels)} labels for {len(predictions)} predictions")
-    constant = np.full(len(labels), "" if METRICS[task] is SQUAD else most_common(labels))
-    values, chance = {}, {}
-    for name, function in METRICS[task]:
-        for out, guesses in ((values, predictions), (chance, constant)):
-            value = function(labels, guesses)
-            out[name] = None if math.isnan(value) else value
-    return {**values, "n": len(labels), "chance": single_number(task, chance)}
-
-
-def part_of(row):
-    """The part a meta row of a mini task belongs to: "ungrounded" (language alone decides), "grounded" (a property of
-    a filmed noun decides) or "unfilmed" (a property of a noun that no video shows: the control, at chance for all)."""
-    return "unfilmed" if row["part"] == "grounded" and row["group"] == "unfilmed" else row["part"]
-
-
-def score_parts(labels, predictions, meta):
-    """Accuracy by part of a mini task, and of the grounded part by property. Accuracy whatever the task's own metric:
-    chance is then one number, 1 / classes, on balanced rows.
-
-    meta: one dict a row with part, group, property, noun. Returns {part: {"accuracy", "n", "chance"}, ...,
-    "grounded_by_property": {property: {"accuracy", "n", "chance"}}, "grounded_by_noun": {noun: accuracy}}; parts
-    without rows are absent.
-    """
-    labels, predictions = np.asarray(labels), np.asarray(predictions)
-    parts = np.array([part_of(row) for row in meta])
-
-    def of(chosen):
-        return {"accuracy": accuracy(labels[chosen], predictions[chosen]), "n": int(chosen.sum()),
-                "chance": accuracy(labels[chosen], np.full(chosen.sum(), most_common(labels[chosen])))}
-    out = {part: of(parts == part) for part in PARTS if (parts == part).any()}
-    names = np.array([str(row["property"]) for row in meta])
-    grounded = parts == "grounded"
-    out["grounded_by_property"] = {str(name): of(grounded & (names == name)) for name in np.unique(names[grounded])}
-    nouns = np.array([str(row["noun"]) for row in meta])
-    of_noun = {str(noun): grounded & (nouns == noun) for noun in np.unique(nouns[grounded])}
-    out["grounded_by_noun"] = {noun: accuracy(labels[rows], predictions[rows]) for noun, rows in of_noun.items()}
-    return out
-
-
-def score_categories(labels, predictions, tags, meta=None):
-    """GLUE-diagnostics by category -> {name: {"accuracy", "matthews", "n", "chance"}}; a row counts in each of its own.
-
-    tags: a row's (coarse, fine) pairs; meta: rows of the mini world, whose parts are then categories, too. Names in
-    order: "overall", "Logic", ..., "Logic: Negation", ..., "grounded", ...; those without rows are absent. matthews is
-    R_3, jiant's score, 0 where a category has one label only; chance is the accuracy of the most common label.
-    """
-    labels, predictions = np.asarray(labels), np.asarray(predictions)
-    rows = {name: [] for name in ("overall", *COARSE)}
-    for coarse, fine in sorted({tag for row in tags for tag in row}, key=lambda tag: (COARSE.index(tag[0]), tag[1])):
-        rows[f"{coarse}: {fine}"] = []
-    rows |= {part: [] for part in PARTS}
-    for index, row in enumerate(tags):
-        own = {"overall", *[coarse for coarse, _ in row], *[f"{coarse}: {fine}" for coarse, fine in row]}
-        for name in own | ({part_of(meta[index])} if meta else set()):
-            rows[name].append(index)
-    return {name: {"accuracy": accuracy(labels[chosen], predictions[chosen]),
-                   "matthews": matthews(labels[chosen], predictions[chosen]), "n": len(chosen),
-                   "chance": accuracy(labels[chosen], np.full(len(chosen), most_common(labels[chosen])))}
-            for name, chosen in rows.items() if chosen}
-
-
-def score_tracie(labels, predictions, texts):
-    """TRACIE's scores beside the total accuracy: on questions of starts ("starts before", "starts after") and of ends
-    (all others), and the share of stories all of whose questions are right. texts: (query, story) a row.
-
-    Returns {"start", "end", "story", "starts": n, "ends": n, "stories": n}; None for a kind that is not asked.
-    """
-    right = np.asarray(labels) == np.asarray(predictions)
-    starts = np.array(["starts before" in query or "starts after" in query for query, _ in texts])
-    stories = {}
-    for (_, story), good in zip(texts, right):
-        stories[story] = stories.get(story, True) and bool(good)
-    return {"start": float(right[starts].mean()) if starts.any() else None,
-            "end": float(right[~starts].mean()) if not starts.all() else None,
-            "story": statistics.fmean(stories.values()),
-            "starts": int(starts.sum()), "ends": int((~starts).sum()), "stories": len(stories)}
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# SQuAD, as the official evaluate-v2.0.py counts. golds: the annotators' answers to one question, texts.
-
-
-def normal_words(text):
-    """Words of an answer that count: lower case, no ASCII punctuation, no articles, split at white space."""
-    text = text.lower().translate(str.maketrans("", "", string.punctuation))
-    return re.sub(r"\b(a|an|the)\b", " ", text).split()
-
-
-def answer_scores(golds, text):
-    """(exact, F1) of one answer: the better of each over the golds that have a word left, or over "" if none has. F1 is
-    that of the two bags of words; where either is empty, 1 if both are."""
-    said, exact, best = normal_words(text), 0, 0
-    for gold in [words for words in map(normal_words, golds) if words] or [[]]:
-        common = sum((Counter(gold) & Counter(said)).values())
-        precision, recall = common / max(len(said), 1), common / max(len(gold), 1)
-        exact = max(exact, int(gold == said))
-        best = max(best, 2 * precision * recall / (precision + recall) if common else int(gold == said == []))
-    return exact, best
-
-
-def squad_exact(golds, answers):
-    """Share of answers that equal one of their golds, a list of texts a question."""
-    return statistics.fmean(answer_scores(*both)[0] for both in zip(golds, answers))
-
-
-def squad_f1(golds, answers):
-    """Mean F1 of answers; golds: a list of texts a question."""
-    return statistics.fmean(answer_scores(*both)[1] for both in zip(golds, answers))
-
-
-SQUAD = [("f1", squad_f1), ("exact", squad_exact)]
-METRICS |= {"SQuAD1": SQUAD, "SQuAD2": SQUAD}
-
-
-def best_threshold(scores, answerable, predictions, odds):
-    """(best total, threshold): the most that `scores` add up to if questions with odds above one threshold count as
-    unanswered. Goes up through the odds, of equal ones in their order; it starts at the number of questions without
-    an answer (all unanswered), gains an answerable question's score and loses 1 for a text where there is no answer."""
-    total = best = sum(not has for has in answerable.values())
-    threshold = 0.0
-    for name in sorted((name for name in odds if name in scores), key=odds.get):
-        total += scores[name] if answerable[name] else -bool(predictions[name])
-        if total > best:
-            best, threshold = total, odds[name]
-    return best, threshold
-
-
-def squad_scores(dataset, predictions, na_probabilities=None):
-    """What the official evaluate-v2.0.py prints, x 100 but for counts and thresholds, under its keys.
-
-    dataset: a parsed SQuAD file or its "data"; predictions: {id: text}; na_probabilities: {id: probability or odds of
-    no answer}: an answer above 1 counts as none, and best_exact, best_f1 and their thresholds are searched for.
-    HasAns_ and NoAns_ keys are there where such questions are.
-
-    A question without a prediction is named on stderr and left out of all sums and totals. So does the official script
-    for exact, f1 and total; it then stops with a KeyError, where this goes on. The threshold search starts, as there,
-    from all unanswerable questions. Raises ValueError where nothing is predicted, or a predicted id has no probability.
-    """
-    exact, f1, answerable = {}, {}, {}
-    for article in dataset["data"] if isinstance(dataset, dict) else dataset:
-        for question in (question for paragraph in article["paragraphs"] for question in paragraph["qas"]):
-            name, golds = question["id"], [answer["text"] for answer in question["answers"]]
-            answerable[name] = bool(golds)
-            if name in predictions:
-                exact[name], f1[name] = answer_scores(golds, predictions[name])
-            else:
-                print(f"Missing prediction for {name}", file=sys.stderr)
-    if not exact:
-        raise ValueError("no question of the data set has a prediction: are these predictions of another file?")
-    lacking = [name for name in exact if na_probabilities is not None and name not in na_probabilities]
-    if lacking:
-        raise ValueError(f"{len(lacking)} predictions have no probability of no answer, the first is {lacking[0]}")
-
-    counted = {name: (exact[name], f1[name]) if na_probabilities is None or na_probabilities[name] <= 1 else
-               (float(not answerable[name]),) * 2 for name in exact}
-    out = {}
-    for prefix, names in (("", list(counted)), ("HasAns_", [name for name in counted if answerable[name]]),
-                          ("NoAns_", [name for name in counted if not answerable[name]])):
-        if names:
-            for key, place in (("exact", 0), ("f1", 1)):
-                out[prefix + key] = 100.0 * sum(counted[name][place] for name in names) / len(names)
-            out[prefix + "total"] = len(names)
-    for key, scores in (("exact", exact), ("f1", f1)) if na_probabilities is not None else ():
-        best, threshold = best_threshold(scores, answerable, predictions, na_probabilities)
-        out |= {f"best_{key}": 100.0 * best / len(scores), f"best_{key}_thresh": threshold}
-    return out
-
-
-def show_squad(args):
-    """`squad`: prints squad_scores of a predictions file as JSON."""
-    read = [path and data.read_json(path, "python finetune.py --task SQuAD1 SQuAD2")
-            for path in (args.dataset, args.predictions, args.na_prob)]
-    if not isinstance(read[0], dict) or "data" not in read[0]:
-        raise ValueError(f"{args.dataset} is not a SQuAD file: it has no data")
-    for path, value, kinds in ((args.predictions, read[1], str), (args.na_prob, read[2], (int, float))):
-        if path and not (isinstance(value, dict) and all(isinstance(entry, kinds) for entry in value.values())):
-            raise ValueError(f"{path} does not hold one {'text' if kinds is str else 'number'} a question id")
-    try:
-        print(json.dumps(squad_scores(*read), indent=2))
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{args.dataset} is not a SQuAD file: {type(error).__name__} {error}") from None
-
-
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Files of a run
 
 
 def read_results(run):
-    """What finetune.py wrote under a run folder -> {task: [metrics of a seed, ...]}, seeds in order; {} for none.
+    """What finetune.py wrote under a run folder -> {task: [metrics, ...]}, seeds in order.
 
-    Raises ValueError naming a file that is not metrics of a task known here.
+    Raises UserError naming a file that is not metrics of a task known here.
     """
     results = {}
     for path in Path(run).glob("finetune/*/seed-*/metrics.json"):
         metrics = data.read_json(path, "python finetune.py")
-        if not isinstance(metrics, dict) or metrics.get("task") not in METRICS or "seed" not in metrics:
-            raise ValueError(f"{path} is not a metrics.json of finetune.py: it names no known task and seed")
+        known = isinstance(metrics, dict) and metrics.get("task") in finetune.TASKS
+        if not known or "seed" not in metrics:
+            raise model.UserError(f"{path} is not a metrics.json of finetune.py: it names no known "
+                                  f"task and seed")
         results.setdefault(metrics["task"], []).append(metrics)
-    return {task: sorted(results[task], key=lambda metrics: metrics["seed"]) for task in METRICS if task in results}
+    ordered = {}
+    for task in finetune.TASKS:
+        if task in results:
+            ordered[task] = sorted(results[task], key=lambda metrics: metrics["seed"])
+    return ordered
 
 
 def run_facts(run):
@@ -329,1690 +71,2087 @@ def run_facts(run):
 
 
 def names_of(runs, given=None):
-    """Row names of runs: the given ones, else their folders' names; the path where two have the same."""
+    """Names of runs: given ones, else their folders'; the whole path where two agree."""
     if given and len(given) != len(runs):
-        raise ValueError(f"--names gives {len(given)} names for {len(runs)} runs")
+        raise model.UserError(f"--names gives {len(given)} names for {len(runs)} runs")
     names = given or [Path(run).resolve().name for run in runs]
-    return [name if names.count(name) == 1 else str(run) for name, run in zip(names, runs)]
+    out = []
+    for name, run in zip(names, runs):
+        out.append(name if names.count(name) == 1 else str(run))
+    return out
 
 
 def read_log(run):
-    """The lines of a folder's log.jsonl as dicts; [] for none. A line that was cut in writing is passed over."""
+    """The lines of a folder's log.jsonl as dicts; [] for none. A cut line is left out."""
     log = Path(run) / "log.jsonl"
-    lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else []
+    if not log.exists():
+        return []
+    lines = log.read_text(encoding="utf-8").splitlines()
     return [json.loads(line) for line in lines if line.endswith("}")]
 
 
 def seconds_by_stage(run):
-    """Seconds spent on a run -> {"pretraining": s, "fine-tuning": s}; a stage that left no time is absent.
+    """Seconds spent on a run -> {"pretraining": s, "fine-tuning": s}; absent where none are known.
 
-    log.jsonl counts from 0 again after each restart, so the last value before every such fall is added up (one that
-    first logs later than it had got before cannot be told from going on).
+    The clock of log.jsonl starts from 0 at each restart: the last value before each fall counts.
     """
-    out, clock = {}, [line["seconds"] for line in read_log(run) if "seconds" in line]
+    out = {}
+    clock = [line["seconds"] for line in read_log(run) if "seconds" in line]
     if clock:
-        out["pretraining"] = sum(now for now, later in zip(clock, clock[1:] + [-1]) if later < now)
-    spent = [metrics["seconds"] for seeds in read_results(run).values() for metrics in seeds]
-    return out | ({"fine-tuning": sum(spent)} if spent else {})
+        pairs = zip(clock, [*clock[1:], -1])
+        out["pretraining"] = sum(now for now, later in pairs if later < now)
+    spent = []
+    for seeds in read_results(run).values():
+        spent += [metrics["seconds"] for metrics in seeds]
+    if spent:
+        out["fine-tuning"] = sum(spent)
+    return out
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Intervals and verdicts. Everything here is in points (x 100).
+# --------------------------------------------------------------------------------------------------
+# Intervals. Everything here is in points (x 100).
 
 
 def t_interval(values):
-    """Student's 95 % interval of the mean of independent values. Returns (mean, low, high); low and high are nan for
-    fewer than two values, which say nothing about their spread."""
-    if len(values) < 2:
-        return (values[0] if values else math.nan), math.nan, math.nan
+    """Student's 95 % interval of the mean of independent values: (mean, low, high).
+
+    The ends are nan for fewer than two values, which say nothing about their spread.
+    """
+    if not values:
+        return math.nan, math.nan, math.nan
     mean = statistics.fmean(values)
-    half = scipy.stats.t.ppf(0.975, len(values) - 1) * statistics.stdev(values) / math.sqrt(len(values))
+    if len(values) < 2:
+        return mean, math.nan, math.nan
+    error = statistics.stdev(values) / math.sqrt(len(values))
+    half = scipy.stats.t.ppf(0.975, len(values) - 1) * error
     return mean, mean - half, mean + half
 
 
-def superior(low, high):
-    """Verdict on "better": holds where the whole interval is above 0, fails where it is below 2 points."""
-    return "holds" if low > 0 else "fails" if high < 2 else "not decided"
+def span(ends):
+    """" [-1.0, +2.0]" of an interval; "" where it has no ends."""
+    if ends is None or ends[0] is None or math.isnan(ends[0]):
+        return ""
+    return f" [{ends[0]:+.1f}, {ends[1]:+.1f}]"
 
 
-def not_worse(low, high):
-    """Verdict on "not worse": holds where the whole interval is above -2 points, fails where it is below 0."""
-    return "holds" if low > -2 else "fails" if high < 0 else "not decided"
-
-
-def at_chance(mean, low, high):
-    """True where an interval of (value - chance) contains 0 and its mean is within 4 points of it; False for nan.
-
-    The second condition keeps a wide interval around a large mean from passing; a wide one around 0 passes.
-    """
-    return low <= 0 <= high and abs(mean) <= 4
-
-
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Table
 
+ACCURACY = "diagnostics accuracy"      # GLUE-diagnostics' categories, by MNLI's model
+MATTHEWS = "diagnostics Matthews"
+ROWS = ("overall", *finetune.PARTS, "dev", "dev-mismatched", "test", "start", "end", "story",
+        *finetune.COARSE)              # a task's rows in a table, in this order; then all others
 
-def cells_of(results):
-    """One run's results -> {(task, column): [{"seed", "value", "chance", "stuck", "split_dev"}, ...]}, values x 100.
 
-    Mini tasks (their metrics have parts) give a column a part of the test split; real ones the dev split, a second
-    dev split where there is one, and the test split only where it has labels and there is no dev split. MNLI's model
-    also has GLUE-diagnostics' coarse categories (Matthews correlation), TRACIE's the scores of score_tracie.
+def scored_rows(metrics, fine=False):
+    """Table rows of one metrics.json -> {(task, row): (value, chance, rows scored)}, fractions.
+
+    Mini tasks (their metrics have parts) give a row a part of the test split; real ones the dev
+    splits, or the test split where there is no dev split. TRACIE also gives start, end and story,
+    MNLI's model GLUE-diagnostics' categories; `fine`: the finer ones, "Logic: Negation", too.
     """
-    def points(value):
-        return None if value is None else 100 * value
+    task = metrics["task"]
+    out = {}
+    parts = metrics.get("parts", {}).get("test")
+    if parts:
+        for part in finetune.PARTS:
+            if part in parts:
+                out[task, part] = (parts[part]["accuracy"], parts[part]["chance"], parts[part]["n"])
+    else:
+        splits = [split for split in metrics if split in ("dev", "dev-mismatched")] or ["test"]
+        for split in splits:
+            if split in metrics:
+                scores = metrics[split]
+                value = finetune.single_number(task, scores)
+                out[task, split] = (value, scores["chance"], scores["n"])
+    if task.startswith("TRACIE") and "test" in metrics:
+        for row, count in (("start", "starts"), ("end", "ends"), ("story", "stories")):
+            out[task, row] = (metrics["test"][row], None, metrics["test"][count])
+    for name, scores in metrics.get("categories", {}).items():
+        if fine or ":" not in name:
+            out[ACCURACY, name] = (scores["accuracy"], scores["chance"], scores["n"])
+            out[MATTHEWS, name] = (scores["matthews"], 0.0, scores["n"])
+    return out
+
+
+def cells_of(results, fine=False):
+    """One run's results -> {(task, row): [entry of a seed, ...]}, values and chances x 100.
+
+    An entry is {"seed", "value", "chance", "rows", "stuck", "split_dev"}: value is None where it is
+    not defined, rows how many were scored, stuck True where all of them got one answer.
+    """
     cells = {}
-    for task, seeds in results.items():
+    for seeds in results.values():
         for metrics in seeds:
-            parts = metrics.get("parts", {}).get("test")
-            if parts:
-                found = {part: (parts[part]["accuracy"], parts[part]["chance"]) for part in PARTS if part in parts}
-            else:
-                splits = [split for split in metrics if split.startswith("dev")] or ["test"]
-                found = {split: (single_number(task, metrics[split]), metrics[split]["chance"])
-                         for split in splits if split in metrics}
-            found = {(task, column): pair for column, pair in found.items()}
-            found |= {("diagnostics", name): (metrics["categories"][name]["matthews"], 0.0)
-                      for name in COARSE if name in metrics.get("categories", {})}
-            if task.startswith("TRACIE"):
-                found |= {(task, name): (metrics["test"][name], None) for name in ("start", "end", "story")
-                          if name in metrics.get("test", {})}
-            for key, (value, chance) in found.items():
-                cells.setdefault(key, []).append(
-                    {"seed": metrics["seed"], "value": points(value), "chance": points(chance), "stuck":
-                     metrics["majority"], "split_dev": metrics.get("split_dev", False) and not parts})
+            halved = metrics.get("split_dev", False) and not metrics.get("parts", {}).get("test")
+            for key, (value, chance, count) in scored_rows(metrics, fine).items():
+                cells.setdefault(key, []).append({
+                    "seed": metrics["seed"],
+                    "value": None if value is None else 100 * value,
+                    "chance": None if chance is None else 100 * chance,
+                    "rows": count,
+                    "stuck": metrics["majority"],
+                    "split_dev": halved})
     return cells
 
 
 def summarise(entries):
-    """Entries of one cell -> {"mean", "std", "median", "n"} over its seeds with a defined value (std: n - 1)."""
+    """Entries of one cell -> {"mean", "std", "median", "n"} of its defined values (std: n - 1)."""
     values = [entry["value"] for entry in entries if entry["value"] is not None]
-    return {"mean": statistics.fmean(values) if values else None, "n": len(values),
+    return {"mean": statistics.fmean(values) if values else None,
             "std": statistics.stdev(values) if len(values) > 1 else None,
-            "median": statistics.median(values) if values else None}
+            "median": statistics.median(values) if values else None, "n": len(values)}
 
 
 def show_cell(entries):
-    """A cell as text: "71.3 ± 1.2 (n=3, median 71.0)", "71.3 (n=1)", "not run", "not defined"; ! = a stuck seed."""
+    """A cell as text: "71.3 ± 1.2 (n=3, median 71.0)", "71.3 (n=1)", "not run", "not defined".
+
+    ! marks a stuck seed, * a run on half a dev file.
+    """
     if not entries:
         return "not run"
     cell = summarise(entries)
-    if cell["mean"] is None:
-        return "not defined"
-    marks = "!" * any(entry["stuck"] for entry in entries) + "*" * any(entry["split_dev"] for entry in entries)
-    spread = f" ± {cell['std']:.1f} (n={cell['n']}, median {cell['median']:.1f})" if cell["n"] > 1 else " (n=1)"
-    return f"{cell['mean']:.1f}{spread}{marks}"
+    text = "not defined"
+    if cell["n"] == 1:
+        text = f"{cell['mean']:.1f} (n=1)"
+    elif cell["n"]:
+        text = (f"{cell['mean']:.1f} ± {cell['std']:.1f} "
+                f"(n={cell['n']}, median {cell['median']:.1f})")
+    if any(entry["stuck"] for entry in entries):
+        text += "!"
+    if any(entry["split_dev"] for entry in entries):
+        text += "*"
+    return text
 
 
-def print_columns(names, columns, width=None):
-    """Prints rows under columns [(heading, [cell a row])], as many columns side by side as fit into `width` characters
-    (None: the terminal's)."""
-    first, width = max(map(len, names)), width or shutil.get_terminal_size((120, 24)).columns
-    while columns:
-        taken, used = [], first
-        while columns and (not taken or used + 2 + max(map(len, [columns[0][0], *columns[0][1]])) <= width):
-            taken.append(columns.pop(0))
-            used += 2 + max(map(len, [taken[-1][0], *taken[-1][1]]))
-        sizes = [max(map(len, [heading, *cells])) for heading, cells in taken]
-        print("  ".join([" " * first] + [heading.rjust(size) for (heading, _), size in zip(taken, sizes)]).rstrip())
-        for row, name in enumerate(names):
-            print("  ".join([name.ljust(first)] + [cells[row].rjust(size) for (_, cells), size in zip(taken, sizes)]))
+def show_points(values):
+    """"71.3 ± 1.2" of one value a seed, in points; "71.3" of one seed, "-" of none."""
+    if not values:
+        return "-"
+    spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.1f}{spread}"
+
+
+def show_values(values):
+    """The same of fractions; None is left out."""
+    return show_points([100 * value for value in values if value is not None])
+
+
+def print_columns(labels, columns, width=None):
+    """Prints a table: the labels of its rows; columns: [(heading, [cell of a row, ...])].
+
+    Columns that do not fit into `width` characters (None: the terminal's) go to a second block.
+    """
+    width = width or shutil.get_terminal_size((100, 24)).columns
+    first = max(len(label) for label in labels)
+    blocks = [[]]
+    used = first
+    for heading, cells in columns:
+        size = max(len(cell) for cell in [heading, *cells])
+        if blocks[-1] and used + 2 + size > width:
+            blocks.append([])
+            used = first
+        blocks[-1].append([cell.rjust(size) for cell in [heading, *cells]])
+        used += 2 + size
+    for block in blocks:
+        for row, label in enumerate(["", *labels]):
+            cells = [column[row] for column in block]
+            print("  ".join([label.ljust(first), *cells]).rstrip())
         print()
 
 
 def table_keys(rows):
-    """The (task, column) of a table with these rows, each a run's cells, in the order they stand in."""
-    columns = PARTS + ("dev", "dev-mismatched", "test", "start", "end", "story") + COARSE
-    return [(task, column) for task in METRICS for column in columns
-            if any((task, column) in cells for cells in rows)]
+    """The (task, row) of a table of these runs, each given as its cells, in their order."""
+    keys = {}
+    for cells in rows:
+        keys.update(dict.fromkeys(cells))
+    tasks = [*finetune.TASKS, ACCURACY, MATTHEWS]
+
+    def place(key):
+        task, row = key
+        return tasks.index(task), ROWS.index(row) if row in ROWS else len(ROWS)
+    return sorted(keys, key=place)
+
+
+def once(values):
+    """Texts that should all agree, as one text: "50.0", or "50.0/33.3" where they do not."""
+    return "/".join(sorted(set(values))) or "-"
 
 
 def key_chance(rows, key):
-    """Chance of one column as text; several values where runs were scored on different rows."""
-    chances = {entry["chance"] for cells in rows for entry in cells.get(key, [])}
-    return "/".join(sorted({f"{chance:.1f}" for chance in chances if chance is not None})) or "-"
+    """Chance of one row as text; several where runs were scored on different rows."""
+    chances = []
+    for cells in rows:
+        for entry in cells.get(key, []):
+            if entry["chance"] is not None:
+                chances.append(f"{entry['chance']:.1f}")
+    return once(chances)
 
 
 def table(args):
-    """`evaluate.py table`: chance and one row a run, from the metrics.json files that exist."""
+    """`table`: chance, then a column a run, from the metrics.json files that exist."""
     names = names_of(args.runs, args.names)
     missing = [run for run in args.runs if not Path(run).is_dir()]
     if missing:
-        raise FileNotFoundError(f"no run folder {', '.join(missing)}; `python finetune.py --model RUN` fills one")
-    rows = [cells_of(read_results(run)) for run in args.runs]
-    keys = table_keys(rows)
+        raise model.UserError(f"no run folder {', '.join(missing)}; `python finetune.py --model "
+                              f"RUN` fills one")
+    runs = [cells_of(read_results(run), args.fine) for run in args.runs]
+    keys = table_keys(runs)
     if not keys:
-        raise FileNotFoundError(f"no finetune/TASK/seed-N/metrics.json under {', '.join(args.runs)}; "
-                                f"`python finetune.py --model {args.runs[0]}` makes them")
+        raise model.UserError(f"no finetune/TASK/seed-N/metrics.json under {', '.join(args.runs)}; "
+                              f"`python finetune.py --model {args.runs[0]}` makes them")
+    entries = []   # (run's name, key, entry) of every number
+    for name, cells in zip(names, runs):
+        for key in keys:
+            entries += [(name, key, entry) for entry in cells.get(key, [])]
 
-    columns = [(" ".join(key), [key_chance(rows, key)] + [show_cell(cells.get(key)) for cells in rows]) for key in keys]
-    print("x 100; mean ± standard deviation over seeds\n")
-    print_columns(["chance", *names], columns, args.width)
-    entries = [(name, key, entry) for name, cells in zip(names, rows) for key in keys for entry in cells.get(key, [])]
-    stuck = sorted({f"{name} {key[0]} seed {entry['seed']}" for name, key, entry in entries if entry["stuck"]})
+    columns = [("chance", [key_chance(runs, key) for key in keys]), ("rows", [])]
+    for key in keys:
+        counts = [str(entry["rows"]) for _, other, entry in entries if other == key]
+        columns[1][1].append(once(counts))
+    for name, cells in zip(names, runs):
+        columns.append((name, [show_cell(cells.get(key)) for key in keys]))
+    print("x 100; mean ± standard deviation over n seeds\n")
+    print_columns([" ".join(key) for key in keys], columns, args.width)
+
+    stuck = {f"{name} {key[0]} seed {entry['seed']}" for name, key, entry in entries
+             if entry["stuck"]}
     if stuck:
-        print(f"! a seed that gives every row one answer: {', '.join(stuck)}")
+        print(f"! a seed that gives every row one answer: {', '.join(sorted(stuck))}")
     if any(entry["split_dev"] for _, _, entry in entries):
-        print("* trained on the first half of the dev file, scored on the second (--split-dev): a smoke run")
+        print("* trained on the first half of the dev file, scored on the second (--split-dev): "
+              "a smoke run")
     print("chance: always answering the most common label of the same rows")
     for name, run in zip(names, args.runs):
         spent = seconds_by_stage(run)
         if spent:
-            print(f"{name}: " + ", ".join(f"{stage} {seconds:.0f} s" for stage, seconds in spent.items()))
-
+            stages = [f"{stage} {seconds:.0f} s" for stage, seconds in spent.items()]
+            print(f"{name}: {', '.join(stages)}")
     if args.json:
-        data.write_json(args.json, {name: {" ".join(key): {**summarise(cells[key]), "seeds": cells[key]}
-                                           for key in keys if key in cells} for name, cells in zip(names, rows)})
+        out = {}
+        for name, cells in zip(names, runs):
+            out[name] = {}
+            for key, seeds in cells.items():
+                out[name][" ".join(key)] = {**summarise(seeds), "seeds": seeds}
+        data.write_json(args.json, out)
     if args.csv:
         with open(args.csv, "w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
-            writer.writerow(["run", "task", "column", "seed", "value", "chance", "stuck"])
-            writer.writerows([name, *key, entry["seed"], entry["value"], entry["chance"], entry["stuck"]]
-                             for name, key, entry in entries)
+            writer.writerow(["run", "task", "column", *entries[0][2]])
+            for name, key, entry in entries:
+                writer.writerow([name, *key, *entry.values()])
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Diagnostics and TRACIE
+# --------------------------------------------------------------------------------------------------
+# SQuAD, as the official evaluate-v2.0.py counts
 
 
-def show_values(values):
-    """"71.3 ± 1.2" of one value a seed, x 100; the deviation (n - 1) where there are two or more, "-" for none."""
-    values = [100 * value for value in values if value is not None]
-    spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
-    return f"{statistics.fmean(values):.1f}{spread}" if values else "-"
+def best_threshold(scores, answerable, predictions, odds):
+    """(best total, threshold): the most that scores add up to if odds above one threshold mean "".
+
+    Goes up through the odds, of equal ones in their order, from the total with every question
+    unanswered: an answerable one then gains its score, any text for another one loses 1.
+    """
+    total = sum(not has for has in answerable.values())
+    best = total
+    threshold = 0.0
+    for question in sorted(scores, key=odds.get):
+        if answerable[question]:
+            total += scores[question]
+        elif predictions[question]:
+            total -= 1
+        if total > best:
+            best = total
+            threshold = odds[question]
+    return best, threshold
 
 
-def results_with(runs, wanted, made_by):
-    """[(row name, task, metrics of its seeds)] of runs that have what `wanted(metrics)` looks for, else an error."""
-    found = [(name, task, chosen) for name, run in zip(names_of(runs), runs) for task, seeds in read_results(run).items()
-             if (chosen := [metrics for metrics in seeds if wanted(metrics)])]
-    if not found:
-        raise FileNotFoundError(f"nothing of it under {', '.join(runs)}; {made_by}")
-    return found
+def squad_scores(dataset, predictions, na_probabilities=None):
+    """What the official evaluate-v2.0.py prints, under its keys; x 100 but counts and thresholds.
+
+    dataset: a parsed SQuAD file or its "data"; predictions: {id: text}; na_probabilities: {id:
+    probability or odds of no answer}: an answer above 1 counts as none, and best_exact, best_f1 and
+    their thresholds are searched for. HasAns_ and NoAns_ keys are there where such questions are.
+
+    A question without a prediction is named on stderr and left out of all sums; the official script
+    then stops with a KeyError, this goes on. The threshold search starts, as there, from all
+    unanswerable questions. Raises UserError where nothing is predicted or a probability is missing.
+    """
+    articles = dataset["data"] if isinstance(dataset, dict) else dataset
+    answerable = {}
+    raw = {"exact": {}, "f1": {}}
+    for article in articles:
+        for paragraph in article["paragraphs"]:
+            for question in paragraph["qas"]:
+                name = question["id"]
+                golds = [answer["text"] for answer in question["answers"]]
+                answerable[name] = bool(golds)
+                if name in predictions:
+                    exact, f1 = finetune.answer_scores(golds, predictions[name])
+                    raw["exact"][name] = exact
+                    raw["f1"][name] = f1
+                else:
+                    print(f"Missing prediction for {name}", file=sys.stderr)
+    answered = list(raw["exact"])
+    if not answered:
+        raise model.UserError("no question of the data set has a prediction: are these predictions "
+                              "of another file?")
+    odds = na_probabilities
+    if odds is not None:
+        lacking = [name for name in answered if name not in odds]
+        if lacking:
+            raise model.UserError(f"{len(lacking)} predictions have no probability of no answer, "
+                                  f"the first is {lacking[0]}")
+
+    def mean(metric, names):
+        scores = []
+        for name in names:
+            unanswered = odds is not None and odds[name] > 1
+            scores.append(float(not answerable[name]) if unanswered else raw[metric][name])
+        return 100.0 * sum(scores) / len(scores)   # sum, as there: to the last digit
+    groups = {"": answered,
+              "HasAns_": [name for name in answered if answerable[name]],
+              "NoAns_": [name for name in answered if not answerable[name]]}
+    out = {}
+    for prefix, names in groups.items():
+        if names:
+            out[f"{prefix}exact"] = mean("exact", names)
+            out[f"{prefix}f1"] = mean("f1", names)
+            out[f"{prefix}total"] = len(names)
+    if odds is not None:
+        for metric, scores in raw.items():
+            best, threshold = best_threshold(scores, answerable, predictions, odds)
+            out[f"best_{metric}"] = 100.0 * best / len(scores)
+            out[f"best_{metric}_thresh"] = threshold
+    return out
 
 
-def show_diagnostics(args):
-    """`diagnostics`: accuracy and Matthews correlation of MNLI's model by category, overall and coarse ones first."""
-    found = results_with(args.runs, lambda metrics: "categories" in metrics,
-                         f"`python finetune.py --model {args.runs[0]} --task MNLI` makes it, where its --data folder "
-                         f"holds diagnostics/diagnostic-full.tsv")
-    cells = [metrics["categories"] for _, _, seeds in found for metrics in seeds]
-    names = list(dict.fromkeys(name for cell in cells for name in cell))
-    names.sort(key=lambda name: 0 if name == "overall" else 1 if name in COARSE else 3 if ":" in name else 2)
-
-    def once(key, form):   # the same of every run and seed, unless the files were not
-        return ["/".join(sorted({form(cell[name][key]) for cell in cells if name in cell})) for name in names]
-    columns = [("n", once("n", str)), ("chance", once("chance", lambda value: f"{100 * value:.1f}"))]
-    for run, _, seeds in found:
-        for key in ("accuracy", "matthews"):
-            columns.append((f"{run} {key}", [show_values([metrics["categories"][name][key] for metrics in seeds
-                                                          if name in metrics["categories"]]) for name in names]))
-    print("GLUE-diagnostics by a model fine-tuned on MNLI; x 100; mean ± standard deviation over seeds\n")
-    print_columns(names, columns, args.width)
-    print("chance: accuracy of always answering the category's most common label (its Matthews correlation is 0)")
-    print("seeds: " + ", ".join(f"{run} {len(seeds)}" for run, _, seeds in found))
-
-
-def show_tracie(args):
-    """`tracie`: accuracy in all, on starts and on ends, and whole stories, of the test split; a row a run and task."""
-    found = results_with(args.runs, lambda metrics: metrics["task"].startswith("TRACIE") and "test" in metrics,
-                         f"`python finetune.py --model {args.runs[0]} --task TRACIE` makes it")
-    scores = ("total", "accuracy"), ("start", "start"), ("end", "end"), ("story exact", "story")
-    columns = [(heading, [show_values([metrics["test"][key] for metrics in seeds]) for _, _, seeds in found])
-               for heading, key in scores]
-    columns += [(key, [str(seeds[0]["test"][key]) for _, _, seeds in found])
-                for key in ("n", "starts", "ends", "stories")]
-    columns.append(("seeds", [str(len(seeds)) for _, _, seeds in found]))
-    print("TRACIE, test split; x 100; mean ± standard deviation over seeds; chance 50, for whole stories next to 0\n")
-    print_columns([f"{run} {task}" for run, task, _ in found], columns,
-                  args.width)
+def show_squad(args):
+    """`squad`: prints squad_scores of a predictions file as JSON."""
+    files = []
+    for path, kinds in ((args.predictions, str), (args.na_prob, (int, float))):
+        answers = None
+        if path:
+            answers = data.read_json(path, "python finetune.py --task SQuAD1 SQuAD2")
+            values = answers.values() if isinstance(answers, dict) else [None]
+            if not all(isinstance(value, kinds) for value in values):
+                what = "text" if kinds is str else "number"
+                raise model.UserError(f"{path} does not hold one {what} a question id")
+        files.append(answers)
+    dataset = data.read_json(args.dataset, "make data/tasks/SQuAD2")
+    if not isinstance(dataset, dict) or "data" not in dataset:
+        raise model.UserError(f"{args.dataset} is not a SQuAD file: it has no data")
+    try:
+        print(json.dumps(squad_scores(dataset, *files), indent=2))
+    except (KeyError, TypeError) as error:   # a field that is missing, or of another type
+        raise model.UserError(f"{args.dataset} is not a SQuAD file: {type(error).__name__} "
+                              f"{error}") from None
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Retrieval
 
 
-def sentence_vectors(hidden, mask):
-    """Unit vector of each text: the mean of its hidden states. hidden: [B, L, H]; mask: bool [B, L], True = counts."""
-    weights = mask[:, :, None].to(hidden.dtype)                                              # [B, L, 1]
-    return F.normalize((hidden * weights).sum(1) / weights.sum(1).clamp(min=1), dim=-1)      # [B, H]
-
-
 def search(texts, videos):
-    """Each text's own clip and its best ones: texts, videos [N, D], text i belongs to clip i -> (rank of the own clip,
-    from 1, [N]; the best three clips [N, 3]). Ties count against the text, and so does what is not a number."""
-    ranks, best = [], []
-    for low in range(0, len(texts), 1024):   # the scores of a bank of 30,000 would take 3.6 GB at once
-        scores = texts[low:low + 1024] @ videos.T                                            # [1024, N]
-        own = scores.diagonal(low)[:, None]
+    """Text i belongs to clip i; texts, videos: [N, D] -> (rank of the own clip, from 1, [N]; the
+    best three clips [N, 3]). Ties count against the text, and so does what is not a number.
+    """
+    ranks = []
+    best = []
+    for low in range(0, len(texts), 1024):   # all scores of 30,000 clips would take 3.6 GB
+        scores = texts[low:low + 1024] @ videos.T                      # [1024, N]
+        own = scores.diagonal(low)[:, None]                            # [1024, 1]
         ranks.append((~(scores < own)).sum(1))
         best.append(scores.topk(min(3, len(videos))).indices)
     return torch.cat(ranks).cpu(), torch.cat(best).cpu()
 
 
-def retrieval_metrics(ranks, best, keys=None):
-    """R@1, R@5, R@10 (fractions), median rank, of what search returns; with keys (what each clip shows), also R@1 when
-    only the key must agree, and what a retriever that knows the key and nothing else would score exactly (its chance
-    within it)."""
+def retrieval_metrics(ranks, best, pool):
+    """R@1, R@5, R@10 (fractions) and the median rank of what search returns.
+
+    Where the pool says what its clips show, also R@1 when only that must agree, and the R@1 of a
+    retriever that knows it and nothing else (its chance among the clips that show the same).
+    """
     out = {f"R@{k}": float((ranks <= k).float().mean()) for k in (1, 5, 10)}
-    out |= {"median rank": float(ranks.float().median()), "chance R@1": 1 / len(ranks)}
-    for name, key in (keys or {}).items():
-        out[f"R@1 same {name}"] = float(np.mean([key[i] == key[j] for i, j in enumerate(best[:, 0].tolist())]))
-        out[f"exact R@1 knowing {name} alone"] = float(np.mean([1 / key.count(k) for k in key]))
+    out["median rank"] = float(ranks.float().median())
+    out["chance R@1"] = 1 / len(ranks)
+    keys = {}
+    if all("shown" in row for row in pool):
+        keys["behaviour"] = [row["shown"]["behaviour"] for row in pool]
+        keys["sight"] = ["/".join(row["shown"].values()) for row in pool]
+    for name, key in keys.items():
+        same = [key[own] == key[top] for own, top in enumerate(best[:, 0].tolist())]
+        sharing = Counter(key)
+        out[f"R@1 same {name}"] = statistics.fmean(same)
+        out[f"exact R@1 knowing {name} alone"] = statistics.fmean(1 / sharing[k] for k in key)
     return out
 
 
 def retrieval_examples(ranks, best, pool, count=12):
-    """Texts with their best three clips, for the report: [{"index", "rank", "own": row, "top": [row, row, row]}, ...].
+    """Texts with their best three clips, for the report: [{"index", "rank", "own", "top"}, ...].
 
-    Which texts depends on the size of the pool alone: hits and misses alike, and the same ones for every run.
+    Which texts depends on the pool's size alone: hits and misses alike, the same for every run.
     """
-    chosen = sorted(data.numpy_generator(0, "report").permutation(len(pool))[:count].tolist())
-    return [{"index": index, "rank": int(ranks[index]), "own": pool[index],
-             "top": [pool[other] for other in best[index].tolist()]} for index in chosen]
-
-
-def unit(vectors):
-    return F.normalize(vectors.float(), dim=-1)
+    drawn = data.numpy_generator(0, "report").permutation(len(pool))[:count]
+    examples = []
+    for index in sorted(drawn.tolist()):
+        top = [pool[other] for other in best[index].tolist()]
+        examples.append({"index": index, "rank": int(ranks[index]), "own": pool[index], "top": top})
+    return examples
 
 
 def names_only(text, known, nouns):
-    """True where a text names some of `nouns` (a set of words), and only ones of `known`. A text of two captions may
-    name two: the narration of one clip in twelve belongs to another video."""
+    """True where a text names some of `nouns` (a set of words), and only ones of `known`.
+
+    A text of two captions may name two: of one clip in twelve the narration is another video's.
+    """
     named = nouns.intersection(text.split())
     return bool(named) and named <= known
 
 
-def text_to_video(run):
-    """How a run puts texts beside videos. Returns (its teacher's run folder, how, text map, video map).
+def openings(clips, tokenizer):
+    """The first clip of each video, as rows of a clip bank."""
+    rows = []
+    for index in range(len(clips)):
+        rows.append(data.bank_row(clips, index, int(clips.spans[index, 0]), tokenizer))
+    return rows
 
-    A teacher:  mean of h_l          against v                      (section 3.2)
-    CRD:        mean of e_s(token l) against e_t(v)                 (section 3.3; both embeddings were trained on words
-                                                                    alone, and here e_t is given a video)
-    regression: mean of head(h_l)    against v
-    Text maps take hidden states [B, L, H], video maps unit vectors v [B, H]. Both are None, and `how` says "not
-    defined", for a student whose objectives share no coordinates with the video space.
+
+def retrieval_pool(data_folder, bank, held_out, tokenizer):
+    """The clips to search among: a bank; else the mini world's retrieval.json; else openings.
+
+    Raises UserError where a bank's clips are not of held-out videos.
     """
-    kept = model.load_checkpoint(Path(run) / "model" / "distill_heads.pt")
-    if kept is None:
-        return run, "mean of h against v", lambda hidden: hidden, lambda video: video
-    teacher, config = run_facts(run)["arguments"]["teacher"], model.BertConfig.from_dict(kept["student"])
+    made = Path(data_folder) / "retrieval.json"
+    if bank is None and not made.exists():
+        return openings(held_out, tokenizer)
+    file = bank or made
+    pool = data.read_bank(file)
+    splits = data.read_json(Path(data_folder) / "splits.json", "python data.py video")
+    valid = set(splits["valid"])
+    seen = [row["video"] for row in pool if row["video"] not in valid]
+    if seen:
+        raise model.UserError(
+            f"{file}: {len(seen)} of {len(pool)} clips are not of videos that {data_folder} holds "
+            f"out, the first is of {seen[0]}; `python data.py bank --data {data_folder} --split "
+            f"valid` makes a bank for retrieval")
+    return pool
 
-    def part(name, module):
-        state = {key[len(name) + 1:]: value for key, value in kept["weights"].items() if key.startswith(name + ".")}
-        module.load_state_dict(state)   # a bare run (--head none) has none, nor has the identity
-        return module.eval()
 
-    def head(name, width):
-        return part(name, torch.nn.Identity() if kept["head"] == "none" else model.DistillHead(config, width))
-    if "crd" in kept["objective"]:
-        before = head("crd_head", config.hidden_size)
-        width = len(kept["weights"]["crd.student_embed.bias"])
-        e_s = part("crd.student_embed", torch.nn.Linear(config.hidden_size, width))
-        e_t = part("crd.teacher_embed", torch.nn.Linear(kept["teacher_width"], width))
-        return teacher, "mean of e_s(token) against e_t(v)", lambda h: unit(e_s(before(h))), lambda v: unit(e_t(v))
-    if "regression" in kept["objective"]:
-        mapped = head("regression_head", kept["teacher_width"])
-        return teacher, "mean of head(h) against v", lambda h: unit(mapped(h)), lambda v: v
-    return teacher, "not defined", None, None
+def trained_encoder(run):
+    """(VideoEncoder, settings) of a run's own model folder; None where there is no trained one."""
+    path = Path(run) / "model" / "video_encoder.pt"
+    if not path.exists():
+        return None
+    encoder, settings = model.load_video_encoder(path)
+    return (encoder, settings) if settings["trained"] else None
+
+
+def retrieval_vectors(rows, clips, tokenizer, bert, encoder, text_map):
+    """Mean hidden states [N, H], text vectors [N, D] or None, video vectors [N, Hv]; all unit.
+
+    Text vectors are means of text_map(hidden) over the real tokens; None where text_map is None.
+    """
+    means = []
+    texts = []
+    videos = []
+    for low in range(0, len(rows), 256):   # a bank's features need not fit into memory
+        chunk = rows[low:low + 256]
+        tokens, mask, features, step_mask = data.bank_batch(chunk, clips, tokenizer)
+        hidden = bert(tokens, mask)                                    # [256, L, H]
+        real = ~data.special_mask(tokens, data.special_ids(tokenizer))   # True = counts
+        means.append(model.sentence_vectors(hidden, real))             # [256, H]
+        if text_map is not None:
+            texts.append(model.sentence_vectors(text_map(hidden), real))
+        videos.append(F.normalize(encoder(features, step_mask), dim=-1))
+    return torch.cat(means), torch.cat(texts) if texts else None, torch.cat(videos)
 
 
 @torch.no_grad()
-def retrieve(run, data_folder, bank=None):
-    """Text-to-video retrieval of a run: its texts, its teacher's video encoder. Returns (metrics, ranks [N], how texts
-    and videos meet (see text_to_video)), and writes them with some examples to RUN/retrieval.json.
+def retrieve(run, data_folder, bank=None, video_encoder_of=None):
+    """Text-to-video retrieval of a run -> (metrics, ranks [N], how texts and videos meet).
 
-    The pool: a clip bank (`data.py bank`); None: the data folder's retrieval.json (the mini world's), and where it has
-    none, the opening of each held-out video. In the mini world a ridge map from mean hidden state to video vector,
-    fitted on training clips of task-train nouns, stands beside: it asks what could be read off, not what was aligned;
-    it and the "new nouns" rows count only texts of other nouns. A run that is "not defined" has no ranks, only the map.
+    The run's own texts, put beside videos by distill.retrieval_maps and its own video encoder. With
+    that of another run they share no coordinates: no ranks, only the ridge map. That map, in the
+    mini world, goes from mean hidden state to video vector and is fitted on training clips of
+    task-train nouns: what could be read off, not what was aligned. "new nouns": all other nouns.
+    Writes RUN/retrieval.json. Raises UserError where there is no trained video encoder.
     """
-    teacher, how, text_map, video_map = text_to_video(run)
+    lender = video_encoder_of or run
+    lent = trained_encoder(lender)
+    if lent is None:
+        raise model.UserError(f"{lender}/model holds no trained video encoder: a teacher of videos "
+                              f"has one, and so has every student of it")
+    encoder, settings = lent
+    how, text_map, video_map = distill.retrieval_maps(Path(run) / "model")
+    if Path(lender).resolve() != Path(run).resolve():
+        how = f"not defined (ridge map: video encoder of {lender})"
+        text_map = None
     config, bert, _ = model.load_hf(Path(run) / "model")
-    video_encoder, settings = model.load_video_encoder(Path(teacher) / "model" / "video_encoder.pt")
-    if not settings["trained"]:
-        raise ValueError(f"{teacher} is a text-only teacher: there is no video encoder to search with")
-    bert.eval(), video_encoder.eval()
     tokenizer = data.load_tokenizer(Path(run) / "model")
-    held_out, training = [data.Clips(data_folder, split, settings["streams"], tokenizer, config.block,
-                                     settings["max_steps_clip"], settings["frames"]) for split in ("valid", "train")]
+    bert.eval()
+    encoder.eval()
 
-    def openings(clips):
-        return [data.bank_row(clips, index, int(clips.spans[index, 0]), tokenizer) for index in range(len(clips))]
-    pool_file, keys = Path(bank or Path(data_folder) / "retrieval.json"), None
-    if bank or pool_file.exists():
-        pool = data.read_bank(pool_file)
-        if all("shown" in row for row in pool):
-            keys = {"behaviour": [row["shown"]["behaviour"] for row in pool],
-                    "sight": ["/".join(row["shown"].values()) for row in pool]}
-    else:
-        pool = openings(held_out)
-
-    def vectors(rows, clips):
-        """Mean hidden states [N, H], text vectors in the space of search [N, D], unit video vectors [N, H]."""
-        means, texts, videos = [], [], []   # texts stays empty where there is no text map
-        for low in range(0, len(rows), 256):   # a bank's features need not fit in memory
-            tokens, mask, features, step_mask = data.bank_batch(rows[low:low + 256], clips, tokenizer)
-            hidden, counts = bert(tokens, mask), ~data.special_mask(tokens, data.special_ids(tokenizer))
-            means.append(sentence_vectors(hidden, counts))                                   # [256, H]
-            texts += [sentence_vectors(text_map(hidden), counts)] if text_map else []
-            videos.append(F.normalize(video_encoder(features, step_mask), dim=-1))
-        return torch.cat(means), torch.cat(texts) if texts else None, torch.cat(videos)
-    means, texts, videos = vectors(pool, held_out)
-    metrics, ranks, examples = {"chance R@1": 1 / len(pool)}, [], []
-    if text_map:
+    def clips_of(split):
+        return data.Clips(data_folder, split, settings["streams"], tokenizer, config.block,
+                          settings["max_steps_clip"], settings["frames"])
+    held_out = clips_of("valid")
+    pool = retrieval_pool(data_folder, bank, held_out, tokenizer)
+    means, texts, videos = retrieval_vectors(pool, held_out, tokenizer, bert, encoder, text_map)
+    metrics = {"chance R@1": 1 / len(pool)}
+    ranks = []
+    examples = []
+    if text_map is not None:   # texts and videos share coordinates
         ranks, best = search(texts, video_map(videos))
-        metrics, examples = retrieval_metrics(ranks, best, keys), retrieval_examples(ranks, best, pool)
-    if keys and {"train"} < {row.get("group", "train") for row in pool}:
-        known = {row["noun"] for row in pool if row["group"] == "train"}
+        metrics = retrieval_metrics(ranks, best, pool)
+        examples = retrieval_examples(ranks, best, pool)
+
+    # True = a noun that the ridge map was not fitted on
+    new = torch.tensor([row.get("group", "train") != "train" for row in pool])
+    if new.any():
         nouns = {row["noun"] for row in pool}
-        rows = [row for row in openings(training) if names_only(row["text"], known, nouns)]
-        seen, _, shown = vectors(rows, training)
-        guessed = torch.from_numpy(ridge_probe(seen.double().numpy(), shown.double().numpy(), means.double().numpy()))
-        new = np.array([row["group"] != "train" for row in pool])
-        found = ([("", ranks)] if text_map else []) + [("ridge map, ", search(unit(guessed), videos)[0])]
-        metrics |= {f"{name}R@1, new nouns": float((some[new] == 1).float().mean()) for name, some in found}
-    ranks = list(map(int, ranks))
-    data.write_json(Path(run) / "retrieval.json", {**metrics, "how": how, "ranks": ranks, "data": str(data_folder),
-                                                   "examples": examples})
+        known = {row["noun"] for row in pool if row["group"] == "train"}
+        training = clips_of("train")
+        rows = [row for row in openings(training, tokenizer)
+                if names_only(row["text"], known, nouns)]
+        seen, _, shown = retrieval_vectors(rows, training, tokenizer, bert, encoder, None)
+        mapped = ridge_probe(seen.double().numpy(), shown.double().numpy(), means.double().numpy())
+        mapped, _ = search(F.normalize(torch.from_numpy(mapped).float(), dim=-1), videos)
+        if text_map is not None:
+            metrics["R@1, new nouns"] = float((ranks[new] == 1).float().mean())
+        metrics["ridge map, R@1, new nouns"] = float((mapped[new] == 1).float().mean())
+    ranks = [int(rank) for rank in ranks]
+    videos = {row["video"] for row in pool}
+    data.write_json(Path(run) / "retrieval.json", {
+        **metrics, "how": how, "pool": f"{len(pool):,} clips of {len(videos):,} held-out videos",
+        "ranks": ranks, "data": str(data_folder), "examples": examples})
     return metrics, ranks, how
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+def show_retrieval(args):
+    """`retrieve`: prints the metrics of each run, which then lie in RUN/retrieval.json, too."""
+    lenders = [run for run in args.runs if trained_encoder(run) is not None]
+    if not lenders:
+        raise model.UserError(f"no trained video encoder in the model folder of "
+                              f"{', '.join(args.runs)}: list a teacher of videos, or its student")
+    for run in args.runs:
+        lender = run if run in lenders else lenders[0]
+        metrics, _, how = retrieve(run, args.data, args.bank, lender)
+        pool = data.read_json(Path(run) / "retrieval.json", "python evaluate.py retrieve")["pool"]
+        print(f"{run}: text -> video among {pool}; {how}")
+        for name, value in metrics.items():
+            shown = f"{value:6.1f}" if name == "median rank" else f"{100 * value:6.1f} %"
+            print(f"  {name:<32} {shown}")
+
+
+# --------------------------------------------------------------------------------------------------
 # Linear probes, in closed form
 
 
 def ridge_probe(train_x, train_y, test_x):
-    """Scores of a ridge regression to +-1 targets, its strength chosen by the closed-form leave-one-out error.
+    """Scores [M, C] of a ridge regression; its strength has the least leave-one-out error.
 
-    train_x: [N, H]; train_y: [N, C] of +-1; test_x: [M, H]. Returns [M, C]. Inputs are standardised on train_x.
+    train_x: [N, H]; train_y: [N, C], +-1 for classes; test_x: [M, H]. Standardised on train_x.
     """
-    mean, std = train_x.mean(0), train_x.std(0) + 1e-6
-    a, b = (train_x - mean) / std, (test_x - mean) / std
-    u, s, vt = np.linalg.svd(a, full_matrices=False)
+    mean = train_x.mean(0)
+    std = train_x.std(0) + 1e-6
     offset = train_y.mean(0)
-    best = None
+    u, s, vt = np.linalg.svd((train_x - mean) / std, full_matrices=False)
+    projected = u.T @ (train_y - offset)                               # [H, C]
+    lowest = math.inf
     for strength in 10.0 ** np.arange(-1, 5):
         shrink = s ** 2 / (s ** 2 + strength)
-        fitted = (u * shrink) @ (u.T @ (train_y - offset))                                   # [N, C]
-        leverage = ((u ** 2) * shrink).sum(1, keepdims=True) + 1 / len(a)                    # hat matrix's diagonal
+        fitted = (u * shrink) @ projected                              # [N, C]
+        # the hat matrix's diagonal, by which a residual becomes that of a fit without its row
+        leverage = ((u ** 2) * shrink).sum(1, keepdims=True) + 1 / len(u)
         error = (((train_y - offset - fitted) / (1 - leverage)) ** 2).mean()
-        if best is None or error < best[0]:
-            best = (error, strength)
-    weights = vt.T @ ((s / (s ** 2 + best[1]))[:, None] * (u.T @ (train_y - offset)))        # [H, C]
-    return b @ weights + offset
+        if error < lowest:
+            lowest = error
+            weights = vt.T @ ((s / (s ** 2 + strength))[:, None] * projected)   # [H, C]
+    return ((test_x - mean) / std) @ weights + offset
 
 
 @torch.no_grad()
 def noun_vectors(folder, nouns):
-    """The hidden state of each noun, averaged over the mini world's sentences around it. Returns float64 [N, H].
+    """The hidden state of each noun, averaged over the mini world's sentences: float64 [N, H].
 
     Sentences name every action equally often; the model has seen their like in pretraining.
     """
     config, bert, _ = model.load_hf(folder)
     bert.eval()
     tokenizer = data.load_tokenizer(folder)
-    texts, places = [], []
+    out = []
     for noun in nouns:
+        texts = []
         for template in data.SPOKEN:
             for action in data.ACTIONS:
                 texts.append(tokenizer.encode(template.format(a=action, n=noun)).ids)
-                places.append(texts[-1].index(tokenizer.token_to_id(noun)))
-    length = max(map(len, texts))
-    tokens = torch.tensor([ids + [config.pad_token_id] * (length - len(ids)) for ids in texts])
-    mask = tokens != config.pad_token_id
-    hidden = torch.cat([bert(t, m)[torch.arange(len(t)), p] for t, m, p in
-                        zip(tokens.split(1024), mask.split(1024), torch.tensor(places).split(1024))])
-    return hidden.view(len(nouns), -1, hidden.shape[1]).mean(1).double().numpy()
+        length = max(len(ids) for ids in texts)
+        padded = [ids + [config.pad_token_id] * (length - len(ids)) for ids in texts]
+        tokens = torch.tensor(padded)                                  # [sentences, L]
+        hidden = bert(tokens, tokens != config.pad_token_id)           # [sentences, L, H]
+        places = (tokens == tokenizer.token_to_id(noun)).int().argmax(1)   # the noun's first place
+        rows = torch.arange(len(tokens))
+        out.append(hidden[rows, places].mean(0))
+    return torch.stack(out).double().numpy()
 
 
 def probe(run, world):
-    """Accuracy of a linear probe of each property from the noun's hidden state, fitted on task-train nouns.
+    """Accuracy of a linear probe of each property from the noun, fitted on task-train nouns.
 
-    Returns {property: {"validation": accuracy, "test": ..., "unfilmed": ...}}, and writes it to RUN/probe.json. Chance
-    is 1 / number of values.
+    Returns {property: {"validation": accuracy, "test": ..., "unfilmed": ...}} and writes it to
+    RUN/probe.json. Chance is 1 / number of values.
     """
     nouns = list(world["nouns"])
     vectors = noun_vectors(Path(run) / "model", nouns)
     group = np.array([world["nouns"][noun]["group"] for noun in nouns])
+    fitted = group == "train"
     out = {}
     for name, (_, values) in world["properties"].items():
         truth = np.array([values.index(world["nouns"][noun][name]) for noun in nouns])
-        targets = 2.0 * np.eye(len(values))[truth] - 1
-        scores = ridge_probe(vectors[group == "train"], targets[group == "train"], vectors)
+        targets = 2.0 * np.eye(len(values))[truth] - 1                 # [N, values]
+        scores = ridge_probe(vectors[fitted], targets[fitted], vectors)
         right = scores.argmax(1) == truth
-        out[name] = {g: float(right[group == g].mean()) for g in ("validation", "test", "unfilmed")}
+        out[name] = {}
+        for tested in ("validation", "test", "unfilmed"):
+            out[name][tested] = float(right[group == tested].mean())
     data.write_json(Path(run) / "probe.json", out)
     return out
 
 
-def show_retrieval(args):
-    """`retrieve`: prints the metrics of each run, which then lie in RUN/retrieval.json, too."""
-    for run in args.runs:
-        metrics, ranks, how = retrieve(run, args.data, args.bank)
-        print(f"{run}: text -> video, {how}" + (f", {len(ranks)} clips" if ranks else ": its objectives share no "
-              "coordinates with the video space"))
-        for name, value in metrics.items():
-            print(f"  {name:<32} {value:6.1f}" if name == "median rank" else f"  {name:<32} {100 * value:6.1f} %")
-
-
 def show_probes(args):
-    """`probe`: accuracy on unseen nouns, a row a run, a column a property; probe writes it to RUN/probe.json."""
+    """`probe`: accuracy on unseen nouns, a row a run, a column a property; also RUN/probe.json."""
     world = data.read_json(Path(args.data) / "world.json", "python data.py mini")
     rows = {"chance": {name: 1 / len(values) for name, (_, values) in world["properties"].items()}}
     for name, run in zip(names_of(args.runs), args.runs):
         probed = probe(run, world)
         for group in ("test", "unfilmed"):
-            rows[f"{name}, {group} nouns"] = {key: found[group] for key, found in probed.items()}
+            rows[f"{name}, {group} nouns"] = {key: probed[key][group] for key in probed}
+    columns = []
+    for name in rows["chance"]:
+        columns.append((name, [f"{100 * row[name]:.1f}" for row in rows.values()]))
     print("linear probe of the noun's hidden state, fitted on task-train nouns, accuracy in %")
-    print_columns(list(rows), [(key, [f"{100 * row[key]:.1f}" for row in rows.values()]) for key in rows["chance"]])
+    print_columns(list(rows), columns)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Claims: each comparison of the paper as an experiment on mini worlds. This file plans and judges; what it plans is a
-# makefile, whose rules run the stages. One world a seed, everything redrawn; a value file for each (arm, seed).
+# --------------------------------------------------------------------------------------------------
+# Claims: each comparison of the paper on mini worlds, one a seed, everything redrawn. `plan` prints
+# the stages' commands, `cell` writes one arm's value file, `claims` judges the value files.
 
-
-def of(teacher, flags):
-    """Flags of a student of a teacher's run."""
-    return f"distill.py --teacher {{run}}/{teacher} --objective {flags}"
-
-
-BANK = "--data {data} --bank {data}/bank.json"
-ARMS = {   # arm -> stage and flags; size, seed, data, text and --out are the same for all. Gradient ratios: see GRID
-    "teacher": "teacher.py",
-    "text-teacher": "teacher.py --contrastive none",
-    "image-teacher": "teacher.py --frames 1 --streams frame",
-    "2d-teacher": "teacher.py --streams frame",
-    "3d-teacher": "teacher.py --streams motion",
-    "shuffled-teacher": "teacher.py --shuffle-pairs",
-    # At nce's rate and steps it learns nothing. It stops at what tells most rivals apart, colour, shape and size
-    # (probes 90 to 100, also after 3,000 steps), so it is judged by MNLI, which asks for these.
-    "hinge-teacher": "teacher.py --contrastive hinge --lr 5e-4 --steps 1500",
-    "hinge-text-teacher": "teacher.py --contrastive none --lr 5e-4 --steps 1500",
-
-    "text-only": "distill.py --objective none",
-    "nst+crd": of("teacher", "nst crd --gradient-ratio 10"),
-    "of-text-teacher": of("text-teacher", "nst crd --gradient-ratio 10"),
-    "of-shuffled-teacher": of("shuffled-teacher", "nst crd --gradient-ratio 10"),
-    "nst": of("teacher", "nst --gradient-ratio 30"),
-    "crd": of("teacher", "crd --gradient-ratio 30"),
-    "soft-label": of("teacher", "soft-label --gradient-ratio 10"),
-    "regression": of("teacher", "regression --gradient-ratio 3"),
-    "no-head": of("teacher", "nst crd --gradient-ratio 10 --head none"),
-    "voken": of("teacher", f"voken --gradient-ratio 10 {BANK}"),
-    "voken-shuffled": of("teacher", f"voken --gradient-ratio 10 {BANK} --voken-labels shuffled"),
-    "voken-random": of("teacher", f"voken --gradient-ratio 10 {BANK} --voken-labels random"),
+TEACHERS = {   # arm -> flags of teacher.py
+    "teacher": "",
+    "text-teacher": "--contrastive none",
+    "image-teacher": "--frames 1 --streams frame",
+    "2d-teacher": "--streams frame",
+    "3d-teacher": "--streams motion",
+    "shuffled-teacher": "--shuffle-pairs",
+    # Hinge stops at what tells most rivals apart: colour, shape, size (probes 90 to 100, also after
+    # 3,000 steps; at nce's rate and steps nothing). MNLI, which asks for these, judges it.
+    "hinge-teacher": "--contrastive hinge --lr 5e-4 --steps 1500",
+    "hinge-text-teacher": "--contrastive none --lr 5e-4 --steps 1500",
+    "hinge-all-teacher": "--contrastive hinge-all",
 }
-for arm in ("nst+crd", "nst", "crd", "soft-label", "regression"):   # the ratios are those of an nce teacher's students
-    ARMS[f"{arm}-of-hinge"] = ARMS[arm].replace("/teacher", "/hinge-teacher")
-ARMS["of-hinge-text-teacher"] = ARMS["nst+crd"].replace("/teacher", "/hinge-text-teacher")
-LENGTHS = 500, 1000, 2000, 4000   # steps of claim 3's text stage, fixed before any of them was run
-CURVE = {"two-stage": [f"two-stage-{steps}" for steps in LENGTHS],
-         "distilled": ["nst+crd" if steps == 1000 else f"distilled-{steps}" for steps in LENGTHS]}   # 1000: the default
-for two_stage, distilled, steps in zip(*CURVE.values(), LENGTHS):
-    ARMS[two_stage] = f"distill.py --objective none --init {{run}}/teacher/model --steps {steps}"
-    ARMS.setdefault(distilled, ARMS["nst+crd"] + f" --steps {steps}")
-# Ratios tried for each of TUNED by `make claims CLAIMS=weights SEEDS="100 101"`, worlds that are never reported; the
-# best on validation nouns stands in ARMS. Smaller ones, 0.3 and 1, had left NST and CRD at or near chance in world 100:
-# at the end of warm-up MLM pulls a third as hard as it soon will; the authors' equal weights are a ratio of 12 for CRD.
-TUNED = "nst", "crd", "nst+crd", "soft-label", "regression", "voken", "of-text-teacher", "no-head"
-GRID = {f"{arm}@{ratio}": re.sub(r"ratio \S+", f"ratio {ratio}", ARMS[arm]) for arm in TUNED for ratio in (3, 10, 30)}
-SIDE = {   # arms beyond the paper's claims: `make claims CLAIMS=more`
-    "ntxent": of("teacher", "ntxent --gradient-ratio 10"),
-    "voken-reversed": of("teacher", f"voken --gradient-ratio 10 {BANK} --voken-labels reversed"),
-    "voken-token": of("teacher", f"voken --gradient-ratio 10 {BANK} --voken-labels token"),
-    "hinge-all-teacher": "teacher.py --contrastive hinge-all",
+STUDENTS = {   # arm -> (its teacher, flags of distill.py, gradient ratio: see RATIOS)
+    "text-only": (None, "--objective none", None),
+    "nst+crd": ("teacher", "--objective nst crd", 10),
+    "of-text-teacher": ("text-teacher", "--objective nst crd", 10),
+    "of-shuffled-teacher": ("shuffled-teacher", "--objective nst crd", 10),
+    "nst": ("teacher", "--objective nst", 30),
+    "crd": ("teacher", "--objective crd", 30),
+    "soft-label": ("teacher", "--objective soft-label", 10),
+    "regression": ("teacher", "--objective regression", 3),
+    "no-head": ("teacher", "--objective nst crd --head none", 10),
+    "voken": ("teacher", "--objective voken", 10),
+    "voken-shuffled": ("teacher", "--objective voken --voken-labels shuffled", 10),
+    "voken-random": ("teacher", "--objective voken --voken-labels random", 10),
+    # the ratios are those of an nce teacher's students
+    "nst+crd-of-hinge": ("hinge-teacher", "--objective nst crd", 10),
+    "nst-of-hinge": ("hinge-teacher", "--objective nst", 30),
+    "crd-of-hinge": ("hinge-teacher", "--objective crd", 30),
+    "soft-label-of-hinge": ("hinge-teacher", "--objective soft-label", 10),
+    "regression-of-hinge": ("hinge-teacher", "--objective regression", 3),
+    "of-hinge-text-teacher": ("hinge-text-teacher", "--objective nst crd", 10),
+    "two-stage-500": ("teacher", "--objective none --init {teacher}/model --steps 500", None),
+    "distilled-500": ("teacher", "--objective nst crd --steps 500", 10),
+    "two-stage-1000": ("teacher", "--objective none --init {teacher}/model --steps 1000", None),
+    "two-stage-2000": ("teacher", "--objective none --init {teacher}/model --steps 2000", None),
+    "distilled-2000": ("teacher", "--objective nst crd --steps 2000", 10),
+    "two-stage-4000": ("teacher", "--objective none --init {teacher}/model --steps 4000", None),
+    "distilled-4000": ("teacher", "--objective nst crd --steps 4000", 10),
+    "ntxent": ("teacher", "--objective ntxent", 10),
+    "voken-reversed": ("teacher", "--objective voken --voken-labels reversed", 10),
+    "voken-token": ("teacher", "--objective voken --voken-labels token", 10),
 }
+SIDE = ("ntxent", "voken-reversed", "voken-token", "hinge-all-teacher")   # CLAIMS=more
+LENGTHS = (500, 1000, 2000, 4000)   # steps of claim 3's text stage, fixed before any was run
+CURVE = {   # arms of these lengths; nst+crd's own is 1000
+    "two-stage": ("two-stage-500", "two-stage-1000", "two-stage-2000", "two-stage-4000"),
+    "distilled": ("distilled-500", "nst+crd", "distilled-2000", "distilled-4000"),
+}
+# Ratios tried for TUNED (`make claims CLAIMS=weights SEEDS="100 101"`, worlds never reported); the
+# best on validation nouns stands in STUDENTS. 0.3 and 1 had left NST and CRD near chance: at the
+# end of warm-up MLM pulls a third as hard as it soon will. Equal weights: a ratio of 12 for CRD.
+RATIOS = (3, 10, 30)
+TUNED = ("nst", "crd", "nst+crd", "soft-label", "regression", "voken", "of-text-teacher", "no-head")
+GRID = {}   # "nst@3" -> as in STUDENTS
+for arm in TUNED:
+    for ratio in RATIOS:
+        GRID[f"{arm}@{ratio}"] = (*STUDENTS[arm][:2], ratio)
 
-# Tasks on which every arm is fine-tuned: two ways to ask of behaviours, a sentence and a pair of choices. QNLI, the
-# first choice, takes twice SST-2's time; each halts at its saddle for two of thirty models whose probes read 90 and more.
+MINI_TASKS = ("SST-2", "QNLI", "QQP", "MNLI", "PIQA", "SWAG", "SQuAD1", "SQuAD2", "TRACIE")
+# Tasks of every arm: two ways to ask of behaviours, a sentence and a pair of choices. QNLI takes
+# twice SST-2's time; each halts at its saddle for two of thirty models.
 TWO = "SST-2 PIQA"
-BOTH, SEEN = f"grounded {TWO}", "grounded MNLI"
-ORDER = (("nst", "soft-label"), ("nst", "regression"), ("crd", "soft-label"), ("crd", "regression"),
-         ("nst+crd", "nst"), ("nst+crd", "crd"))   # of objectives, claim 6
-CLAIMS = {   # number -> (claim, kind, controls, parts)
-    # a part: (value (see measure), arm, what is taken off (an arm, or None for chance), question (see QUESTIONS))
-    "1": ("A student distilled from video beats a text-only student of the same size, tokens and steps", "mechanism",
-          ["pairs", "unfilmed"],
-          [(BOTH, "nst+crd", "text-only", "better"), ("grounded all", "nst+crd", "text-only", "better")]),
-    "2": ("It beats a student distilled from a text-only teacher: same captions, no video", "mechanism",
-          ["pairs", "unfilmed"],
-          [(BOTH, "nst+crd", "of-text-teacher", "better")]),
-    "3": (f"It beats two-stage pretraining, judged at the longest text stage ({LENGTHS[-1]:,} steps)", "mechanism", [],
-          [(BOTH, CURVE["distilled"][-1], CURVE["two-stage"][-1], "better")]),
-    "4": ("It beats a voken student: same teacher, a bank of clips", "mechanism", ["vokens"],
-          [(BOTH, "nst+crd", "voken", "better")]),
-    "5": ("A video teacher beats an image teacher on dynamic properties, not on static ones", "mechanism", [],
-          [(BOTH, "teacher", "image-teacher", "better"), ("probe dynamic", "teacher", "image-teacher", "better"),
-           ("probe static", "teacher", "image-teacher", "no better")]),
-    "6": ("NST and CRD each beat soft labels and regression; NST + CRD beats each", "magnitude", [],
-          [(BOTH, better, worse, "better") for better, worse in ORDER]),
-    "7": ("2D and 3D features together beat either", "magnitude", [],
-          [(value, "teacher", other, "better") for value in (BOTH, "probe all")
-           for other in ("2d-teacher", "3d-teacher")]),
-    "8": ("A distillation head beats none", "magnitude", [], [(BOTH, "nst+crd", "no-head", "better")]),
-    "9": ("The student, which never saw a frame, finds videos from text: above chance, below its teacher", "mechanism",
-          [], [("R@1", "crd", None, "better"), ("R@1", "regression", None, "better"),
-               ("R@1", "teacher", "crd", "better"), ("R@1", "teacher", "regression", "better"),
-               ("ridge R@1", "nst", None, "shown")]),
-    "10": ("It gains on what is grounded: diagnostics' knowledge, PIQA, TRACIE; on the rest its mean is not worse",
-           "mechanism", ["unfilmed"],
-           [("Knowledge", "nst+crd", "text-only", "better"), ("grounded PIQA", "nst+crd", "text-only", "better"),
-            ("grounded TRACIE", "nst+crd", "text-only", "better"),
-            ("ungrounded all", "nst+crd", "text-only", "not worse")]),
-    "1h": ("Claim 1 with a hinge teacher", "hinge", [], [(SEEN, "nst+crd-of-hinge", "text-only", "better")]),
-    "2h": ("Claim 2 with a hinge teacher", "hinge", [],
-           [(SEEN, "nst+crd-of-hinge", "of-hinge-text-teacher", "better")]),
-    "6h": ("Claim 6 with a hinge teacher", "hinge", [],
-           [(SEEN, f"{better}-of-hinge", f"{worse}-of-hinge", "better") for better, worse in ORDER]),
-    "pairs": ("Control: a student of a teacher of shuffled video-caption pairs is as the text-only one", "control", [],
-              [(BOTH, "of-shuffled-teacher", "text-only", "no effect")]),
-    "vokens": ("Control: students of shuffled and of random vokens are as the text-only one", "control", [],
-               [(BOTH, arm, "text-only", "no effect") for arm in ("voken-shuffled", "voken-random")]),
-    "unfilmed": ("Control: nobody knows the nouns that no clip shows", "control", [],
-                 [(f"unfilmed {TWO}", arm, None, "no effect") for arm in ("teacher", "nst+crd", "text-only")]),
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """One question of a claim: an arm against another one, or against chance, in one measure."""
+    measure: str    # see measured
+    tasks: str      # tasks, or properties of a probe; "all" of them
+    arm: str
+    against: str    # an arm, or "chance"
+    question: str   # see verdict_of; or "shown": none
+
+
+@dataclasses.dataclass(frozen=True)
+class Claim:
+    kind: str              # mechanism, magnitude, hinge, control
+    text: str
+    parts: tuple
+    controls: tuple = ()   # claims that stand beside it
+    note: str = ""         # what a mini world decides by the way it is made
+
+
+CLAIMS = {
+    "1": Claim("mechanism", "A student distilled from video beats a text-only student of the same "
+               "size, tokens and steps",
+               (Part("grounded", TWO, "nst+crd", "text-only", "better"),
+                Part("grounded", "all", "nst+crd", "text-only", "better")),
+               controls=("pairs", "unfilmed")),
+    "2": Claim("mechanism", "It beats a student distilled from a text-only teacher: same captions, "
+               "no video",
+               (Part("grounded", TWO, "nst+crd", "of-text-teacher", "better"),),
+               controls=("pairs", "unfilmed")),
+    "3": Claim("mechanism", "It beats two-stage pretraining, judged at the longest text stage "
+               "(4,000 steps)",
+               (Part("grounded", TWO, "distilled-4000", "two-stage-4000", "better"),)),
+    "4": Claim("mechanism", "It beats a voken student: same teacher, a bank of clips",
+               (Part("grounded", TWO, "nst+crd", "voken", "better"),), controls=("vokens",)),
+    "5": Claim("mechanism", "A video teacher beats an image teacher on dynamic properties, not on "
+               "static ones",
+               (Part("grounded", TWO, "teacher", "image-teacher", "better"),
+                Part("probe", "dynamic", "teacher", "image-teacher", "better"),
+                Part("probe", "static", "teacher", "image-teacher", "no better")),
+               note="partly by construction: in a mini world one frame tells no behaviour"),
+    "6": Claim("magnitude", "NST and CRD each beat soft labels and regression; NST + CRD beats "
+               "each",
+               (Part("grounded", TWO, "nst", "soft-label", "better"),
+                Part("grounded", TWO, "nst", "regression", "better"),
+                Part("grounded", TWO, "crd", "soft-label", "better"),
+                Part("grounded", TWO, "crd", "regression", "better"),
+                Part("grounded", TWO, "nst+crd", "nst", "better"),
+                Part("grounded", TWO, "nst+crd", "crd", "better"))),
+    "7": Claim("magnitude", "2D and 3D features together beat either",
+               (Part("grounded", TWO, "teacher", "2d-teacher", "better"),
+                Part("grounded", TWO, "teacher", "3d-teacher", "better"),
+                Part("probe", "all", "teacher", "2d-teacher", "better"),
+                Part("probe", "all", "teacher", "3d-teacher", "better")),
+               note="partly by construction: in a mini world a behaviour is a movement, and SST-2 "
+                    "and PIQA ask behaviours alone"),
+    "8": Claim("magnitude", "A distillation head beats none",
+               (Part("grounded", TWO, "nst+crd", "no-head", "better"),)),
+    "9": Claim("mechanism", "The student, which never saw a frame, finds videos from text: above "
+               "chance, below its teacher",
+               (Part("R@1", "", "crd", "chance", "better"),
+                Part("R@1", "", "regression", "chance", "better"),
+                Part("R@1", "", "teacher", "crd", "better"),
+                Part("R@1", "", "teacher", "regression", "better"),
+                Part("ridge R@1", "", "nst", "chance", "shown"))),
+    "10": Claim("mechanism", "It gains on what is grounded: diagnostics' knowledge, PIQA, TRACIE; "
+                "on the rest its mean is not worse",
+                (Part("Knowledge", "", "nst+crd", "text-only", "better"),
+                 Part("grounded", "PIQA", "nst+crd", "text-only", "better"),
+                 Part("grounded", "TRACIE", "nst+crd", "text-only", "better"),
+                 Part("ungrounded", "all", "nst+crd", "text-only", "not worse")),
+                controls=("unfilmed",)),
+    "1h": Claim("hinge", "Claim 1 with a hinge teacher",
+                (Part("grounded", "MNLI", "nst+crd-of-hinge", "text-only", "better"),)),
+    "2h": Claim("hinge", "Claim 2 with a hinge teacher",
+                (Part("grounded", "MNLI", "nst+crd-of-hinge", "of-hinge-text-teacher", "better"),)),
+    "6h": Claim("hinge", "Claim 6 with a hinge teacher",
+                (Part("grounded", "MNLI", "nst-of-hinge", "soft-label-of-hinge", "better"),
+                 Part("grounded", "MNLI", "nst-of-hinge", "regression-of-hinge", "better"),
+                 Part("grounded", "MNLI", "crd-of-hinge", "soft-label-of-hinge", "better"),
+                 Part("grounded", "MNLI", "crd-of-hinge", "regression-of-hinge", "better"),
+                 Part("grounded", "MNLI", "nst+crd-of-hinge", "nst-of-hinge", "better"),
+                 Part("grounded", "MNLI", "nst+crd-of-hinge", "crd-of-hinge", "better"))),
+    "pairs": Claim("control", "Control: a student of a teacher of shuffled video-caption pairs is "
+                   "as the text-only one",
+                   (Part("grounded", TWO, "of-shuffled-teacher", "text-only", "no effect"),)),
+    "vokens": Claim("control", "Control: students of shuffled and of random vokens are as the "
+                    "text-only one",
+                    (Part("grounded", TWO, "voken-shuffled", "text-only", "no effect"),
+                     Part("grounded", TWO, "voken-random", "text-only", "no effect"))),
+    "unfilmed": Claim("control", "Control: nobody knows the nouns that no clip shows",
+                      (Part("unfilmed", TWO, "teacher", "chance", "no effect"),
+                       Part("unfilmed", TWO, "nst+crd", "chance", "no effect"),
+                       Part("unfilmed", TWO, "text-only", "chance", "no effect"))),
 }
-CONTROLS = "pairs", "vokens", "unfilmed"
-NOTES = {   # what a mini world decides by the way it is made
-    "5": "partly by construction: in a mini world one frame tells no behaviour",
-    "7": "partly by construction: in a mini world a behaviour is a movement, and SST-2 and PIQA ask behaviours alone",
-}
-MINI_TASKS = "SST-2", "QNLI", "QQP", "MNLI", "PIQA", "SWAG", "SQuAD1", "SQuAD2", "TRACIE"
+
+
+def teacher_of(arm):
+    """The teacher whose run an arm starts from: a teacher itself, None for a student of none."""
+    return arm if arm in TEACHERS else {**STUDENTS, **GRID}[arm][0]
 
 
 def flags_of(arm):
-    """An arm's stage and flags. Raises ValueError on an unknown name."""
-    every = {**ARMS, **GRID, **SIDE}
-    if arm not in every:
-        raise ValueError(f"unknown arm {arm!r}; known: {', '.join(every)}")
-    return every[arm]
-
-
-def taught_by(arm):
-    """The arms whose run an arm starts from: its teacher, or none."""
-    return re.findall(r"{run}/([^ /]+)", flags_of(arm))
+    """An arm's stage and flags."""
+    if arm in TEACHERS:
+        return f"teacher.py {TEACHERS[arm]}".strip()
+    _, flags, ratio = {**STUDENTS, **GRID}[arm]
+    return f"distill.py {flags}" + (f" --gradient-ratio {ratio}" if ratio else "")
 
 
 def recipe(arm):
-    """Stages and flags of an arm and of the teacher that it starts from: what its value file must agree with."""
-    return "; ".join(map(flags_of, (*taught_by(arm), arm)))
+    """Flags of an arm and of the teacher that it starts from: what its value file agrees with."""
+    arms = dict.fromkeys([teacher_of(arm) or arm, arm])
+    return "; ".join(flags_of(each) for each in arms)
+
+
+def tasks_of(measure, tasks):
+    """The tasks that a measure is a mean of; none for what is not fine-tuned."""
+    if measure == "Knowledge":
+        return ["MNLI"]
+    if measure not in ("dev", *finetune.PARTS):
+        return []
+    return list(MINI_TASKS) if tasks == "all" else tasks.split()
 
 
 def cells_for(claims, seeds):
     """What claims need: {(arm, seed): tasks}, in the order in which they are run."""
-    tasks = {}
+    needed = {}   # arm -> tasks
+
+    def need(arm, tasks):
+        needed[arm] = {*needed.get(arm, ()), *tasks}
     for name in claims:
         if name == "weights" and min(seeds) < 100:
-            raise ValueError('weights are chosen on worlds that are never reported: SEEDS="100 101", not '
-                             f'{" ".join(map(str, seeds))}')
+            raise model.UserError(f'weights are chosen on worlds that are never reported: '
+                                  f'SEEDS="100 101", not {" ".join(map(str, seeds))}')
         if name in ("weights", "more"):
-            tasks |= {arm: {*TWO.split()} for arm in (GRID if name == "weights" else SIDE)}
+            for arm in GRID if name == "weights" else SIDE:
+                need(arm, TWO.split())
             continue
         if name not in CLAIMS:
-            raise ValueError(f"unknown claim {name!r}; known: {', '.join(CLAIMS)}, weights (which gradient ratios "
-                             f"suit), more (arms beyond the paper's)")
-        for value, *arms, _ in [part for each in (name, *CLAIMS[name][2]) for part in CLAIMS[each][3]]:
-            named = (MINI_TASKS if value in ("grounded all", "ungrounded all") else
-                     ["MNLI"] if value == "Knowledge" else value.split())   # words that are no task name none
+            raise model.UserError(f"unknown claim {name!r}; known: {', '.join(CLAIMS)}, weights "
+                                  f"(which gradient ratios suit), more (arms beyond the paper's)")
+        parts = list(CLAIMS[name].parts)
+        for control in CLAIMS[name].controls:
+            parts += CLAIMS[control].parts
+        for part in parts:
+            tasks = tasks_of(part.measure, part.tasks)
+            arms = [part.arm, part.against]
             if name == "3":
-                arms = sum(CURVE.values(), [])
-            for arm in filter(None, arms):   # students of a hinge teacher have a task of their own, and need no other
-                tasks[arm] = {*(named if "of-hinge" in arm else [*TWO.split(), *named]), *tasks.get(arm, ())}
-                for teacher in taught_by(arm):   # what it knows itself stands beside; "no signal" is said on that task
-                    tasks[teacher] = {*TWO.split(), *(named if value == SEEN else ()), *tasks.get(teacher, ())}
-    return {(arm, seed): [task for task in MINI_TASKS if task in tasks[arm]] for seed in seeds for arm in tasks}
+                arms = [*CURVE["two-stage"], *CURVE["distilled"]]
+            for arm in arms:
+                if arm == "chance":
+                    continue
+                need(arm, tasks)
+                if "of-hinge" in arm:   # these need no other; whether the teacher knows it is asked
+                    need(teacher_of(arm), tasks)
+                else:
+                    need(arm, TWO.split())
+    for arm in list(needed):
+        if teacher_of(arm):   # what a teacher knows itself stands beside its students
+            need(teacher_of(arm), TWO.split())
+    cells = {}
+    for seed in seeds:
+        for arm, tasks in needed.items():
+            cells[arm, seed] = [task for task in MINI_TASKS if task in tasks]
+    return cells
 
 
 def value_file(runs, arm, seed):
     return Path(runs) / "values" / f"seed-{seed}" / f"{arm}.json"
 
 
-def plan(path, runs, cells, python):
-    """Writes a makefile that makes the value files of `cells`; returns how many are still to make.
+def unfinished(cells, runs):
+    """The cells without a value file that holds all their tasks.
 
-    A finished one that lacks a task is made again; its finished stages say so and return. All but the world's rules are
-    phony and prerequisites order-only: what decides whether a stage is up to date, or was made with other flags, is the
-    stage, neither the clock nor a file that lies there. Raises ValueError where a value file was made with other flags
-    than the arm has now.
+    Raises UserError where a value file was made with other flags than its arm has now.
     """
-    rules, todo, planned, always = [], [], set(), ["all"]
-
-    def rule(target, needs, log, *commands):
-        """A rule whose commands write to a log file, of which a failure shows the end."""
-        planned.add(target)
-        lines = [f"\t@{command} >> {log} 2>&1 || {{ echo '{target}:'; tail -n 5 {log}; exit 1; }}"
-                 for command in commands]
-        rules.append("\n".join([f"{target}: | {' '.join(map(str, needs))}", f"\t@mkdir -p {Path(log).parent}", *lines]))
-
-    def world_of(seed):
-        """The last file of a world's data, its rule planned."""
-        folder, target = f"data/mini-{seed}", f"data/mini-{seed}/bank.json"
-        if target not in planned:
-            rule(target, [], Path(runs) / f"world-{seed}" / "world.log",
-                 f"{python} data.py mini --seed {seed} --out {folder}",
-                 f"{python} data.py video --videos {folder}/videos --captions {folder}/caption.json --vocab "
-                 f"{folder}/vocab.txt --streams frame motion --out {folder}",
-                 f"{python} data.py text --train {folder}/text/train.txt --valid {folder}/text/valid.txt --vocab "
-                 f"{folder}/vocab.txt --out {folder}/text",
-                 f"{python} data.py bank --data {folder} --clips 1152 --block 32 --seed {seed}")   # four a filmed noun
-        return target
-
-    def training(arm, seed):
-        """(the last file of an arm's run, what it needs first, the command)."""
-        run, folder = Path(runs) / f"world-{seed}", f"data/mini-{seed}"
-        stage, _, flags = flags_of(arm).format(run=run, data=folder).partition(" ")
-        source = f"--data {folder}" if stage == "teacher.py" else f"--text {folder}/text"
-        return (run / arm / "model" / ("video_encoder.pt" if stage == "teacher.py" else "distill_heads.pt"),
-                [world_of(seed), *[teacher_of(teacher, seed) for teacher in taught_by(arm)]],
-                f"{python} {stage} {source} --size mini --seed {seed} --out {run / arm} {flags}")
-
-    def teacher_of(arm, seed):
-        """The last file of a run that others wait for, its rule planned."""
-        target, needs, command = training(arm, seed)
-        if target not in planned:
-            rule(target, needs, Path(runs) / f"world-{seed}" / f"{arm}.log", command)
-            always.append(target)
-        return target
-    teachers = {teacher for arm, _ in cells for teacher in taught_by(arm)}
+    left = {}
     for (arm, seed), tasks in cells.items():
         file = value_file(runs, arm, seed)
         made = data.read_json(file, "make claims") if file.exists() else None
         if made and made["flags"] != recipe(arm):
-            raise ValueError(f"{file} was made with `{made['flags']}`, now {arm} is `{recipe(arm)}`; move the file "
-                             f"away, and from {Path(runs) / f'world-{seed}'} the run of what changed and its students'")
-        if made and set(tasks) <= made["tasks"].keys():
-            continue
-        todo.append(file)
-        run = Path(runs) / f"world-{seed}"
-        tuning = (f"{python} finetune.py --model {run / arm} --data data/mini-{seed}/tasks --seed {seed} --task "
-                  f"{' '.join(tasks)}")
-        if arm in teachers:
-            rule(file, [teacher_of(arm, seed)], run / f"{arm}.log", tuning)
-        else:   # one rule for both: make would otherwise train every arm before it fine-tunes the first
-            _, needs, command = training(arm, seed)
-            rule(file, needs, run / f"{arm}.log", command, tuning)
-        rules[-1] += f"\n\t@{python} evaluate.py cell {arm} --seed {seed} --runs {runs}"
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    data.write_text(path, "\n\n".join(["# Written by `evaluate.py claims --plan`; run by `make claims`.",
-                                       f".PHONY: {' '.join(map(str, always + todo))}",
-                                       f"all: {' '.join(map(str, todo))}", *rules]) + "\n")
-    return len(todo)
+            raise model.UserError(
+                f"{file} was made with `{made['flags']}`, now {arm} is `{recipe(arm)}`; move the "
+                f"file away, and from {runs}/world-{seed} the changed runs and their students")
+        if not made or not made["tasks"].keys() >= set(tasks):
+            left[arm, seed] = tasks
+    return left
+
+
+def logged(command, folder, name, after=""):
+    """A shell line that writes to the end of folder/name.log, whose end it shows where it fails."""
+    log = f"{folder}/{name}.log"
+    return (f"mkdir -p {folder} && {{ {command}; }} >> {log} 2>&1{after} "
+            f"|| {{ echo {log}:; tail -n 5 {log}; exit 1; }}")
+
+
+def stage_command(arm, seed, folder, python):
+    """The shell command that trains an arm; folder: of its world's runs."""
+    teacher = teacher_of(arm)
+    given = f"--data data/mini-{seed} --size mini --seed {seed} --out {folder}/{arm}"
+    if arm not in TEACHERS:
+        given += f" --text data/mini-{seed}/text"
+        if teacher:
+            given += f" --teacher {folder}/{teacher}"
+    return f"{python} {flags_of(arm).format(teacher=f'{folder}/{teacher}')} {given}"
+
+
+def plan(phase, cells, runs, python):
+    """The shell commands of a phase, worlds, teachers or arms, for the cells that are not finished.
+
+    Stages that are complete say so and return. TEACHER.done says that a teacher's stage, asked in
+    this `make claims`, was content with its run; what is made from the run waits for that.
+    """
+    left = unfinished(cells, runs)
+    runs = shlex.quote(str(runs))
+    lines = {}   # as a set in order: arms share worlds and teachers
+    for number, ((arm, seed), tasks) in enumerate(left.items(), 1):
+        world = f"data/mini-{seed}"
+        folder = f"{runs}/world-{seed}"
+        teacher = teacher_of(arm)
+        if phase == "worlds" and not Path(world, "bank.json").exists():
+            vocab = f"--vocab {world}/tokenizer.json"
+            steps = [f"mini --seed {seed} --out {world}",
+                     f"video --videos {world}/videos --streams frame motion --out {world}",
+                     f"captions --videos {world}/videos --captions {world}/caption.json {vocab} "
+                     f"--out {world}",
+                     f"text --train {world}/text/train.txt --valid {world}/text/valid.txt {vocab} "
+                     f"--out {world}/text",
+                     f"bank --data {world} --clips 1152 --block 32 --seed {seed}"]
+            commands = " && ".join(f"{python} data.py {step}" for step in steps)
+            lines[logged(commands, folder, "world")] = None
+        if phase == "teachers" and teacher:
+            done = f"{folder}/{teacher}.done"
+            stage = stage_command(teacher, seed, folder, python)
+            lines[logged(f"rm -f {done} && {stage}", folder, teacher, f" && touch {done}")] = None
+        if phase == "arms":
+            steps = [f"cat {folder}/{teacher}.done"] if teacher else []
+            if arm not in TEACHERS:
+                steps.append(stage_command(arm, seed, folder, python))
+            steps.append(f"{python} finetune.py --model {folder}/{arm} --data {world}/tasks "
+                         f"--seed {seed} --task {' '.join(tasks)}")
+            cell = (f" && {python} evaluate.py cell {arm} --seed {seed} --runs {runs} "
+                    f"--place {number}/{len(left)}")
+            lines[logged(" && ".join(steps), folder, arm, cell)] = None
+    return list(lines)
+
+
+def show_plan(args):
+    """`plan`: prints the commands of a phase, one a line."""
+    cells = cells_for(args.claims or paper_claims(), args.seeds)
+    for line in plan(args.phase, cells, args.runs, args.python):
+        print(line)
+
+
+def paper_claims():
+    """All claims but the controls, which come with them."""
+    return [name for name in CLAIMS if CLAIMS[name].kind != "control"]
 
 
 def make_cell(args):
-    """`cell`: gathers what is known of one arm in one world into its value file, and says how far `make claims` is."""
-    run, folder = Path(args.runs) / f"world-{args.seed}" / args.arm, f"data/mini-{args.seed}"
-    facts, tasks = run_facts(run), {}
+    """`cell`: gathers what is known of one arm in one world into its value file."""
+    run = Path(args.runs) / f"world-{args.seed}" / args.arm
+    world = Path(f"data/mini-{args.seed}")
+    facts = run_facts(run)
+    sources = [facts]   # args.json of pretraining and fine-tuning
+    tasks = {}
     for task, seeds in read_results(run).items():
-        for metrics in [metrics for metrics in seeds if metrics["seed"] == args.seed]:   # others are someone's own
-            tasks[task] = {"dev": metrics["parts"]["dev"]["grounded"], **metrics["parts"]["test"],
+        for metrics in seeds:
+            if metrics["seed"] != args.seed:   # someone's own
+                continue
+            tasks[task] = {**metrics["parts"]["test"], "dev": metrics["parts"]["dev"]["grounded"],
                            "stuck": metrics["majority"]}
-            if "categories" in metrics:
-                tasks[task]["categories"] = {name: metrics["categories"][name] for name in (*COARSE, "grounded")
-                                             if name in metrics["categories"]}
-    given = facts["arguments"]
-    teacher = run if "contrastive" in given else given["objective"] and given["teacher"]   # false: a student of none
-    video = teacher and run_facts(teacher)["arguments"]["contrastive"] != "none"   # True: there is a video encoder
-    searched, _, how = retrieve(run, folder) if video else ({}, [], "not defined")
-    probed = probe(run, data.read_json(Path(folder) / "world.json", "python data.py mini"))
+            tasks[task].pop("grounded_by_property", None)
+            if "categories" in metrics:   # diagnostics, of filmed nouns
+                tasks[task]["knowledge"] = metrics["categories"]["grounded"]
+            sources.append(run_facts(run / "finetune" / task / f"seed-{args.seed}"))
+    commits = []
+    for source in sources:
+        changed = " with changes" if source.get("uncommitted changes") else ""
+        commits.append(f"{source.get('commit')}{changed}")
+    retrieval = {"how": "not defined"}
+    if trained_encoder(run) is not None:
+        metrics, _, how = retrieve(run, world)
+        retrieval = {"how": how, **metrics}
+    probed = probe(run, data.read_json(world / "world.json", "python data.py mini"))
+    cell = {"arm": args.arm, "seed": args.seed, "flags": recipe(args.arm),
+            "commit": "/".join(dict.fromkeys(commits)), "hardware": facts.get("hardware"),
+            "threads": facts.get("threads"), "seconds": seconds_by_stage(run), "tasks": tasks,
+            "probe": {name: groups["test"] for name, groups in probed.items()},
+            "retrieval": retrieval}
+    for line in read_log(run):
+        cell["mlm"] = line.get("valid_mlm", cell.get("mlm"))   # the last one
     file = value_file(args.runs, args.arm, args.seed)
     file.parent.mkdir(parents=True, exist_ok=True)
-    written = [facts, *[run_facts(path.parent) for path in run.glob(f"finetune/*/seed-{args.seed}/metrics.json")]]
-    commits = dict.fromkeys(f"{made.get('commit')}{' with changes' * bool(made.get('uncommitted changes'))}"
-                            for made in written)
-    found = {"arm": args.arm, "seed": args.seed, "flags": recipe(args.arm), "commit": "/".join(commits),
-             "hardware": facts.get("hardware"), "threads": facts.get("threads"), "seconds": seconds_by_stage(run),
-             "tasks": tasks, "probe": probed, "retrieval": {"how": how, **searched},
-             **{"mlm": line["valid_mlm"] for line in read_log(run) if "valid_mlm" in line}}   # the last
-    # numbers of five digits, so that a file stays small
-    data.write_json(file, json.loads(json.dumps(found), parse_float=lambda text: round(float(text), 5)))
-    shown = ", ".join(f"{task} {100 * tasks[task]['grounded']['accuracy']:.1f}" for task in tasks)
-    listed, progress = Path(args.runs) / "plan.mk", ""
-    if listed.exists():
-        files = re.search(r"^all: (.*)", listed.read_text(), re.M)[1].split()
-        begun = listed.stat().st_mtime
-        done = sum(Path(name).exists() and Path(name).stat().st_mtime >= begun for name in files)
-        left = (time.time() - begun) / max(1, done) * (len(files) - done)
-        progress = f"; {done} of {len(files)} done, about {left / 3600:.1f} h left"
-    print(f"seed {args.seed}, {args.arm}: grounded {shown}{progress}", flush=True)
+    # five digits, so that a file stays small
+    short = json.loads(json.dumps(cell), parse_float=lambda text: round(float(text), 5))
+    data.write_json(file, short)
+    shown = [f"{task} {100 * tasks[task]['grounded']['accuracy']:.1f}" for task in tasks]
+    print(f"{args.place} seed {args.seed}, {args.arm}: grounded {', '.join(shown)}", flush=True)
 
 
-SEARCHED = {"R@1": "R@1", "R@1 new nouns": "R@1, new nouns", "ridge R@1": "ridge map, R@1, new nouns"}
-ARMS_ARE = ("mean ± standard deviation over seeds; accuracy in %, probes' of test nouns; R@1 of text to video; MLM in "
-            "nats on held-out text (teachers: captions)")
-SHOWN = [f"{part} {TWO}" for part in PARTS] + [f"probe {name}" for name in data.PROPERTIES] + [*SEARCHED, "MLM"]
+SEARCHED = {   # measure -> its name in retrieval.json
+    "R@1": "R@1", "R@1 new nouns": "R@1, new nouns", "ridge R@1": "ridge map, R@1, new nouns"}
+ARMS_ARE = ("mean ± standard deviation over seeds; accuracy in %, probes' of test nouns; R@1 of "
+            "text to video; MLM in nats on held-out text (teachers: captions)")
+SHOWN = [("grounded", TWO), ("ungrounded", TWO), ("unfilmed", TWO)]   # measures and tasks
+SHOWN += [("probe", name) for name in data.PROPERTIES]
+SHOWN += [(measure, "") for measure in (*SEARCHED, "MLM")]
 
 
-def measured(cells, arm, seed, value):
-    """One number of a cell -> (value, its chance, {noun: value} or {}), x 100; None where cell or value was not made.
+def measured(cells, arm, seed, measure, tasks):
+    """A cell's (value, chance) in one measure, x 100; None where cell or value was not made.
 
-    Values: "grounded", "ungrounded", "unfilmed" and the tasks whose mean it is, or all; "Knowledge", of diagnostics;
-    "probe" and a property, dynamic, static or all, on test nouns; those of SEARCHED; "MLM", held-out nats, not x 100.
+    grounded, ungrounded, unfilmed: accuracy, mean of the tasks. Knowledge: of diagnostics' grounded
+    rows. probe: on test nouns; tasks: a property, "dynamic", "static" or "all". R@1 and the like:
+    see SEARCHED. MLM: held-out loss in nats, not x 100.
     """
-    cell, (kind, _, names) = cells.get((arm, seed)), value.partition(" ")
-    if cell is None:
+    if (arm, seed) not in cells:
         return None
-    if value == "MLM":
-        return cell["mlm"], math.nan, {}
-    if value in SEARCHED:
-        found = cell["retrieval"].get(SEARCHED[value])
-        return None if found is None else (100 * found, 100 * cell["retrieval"]["chance R@1"], {})
-    if kind == "probe":
-        chosen = [name for name in cell["probe"]
-                  if names in ("all", name, "dynamic" if name in data.DYNAMIC else "static")]
-        return (100 * statistics.fmean(cell["probe"][name]["test"] for name in chosen),
-                100 * statistics.fmean(1 / len(data.PROPERTIES[name][1]) for name in chosen), {})
-    tasks = ("MNLI",) if kind == "Knowledge" else MINI_TASKS if names == "all" else names.split()
-    if not cell["tasks"].keys() >= set(tasks):
-        return None
-    parts = [cell["tasks"][task][kind] for task in tasks] if kind != "Knowledge" else [
-        cell["tasks"]["MNLI"]["categories"]["grounded"]]   # less the nouns that no clip shows
-    by_noun = {}
-    for task in tasks if kind == "grounded" else ():
-        for noun, right in cell["tasks"][task]["grounded_by_noun"].items():
-            by_noun.setdefault(noun, []).append(100 * right)
-    return (100 * statistics.fmean(part["accuracy"] for part in parts),
-            100 * statistics.fmean(part["chance"] for part in parts),
-            {noun: statistics.fmean(right) for noun, right in by_noun.items()})
+    cell = cells[arm, seed]
+    if measure == "MLM":
+        return cell["mlm"], math.nan
+    if measure in SEARCHED:
+        retrieval = cell["retrieval"]
+        if SEARCHED[measure] not in retrieval:
+            return None
+        scores = [{"accuracy": retrieval[SEARCHED[measure]], "chance": retrieval["chance R@1"]}]
+    elif measure == "probe":
+        scores = []
+        for name, accuracy in cell["probe"].items():
+            if tasks in ("all", name, "dynamic" if name in data.DYNAMIC else "static"):
+                chance = 1 / len(data.PROPERTIES[name][1])
+                scores.append({"accuracy": accuracy, "chance": chance})
+    else:
+        names = tasks_of(measure, tasks)
+        if not cell["tasks"].keys() >= set(names):
+            return None
+        scores = [cell["tasks"][name][measure.lower()] for name in names]
+    return (100 * statistics.fmean(score["accuracy"] for score in scores),
+            100 * statistics.fmean(score["chance"] for score in scores))
+
+
+def values_of(cells, arm, seeds, measure, tasks):
+    """The values of an arm, of the seeds that have one."""
+    results = [measured(cells, arm, seed, measure, tasks) for seed in seeds]
+    return [result[0] for result in results if result]
 
 
 def arm_rows(cells, seeds):
-    """What each arm reached -> {arm: {value of SHOWN: [one number a seed]}}; what was not made is absent."""
+    """What each arm reached -> {arm: {"measure tasks": [a number a seed]}} of SHOWN, if made."""
     out = {}
-    for arm in ARMS | SIDE:
-        for value in SHOWN:
-            found = [got[0] for seed in seeds if (got := measured(cells, arm, seed, value))]
-            if found:
-                out.setdefault(arm, {})[value] = found
+    for arm in [*TEACHERS, *STUDENTS]:
+        for measure, tasks in SHOWN:
+            values = values_of(cells, arm, seeds, measure, tasks)
+            if values:
+                out.setdefault(arm, {})[f"{measure} {tasks}".strip()] = values
     return out
 
 
-def noun_interval(differences, draws=2000):
-    """95 % bootstrap interval of the mean over seeds of the mean over nouns: nouns are drawn anew within each seed,
-    seeds stay. differences: an array of nouns a seed. It asks whether other nouns of these worlds would say the same.
+def verdict_of(question, low, high):
+    """The verdict of a 95 % interval, in points.
+
+    No effect: it contains 0, and its middle is within 4 points, lest a wide interval around a large
+    mean passes.
     """
-    generator = data.numpy_generator(0, "nouns")
-    means = [values[generator.integers(len(values), size=(draws, len(values)))].mean(1) for values in differences]
-    return [float(end) for end in np.percentile(np.mean(means, 0), (2.5, 97.5))]
+    holds = {"better": low > 0, "not worse": low > -2, "no better": high < 2,
+             "no effect": low <= 0 <= high and abs(low + high) / 2 <= 4}
+    fails = {"better": high < 2, "not worse": high < 0, "no better": low > 0,
+             "no effect": low > 0 or high < 0}
+    if holds[question]:
+        return "holds"
+    return "fails" if fails[question] else "not decided"
+
+
+def p_of(question, differences):
+    """Twice the one-sided p of Student's t-test, as the interval has it; 1 for the other side.
+
+    "No effect" cannot be shown by a test: None.
+    """
+    bounds = {"better": 0, "not worse": -2, "no better": 2}
+    if question not in bounds:
+        return None
+    toward = statistics.fmean(differences) - bounds[question]
+    if question == "no better":
+        toward = -toward
+    error = statistics.stdev(differences) / math.sqrt(len(differences))
+    t = toward / (error or 1e-9)   # without any spread p is 0 or 1
+    return min(1.0, float(2 * scipy.stats.t.sf(t, len(differences) - 1)))
 
 
 def holm(values):
-    """Holm's correction of p-values (None: no test): the k-th smallest of m times m - k + 1, never falling, at most 1.
+    """Holm's correction of p-values (None: no test): the k-th smallest of m times m - k + 1.
+
+    Never falling, at most 1.
     """
     order = sorted((p, index) for index, p in enumerate(values) if p is not None)
-    out, highest = [None] * len(values), 0.0
+    out = [None] * len(values)
+    highest = 0.0
     for rank, (p, index) in enumerate(order):
         highest = max(highest, min(1.0, (len(order) - rank) * p))
         out[index] = highest
     return out
 
 
-QUESTIONS = {   # question -> (what the mean is tested against, verdict of the interval)
-    "better": (0, superior), "not worse": (-2, not_worse),
-    "no better": (2, lambda low, high: "holds" if high < 2 else "fails" if low > 0 else "not decided"),
-}
-
-
 def judge(part, cells, seeds):
-    """One part of a claim, paired over the seeds that have both arms -> dict for claims.json; see CLAIMS, QUESTIONS."""
-    value, a, b, question = part
-    pairs, nouns = {}, []   # seed -> the two arms' numbers; an array of noun differences a seed
+    """One part of a claim, paired over the seeds that have both arms -> dict for claims.json."""
+    pairs = {}   # seed -> the two arms' values
     for seed in seeds:
-        ours, theirs = measured(cells, a, seed, value), measured(cells, b, seed, value) if b else None
-        if ours is None or (b and theirs is None):
-            continue
-        x, chance, x_nouns = ours
-        y, _, y_nouns = theirs if b else (chance, None, {})
-        pairs[seed] = x, y
-        if x_nouns and y_nouns:
-            nouns.append(np.array([x_nouns[noun] - y_nouns[noun] for noun in sorted(x_nouns)]))
-    differences = [x - y for x, y in pairs.values()]
-    mean, low, high = t_interval(differences) if pairs else (None,) * 3
-    out = {"name": f"{value}: {a} - {b or 'chance'}", "kind": question, "n": len(pairs), "seeds": list(pairs),
-           "a": [x for x, _ in pairs.values()], "b": [y for _, y in pairs.values()], "values": differences,
-           "mean": mean, "low": low, "high": high, "nouns": noun_interval(nouns) if nouns else None,
-           "p": None, "verdict": "not run"}
-    if question == "shown":
-        out["verdict"] = "-"
+        ours = measured(cells, part.arm, seed, part.measure, part.tasks)
+        theirs = ours and ours[1:]   # chance
+        if part.against != "chance":
+            theirs = measured(cells, part.against, seed, part.measure, part.tasks)
+        if ours and theirs:
+            pairs[seed] = (ours[0], theirs[0])
+    differences = [ours - theirs for ours, theirs in pairs.values()]
+    mean, low, high = t_interval(differences) if pairs else (None, None, None)
+    p = None
+    verdict = "not run"
+    if part.question == "shown":
+        verdict = "-"
     elif len(pairs) == 1:
-        out["verdict"] = "one seed"
-    elif pairs and question == "no effect":
-        out["verdict"] = "holds" if at_chance(mean, low, high) else "not decided" if low <= 0 <= high else "fails"
+        verdict = "one seed"
     elif pairs:
-        against, verdict = QUESTIONS[question]
-        error = statistics.stdev(differences) / math.sqrt(len(pairs)) or 1e-9   # no spread: p is 0 or 1
-        toward = against - mean if question == "no better" else mean - against   # what points the other way has p 1
-        out["p"] = min(1.0, float(2 * scipy.stats.t.sf(toward / error, len(pairs) - 1)))   # 2: as the interval says
-        out["verdict"] = verdict(low, high)
-    if "hinge" in a and pairs:
-        above = [got for seed in seeds if (got := measured(cells, "hinge-teacher", seed, value))]
-        if above and statistics.fmean(reached - chance for reached, chance, _ in above) < 10:
-            out["verdict"] = "teacher carries no signal"   # under 10 points above chance when fine-tuned itself
-    return out
+        verdict = verdict_of(part.question, low, high)
+        p = p_of(part.question, differences)
+    if pairs and "hinge" in part.arm:
+        above = []   # chance, of the teacher fine-tuned itself
+        for seed in seeds:
+            result = measured(cells, "hinge-teacher", seed, part.measure, part.tasks)
+            if result:
+                above.append(result[0] - result[1])
+        if above and statistics.fmean(above) < 10:
+            verdict = "teacher carries no signal"
+    name = f"{part.measure} {part.tasks}".strip()
+    return {"name": f"{name}: {part.arm} - {part.against}", "kind": part.question,
+            "n": len(pairs), "seeds": list(pairs), "a": [ours for ours, _ in pairs.values()],
+            "b": [theirs for _, theirs in pairs.values()], "values": differences, "mean": mean,
+            "low": low, "high": high, "p": p, "verdict": verdict}
+
+
+WORST = ("teacher carries no signal", "fails", "not run", "one seed", "not decided")
 
 
 def judge_claims(cells, names, seeds):
-    """The claims of these names with their parts and verdicts, and claim 3's curve: what claims.json holds of them."""
-    out = [{"number": name, "text": CLAIMS[name][0], "kind": CLAIMS[name][1], "note": NOTES.get(name, ""),
-            "parts": [judge(part, cells, seeds) for part in CLAIMS[name][3]]} for name in names]
-    # A joined claim holds if each part does, so all must be significant, and its p is the largest of theirs (Berger's
-    # intersection-union test). Holm corrects over those of the paper's claims that were run in whole; over parts it
-    # would charge a claim for its own strictness, and controls and hinge teachers are no claims of their own.
-    joined = []
-    for claim in out:
-        tests = [part["p"] for part in claim["parts"] if part["kind"] != "shown"]
-        joined.append(max(tests) if claim["kind"] in ("mechanism", "magnitude") and None not in tests else None)
-    for claim, p in zip(out, holm(joined)):
-        said = [part["verdict"] for part in claim["parts"]]
-        worst = [word for word in ("teacher carries no signal", "fails", "not run", "one seed", "not decided")
-                 if word in said]   # one part may fail all
-        lost = not worst and p is not None and p >= 0.05
-        claim |= {"holm": p, "of": len(joined) - joined.count(None),
-                  "verdict": worst[0] if worst else "not decided" if lost else "holds"}
-    verdicts = {claim["number"]: claim["verdict"] for claim in out}
-    for claim in out:
-        claim["controls"] = {name: verdicts[name] for name in CLAIMS[claim["number"]][2]
-                             if verdicts.get(name, "holds") != "holds"}
-    curve = {"steps": list(LENGTHS)} | {kind: [] for kind in CURVE}
-    for pair in zip(*CURVE.values()):   # of the seeds that have both
-        found = [got for seed in seeds if None not in (got := [measured(cells, arm, seed, BOTH) for arm in pair])]
-        for place, kind in enumerate(CURVE):
-            curve[kind].append([got[place][0] for got in found])
-    return {"claims": out, "curve": curve if any(curve["two-stage"]) else {}}
+    """Claims with parts and verdicts, and claim 3's curve: what claims.json holds of them."""
+    claims = []
+    largest = []   # p of a joined claim (Berger's intersection-union test), None: not corrected
+    for name in names:
+        claim = CLAIMS[name]
+        parts = [judge(part, cells, seeds) for part in claim.parts]
+        claims.append({"number": name, "text": claim.text, "kind": claim.kind, "note": claim.note,
+                       "parts": parts})
+        tests = [part["p"] for part in parts if part["kind"] != "shown"]
+        whole = claim.kind in ("mechanism", "magnitude") and None not in tests
+        largest.append(max(tests) if whole else None)
+    verdicts = {}
+    for claim, p in zip(claims, holm(largest)):
+        parts = [part["verdict"] for part in claim["parts"]]
+        verdict = next((word for word in WORST if word in parts), "holds")   # one part may fail all
+        if verdict == "holds" and p is not None and p >= 0.05:
+            verdict = "not decided"
+        verdicts[claim["number"]] = verdict
+        claim.update(verdict=verdict, holm=p, of=len(largest) - largest.count(None))
+    for claim in claims:
+        lost = {}
+        for control in CLAIMS[claim["number"]].controls:
+            if verdicts.get(control, "holds") != "holds":
+                lost[control] = verdicts[control]
+        claim["controls"] = lost
+    return {"claims": claims, "curve": curve_of(cells, seeds)}
+
+
+def curve_of(cells, seeds):
+    """Claim 3's curve, of the seeds that have both arms of a length; {} where none has."""
+    curve = {"steps": list(LENGTHS), "two-stage": [], "distilled": []}
+    for two_stage, distilled in zip(CURVE["two-stage"], CURVE["distilled"]):
+        both = [seed for seed in seeds if (two_stage, seed) in cells and (distilled, seed) in cells]
+        curve["two-stage"].append(values_of(cells, two_stage, both, "grounded", TWO))
+        curve["distilled"].append(values_of(cells, distilled, both, "grounded", TWO))
+    return curve if any(curve["two-stage"]) else {}
 
 
 def read_values(source):
-    """The cells of a folder of value files, or of a JSON-lines file of them -> {(arm, seed): cell}."""
+    """The cells of a folder of value files, or a JSON-lines file of them -> {(arm, seed): cell}."""
     source = Path(source)
     if source.is_dir():
-        found = [data.read_json(path, "make claims") for path in sorted(source.glob("seed-*/*.json"))]
+        files = sorted(source.glob("seed-*/*.json"))
+        made = [data.read_json(path, "make claims") for path in files]
     elif source.exists():
-        found = [json.loads(line) for line in source.read_text(encoding="utf-8").splitlines()]
+        made = [json.loads(line) for line in source.read_text(encoding="utf-8").splitlines()]
     else:
-        raise FileNotFoundError(f"no value files in {source}; `make claims` makes them")
-    return {(cell["arm"], cell["seed"]): cell for cell in found}
+        raise model.UserError(f"no value files in {source}; `make claims` makes them")
+    return {(cell["arm"], cell["seed"]): cell for cell in made}
 
 
-def show_grid(cells):
-    """Validation accuracy of each objective at each gradient ratio, and the best: where ARMS' ratios come from."""
+def print_grid(cells, width):
+    """Accuracy on validation nouns of each arm of TUNED at each gradient ratio."""
     seeds = sorted({seed for arm, seed in cells if arm in GRID})
     if not seeds:
         return
-    print(f"\ngrounded {TWO} on validation nouns, x 100, by gradient ratio; worlds {', '.join(map(str, seeds))}")
-    for name in TUNED:
-        found = {}
-        for arm in [arm for arm in GRID if arm.startswith(f"{name}@")]:
-            made = [cells[arm, seed]["tasks"] for seed in seeds if (arm, seed) in cells]
-            found[arm] = [100 * statistics.fmean(tasks[task]["dev"]["accuracy"] for task in TWO.split())
-                          for tasks in made if tasks.keys() >= set(TWO.split())]
-        full = [arm for arm, some in found.items() if len(some) == len(seeds)]
-        best = max(full, key=lambda arm: statistics.fmean(found[arm])) if full else None
-        told = {arm: f"{statistics.fmean(some):5.1f} ({', '.join(f'{x:.1f}' for x in some)})" if some else "not run"
-                for arm, some in found.items()}
-        print("   " + "   ".join(f"{arm:<18}{said}" for arm, said in told.items())
-              + (f"   best {best}" + ", not what ARMS has" * (GRID[best] != ARMS[name]) if best else ""))
-
-
-def span(ends):
-    """" [-1.0, +2.0]" of an interval; "" of none."""
-    return "" if ends is None or ends[0] is None or math.isnan(ends[0]) else f" [{ends[0]:+.1f}, {ends[1]:+.1f}]"
+    print(f"\ngrounded {TWO} on validation nouns, x 100, by gradient ratio; worlds {seeds}\n")
+    columns = []
+    for ratio in RATIOS:
+        texts = []
+        for name in TUNED:
+            values = values_of(cells, f"{name}@{ratio}", seeds, "dev", TWO)
+            texts.append(f"{show_points(values)} (n={len(values)})")
+        columns.append((f"ratio {ratio}", texts))
+    columns.append(("STUDENTS has", [str(STUDENTS[name][2]) for name in TUNED]))
+    print_columns(list(TUNED), columns, width)
 
 
 def said_of(claim):
-    """A claim's verdict in words: what took it away; if nothing did, the controls that do not hold."""
-    lost = claim["verdict"] == "not decided" and {part["verdict"] for part in claim["parts"]} <= {"holds", "-"}
-    return (claim["verdict"] + (f", its p after Holm's correction is {claim['holm']:.2g}" if lost else "")
-            + "".join(f"; its control {name}: {verdict}" for name, verdict in claim["controls"].items()
-                      if claim["verdict"] == "holds"))
+    """A claim's verdict in words: what took it away, or which of its controls do not hold."""
+    text = claim["verdict"]
+    parts = {part["verdict"] for part in claim["parts"]}
+    if text == "not decided" and parts <= {"holds", "-"}:
+        text += f", its p after Holm's correction is {claim['holm']:.2g}"
+    if claim["verdict"] == "holds":
+        for name, verdict in claim["controls"].items():
+            text += f"; its control {name}: {verdict}"
+    return text
 
 
-def markdown_claims(judged):
-    """The claims as a Markdown table: what stands in the README."""
-    rows = ["| | claim | difference in points: mean [95 % over seeds], seeds | verdict |", "|---|---|---|---|"]
+def effect_of(part):
+    """"+36.5 [+26.6, +46.5], n=5", or "not run"."""
+    if not part["n"]:
+        return "not run"
+    return f"{part['mean']:+.1f}{span((part['low'], part['high']))}, n={part['n']}"
+
+
+def deciding(claim):
+    """The part on which a claim's verdict hangs: of the worst verdict the one of the largest p."""
+    parts = [part for part in claim["parts"] if part["kind"] != "shown"]
+    ranks = {word: rank for rank, word in enumerate((*WORST, "holds"))}
+    return min(parts, key=lambda part: (ranks[part["verdict"]], -(part["p"] or 0.0)))
+
+
+def markdown_claims(judged, all_parts=False):
+    """The paper's claims as a Markdown table, or every part of every claim and control."""
+    rows = ["| | claim | effect in points: mean [95 % over seeds], seeds | verdict |",
+            "|---|---|---|---|"]
     for claim in judged["claims"]:
-        parts = [f"{part['name']}: " + (f"{part['mean']:+.1f}{span((part['low'], part['high']))}, n={part['n']}, "
-                                        f"{part['verdict']}" if part["n"] else "not run") for part in claim["parts"]]
+        if not all_parts and claim["kind"] not in ("mechanism", "magnitude"):
+            continue
+        effects = []
+        for part in claim["parts"] if all_parts else [deciding(claim)]:
+            verdict = f", {part['verdict']}" if all_parts and part["n"] else ""
+            effects.append(f"{part['name']}: {effect_of(part)}{verdict}")
         kind = "; ".join(filter(None, (claim["kind"], claim["note"])))
-        rows.append(f"| {claim['number']} | {claim['text']} ({kind}) | {'<br>'.join(parts)} | **{said_of(claim)}** |")
+        rows.append(f"| {claim['number']} | {claim['text']} ({kind}) | {'<br>'.join(effects)} | "
+                    f"**{said_of(claim)}** |")
     return "\n".join(rows)
 
 
 def print_claims(judged):
-    """The verdict on each claim, its parts with their intervals, both arms by seed; then the curve of claim 3."""
+    """The verdict on each claim, its parts with both arms by seed; then the curve of claim 3."""
     for claim in judged["claims"]:
-        print(f"\n{claim['number']}. {claim['text']} ({claim['kind']}): {said_of(claim).upper()}"
-              + (f", p {claim['holm']:.2g} corrected over {claim['of']} claims" if claim["holm"] is not None else ""))
+        title = f"\n{claim['number']}. {claim['text']} ({claim['kind']}): {said_of(claim).upper()}"
+        if claim["holm"] is not None:
+            title += f", p {claim['holm']:.2g} corrected over {claim['of']} claims"
+        print(title)
         if claim["note"]:
             print(f"   {claim['note']}")
         for part in claim["parts"]:
-            print(f"   {part['name']}; {part['kind']}" + "?" * (part["kind"] != "shown"))
-            if not part["n"]:
-                print("      not run")
-                continue
-            nouns = f"  over nouns{span(part['nouns'])}" if part["nouns"] else ""
-            test = f"  p {part['p']:.2g}" if part["p"] is not None else ""
-            print(f"      n={part['n']}  {part['mean']:+.1f}{span((part['low'], part['high']))}{nouns}{test}  "
-                  f"{part['verdict']}")
-            print("      " + "  ".join(f"seed {seed}: {a:.1f}, {b:.1f}"
-                                       for seed, a, b in zip(part["seeds"], part["a"], part["b"])))
-    for kind in CURVE if judged["curve"] else ():
-        means = [f"{statistics.fmean(some):.1f}" if some else "-" for some in judged["curve"][kind]]
-        print(f"\n{BOTH} by steps of the text stage, {kind:<10}"
-              + "".join(f"{steps:>8}: {mean:>5}" for steps, mean in zip(judged["curve"]["steps"], means)), end="")
-    print()
+            print(f"   {part['name']}; {part['kind']}")
+            p = "" if part["p"] is None else f", p {part['p']:.2g}"
+            print(f"      {effect_of(part)}{p}: {part['verdict']}")
+            by_seed = zip(part["seeds"], part["a"], part["b"])
+            print("      " + "  ".join(f"seed {seed}: {a:.1f}, {b:.1f}" for seed, a, b in by_seed))
+    if judged["curve"]:
+        print(f"\ngrounded {TWO} by steps of the text stage")
+        for kind in CURVE:
+            for steps, values in zip(LENGTHS, judged["curve"][kind]):
+                print(f"   {kind:<10}{steps:>5}: {show_points(values)}")
+
+
+def print_arms(cells, rows, width):
+    """Every arm in every measure; what stuck; how many cells, of what commits and machines."""
+    print(f"\nEvery arm: {ARMS_ARE}\n")
+    columns = []
+    for measure, tasks in SHOWN:
+        name = f"{measure} {tasks}".strip()
+        columns.append((name, [show_points(row.get(name, [])) for row in rows.values()]))
+    print_columns(list(rows), columns, width)
+    stuck = []
+    for (arm, seed), cell in cells.items():
+        stuck += [f"{arm} {task} seed {seed}" for task, scores in cell["tasks"].items()
+                  if scores.get("stuck")]
+    if stuck:
+        print(f"! gives every row one answer, and counts as it is: {', '.join(stuck)}")
+
+
+def print_source(cells):
+    """How many cells, of what commits and machines -> (commit, hardware)."""
+    if len({cell["commit"] for cell in cells.values()}) > 1:
+        print("! values of several commits: where a setting changed between them, delete the "
+              "values folder, and `make claims` looks at every finished stage again")
+    commit = once(str(cell["commit"]) for cell in cells.values())
+    hardware = once(str(cell["hardware"]) for cell in cells.values())
+    threads = once(str(cell["threads"]) for cell in cells.values())
+    hours = sum(sum(cell["seconds"].values()) for cell in cells.values()) / 3600
+    print(f"\n{len(cells)} cells, {hours:.1f} hours of training, {threads} thread each; commit "
+          f"{commit}; {hardware}")
+    return commit, hardware
 
 
 def claims(args):
-    """`claims`: with --plan writes the makefile of what is still to run; else judges the value files that are there."""
-    names = args.claims or [name for name in CLAIMS if name not in CONTROLS]
-    if args.plan:
-        if not args.seeds:
-            raise ValueError("--plan needs --seeds, one world each")
-        cells = cells_for(names, args.seeds)
-        todo = plan(args.plan, args.runs, cells, args.python)
-        print(f"{len(cells)} cells of (arm, seed), {todo} to run: {args.plan}")
-        return
-    cells = read_values(args.values or Path(args.runs) / "values")
-    other = sorted(key for key, cell in cells.items() if key[0] in ARMS | SIDE | GRID and cell["flags"] != recipe(key[0]))
+    """`claims`: judges the value files that are there."""
+    every = read_values(args.values or Path(args.runs) / "values")
+    known = {}
+    other = []
+    for (arm, seed), cell in sorted(every.items()):
+        if arm not in {**TEACHERS, **STUDENTS, **GRID}:
+            continue
+        if cell["flags"] == recipe(arm):
+            known[arm, seed] = cell
+        else:
+            other.append(f"{arm} seed {seed}")
     if not args.markdown:
-        show_grid({key: cell for key, cell in cells.items() if key not in other})
-    seeds = args.seeds or sorted({seed for _, seed in cells if 0 < seed < 100})   # on others settings were chosen
-    used = {key: cell for key, cell in cells.items() if key[0] in ARMS | SIDE and key[1] in seeds and key not in other}
+        print_grid(known, args.width)
     if args.claims == ["weights"]:
         return
-    if not used:
-        raise FileNotFoundError(f"no values of worlds {', '.join(map(str, args.seeds or ['1 to 99']))} made with the "
-                                f"arms' flags; `make claims` makes them, --seeds names worlds")
-
-    def begun(name):
-        return any(judge(part, used, seeds)["n"] for part in CLAIMS[name][3])
-    names = [name for name in names if name in CLAIMS and (args.claims or begun(name))]
-    names += [name for name in CONTROLS if name not in names and any(name in CLAIMS[claim][2] for claim in names)]
-    judged, rows = judge_claims(used, names, seeds), arm_rows(used, seeds)
+    # on all other worlds settings were chosen
+    seeds = args.seeds or sorted({seed for _, seed in every if 0 < seed < 100})
+    cells = {}
+    for (arm, seed), cell in known.items():
+        if arm not in GRID and seed in seeds:
+            cells[arm, seed] = cell
+    if not cells:
+        worlds = ", ".join(map(str, args.seeds or ["1 to 99"]))
+        raise model.UserError(f"no values of worlds {worlds} made with the arms' flags; `make "
+                              f"claims` makes them, --seeds names worlds")
+    names = []
+    for name in args.claims or paper_claims():
+        if name in CLAIMS:
+            begun = any(judge(part, cells, seeds)["n"] for part in CLAIMS[name].parts)
+            if begun or args.claims:
+                names.append(name)
+    controls = []
+    for name in names:
+        controls += CLAIMS[name].controls
+    names += [name for name in CLAIMS if name in controls and name not in names]
+    judged = judge_claims(cells, names, seeds)
     if args.markdown:
-        print(markdown_claims(judged))
+        print(markdown_claims(judged, args.parts))
         return
+    rows = arm_rows(cells, seeds)
     print_claims(judged)
-    print(f"\nEvery arm: {ARMS_ARE}\n")
-    print_columns(list(rows), [(value, [show_values([x / 100 for x in rows[arm].get(value, [])]) for arm in rows])
-                               for value in SHOWN], args.width)
-    used = list(used.values())
-    stuck = [f"{cell['arm']} {task} seed {cell['seed']}" for cell in used for task, got in cell["tasks"].items()
-             if got.get("stuck")]
-    if stuck:
-        print(f"! gives every row one answer, and counts as it is: {', '.join(stuck)}")
+    print_arms(cells, rows, args.width)
     if other:
-        print(f"! left out, made with other flags: {', '.join(f'{arm} seed {seed}' for arm, seed in other)}")
-    if len({cell["commit"] for cell in used}) > 1:
-        print("! values of several commits: where a setting changed between them, delete the values folder, and `make "
-              "claims` looks at every finished stage again")
-    commit, hardware = ["/".join(sorted({str(cell[key]) for cell in used})) for key in ("commit", "hardware")]
-    hours = sum(sum(cell["seconds"].values()) for cell in used) / 3600
-    print(f"\n{len(used)} cells, {hours:.1f} hours of training, {used[0]['threads']} thread each; commit {commit}; "
-          f"{hardware}")
-    if not names or (args.values and not args.out):   # no claim, or values of others: what was judged before stays
+        print(f"! left out, made with other flags: {', '.join(other)}")
+    commit, hardware = print_source(cells)
+    if not names or (args.values and not args.out):   # what was judged before stays
         return
     if not args.values:
-        kept = [cell for (arm, seed), cell in cells.items() if seed in seeds and arm not in GRID]
-        kept += [{**cell, "tasks": {task: {"dev": got["dev"]} for task, got in cell["tasks"].items()}, "probe": {},
-                  "retrieval": {}} for (arm, _), cell in cells.items() if arm in GRID]   # what chose the ratios
-        data.write_text(Path(args.runs) / "values.jsonl", "".join(json.dumps(cell) + "\n" for cell in kept))
+        kept = [json.dumps(cell) + "\n" for (arm, seed), cell in every.items()
+                if seed in seeds or arm in GRID]
+        data.write_text(Path(args.runs) / "values.jsonl", "".join(kept))
     out = Path(args.out or Path(args.runs) / "claims.json")
     out.parent.mkdir(parents=True, exist_ok=True)
+    made = {"commit": commit, "hardware": hardware, "seeds": seeds, "arms": rows, **judged}
     # JSON has no nan: an interval of one seed has no ends
-    written = json.dumps({"commit": commit, "hardware": hardware, "seeds": seeds, "arms": rows, **judged})
-    data.write_json(out, json.loads(written, parse_constant=lambda _: None))
+    data.write_json(out, json.loads(json.dumps(made), parse_constant=lambda _: None))
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Report: one HTML file that needs nothing else. All text passes through `mark`, which escapes what is not Raw.
+# --------------------------------------------------------------------------------------------------
+# Report
+#
+# One HTML file that needs nothing else. `tag` escapes all text that is not Raw.
 
-REPORT_BYTES, CLIP_BYTES, CLIP_SECONDS = 8_000_000, 6_000_000, 4   # of the page, of its clips in base64, of one clip
-TITLE = "VidLanKD: what these runs did"
-WIDTH = 360   # of a plot in units that are pixels on a phone, so that its letters are as large there as elsewhere
-CURVES = {    # key in log.jsonl -> (title, what it should do)
-    "contrastive": ("Contrastive loss", "Text and video of a clip find each other (section 3.2): it falls."),
-    "mlm": ("Masked language modelling", "In nats (sections 3.2, 3.3): it falls. A teacher reads captions, a student "
-            "plain text: compare students."),
-    "nst": ("NST", "How teacher's and student's neurons spread over the tokens (section 3.3): it falls."),
-    "crd": ("CRD", "A token's two vectors against other tokens' (section 3.3): it falls."),
-    "loss": ("Loss", "Of the task (section 4): it falls; a flat line learns nothing more."),
-    "valid_r1": ("Held-out clips found at once", "Share of texts whose own clip comes first in a batch: it rises."),
-    "valid_median_rank": ("Median rank of the own clip", "On held-out clips: it falls towards 1."),
-    "grad_norm": ("Gradient norm", "Of all parameters before clipping: it settles, never zero or ever growing."),
-    "video_grad_norm": ("Gradient norm of the video encoder", "Above zero: it learns with the text's (section 3.2)."),
+REPORT_BYTES = 8_000_000
+CLIP_BYTES = 6_000_000   # of all clips in base64
+CLIP_SECONDS = 4
+COLOURS = "#1f82c8", "#d2601a", "#16916a", "#c0569a", "#7c6fd6", "#967a14"   # on light and dark
+DASHES = "none", "7 3", "2 3", "9 3 2 3"   # lines differ without colours, too
+EXPLAIN = {   # section -> what to look for
+    "mini": "A mini world holds knowledge that only video carries: it shows whether the mechanism "
+    "transfers it, not whether HowTo100M improves GLUE. ",
+    "head": "Hollow dots: fine-tuning seeds. Full: their mean. Bar: its 95 % interval, of one "
+    "pretrained model; another world may differ. Dashed: chance. Every number comes from the files "
+    "of these runs; sections are the paper's (arXiv 2107.02681). ",
+    "clips": "A text should bring clips that show what it speaks of, the true one (green frame) "
+    "first. Teachers align text and video (section 3.2); a student never saw a frame: what it "
+    "finds came through distillation (section 3.3).",
+    "results": "Mean ± standard deviation over seeds, x 100. The student should lead where only "
+    "film holds the answer (grounded), lose nothing where language decides (ungrounded) and stand "
+    "at chance on nouns that no clip shows (unfilmed). !: a seed that gives every row one answer; "
+    "*: a smoke run on half a dev file.",
+    "probes": "What a word's vector tells of the thing, by a linear map that never saw these "
+    "nouns. Teacher and student should be far above chance on test nouns, the text-only student at "
+    "chance; on unfilmed nouns all (there are 32: most within 18 points).",
+    "curves": "Circles are held-out values (r1, median rank: of the own clip in a batch). Losses "
+    "should fall and flatten; circles that rise away from their line: a run learns its data by "
+    "heart. Teachers read captions, students plain text.",
+    "claims": "Differences of two arms in points, a hollow dot a world. Better holds where the bar "
+    "is right of 0, fails where it ends below 2; not worse: right of -2, below 0; no better: ends "
+    "below 2, starts above 0; no effect: contains 0 with a mean within 4, does not contain 0. A "
+    "claim holds if its parts do, also after Holm's correction; controls and hinge rows are not "
+    "corrected. A mini world shows mechanisms; magnitudes need the paper's scale.",
+    "arms": "Mean ± standard deviation over worlds; accuracy in %, probes on test nouns, R@1 of "
+    "text to video, MLM in nats on held-out text (teachers: captions).",
+    "forgetting": "Two-stage pretraining learns from video, then reads text: the longer it reads, "
+    "the more it should forget. The student has its teacher at every step. A circle a world.",
+    "runs": "Two runs compare fairly where only what is under test differs: shaded.",
 }
-SEE = {   # under the pictures: what the reader should see, and where the paper speaks of it
-    "report":
-        "Every number and picture here comes from the files of the runs named below; claims, arms and forgetting, where "
-        "they stand, from claims.json, which pools several worlds. Nothing quotes the paper's figures; section numbers "
-        "are those of the VidLanKD paper (arXiv 2107.02681).",
-    "mini":
-        " A mini world holds knowledge that only video carries: it shows whether the mechanism transfers it, not "
-        "whether HowTo100M improves GLUE.",
-    "runs":
-        "Two runs compare fairly where only the flags under test differ: those rows are shaded below.",
-    "results":
-        "Hollow dots are fine-tuning seeds, the full one is their mean, the bar its 95 % interval (from two seeds on): "
-        "of one pretrained model, so that it says nothing of another pretraining or world. The paper's comparison "
-        "(section 4) is a distilled student against one that read the same text alone. On a mini task the student "
-        "should lead where only video holds the answer (grounded), lose nothing where language decides (ungrounded), "
-        "and all should stand at chance on nouns that no clip shows (unfilmed): what one gains there is not knowledge.",
-    "claims":
-        "Each claim of the paper (section 4) is one difference between two arms, world by world. Better holds where "
-        "the whole bar is right of zero, else fails where it ends below 2 points; not worse holds where it starts above "
-        "-2, else fails where it ends below 0; no better holds where it ends below 2, else fails where it starts above "
-        "0. No effect holds where nothing speaks against it: the bar contains zero and the mean is within 4 points (a "
-        "wide bar says little); it fails where the bar does not contain zero. All else is not decided. A claim holds if "
-        "its parts do, also after Holm's correction over the claims. Controls and hinge rows are not corrected: a "
-        "control's part misses by chance one time in twenty. The interval over nouns asks whether other nouns of the "
-        "same worlds would say the same. A mechanism is what a mini world can show; a magnitude needs the paper's scale.",
-    "arms":
-        "The same model, trained in other ways; what each claim subtracts stands here by itself. A student of a good "
-        "teacher (section 3.3) should be far above 50 on grounded questions, and its words' vectors should tell what "
-        "only clips show; who saw no matching clip should stand at chance there, and all should on unfilmed nouns.",
-    "forgetting":
-        "Two-stage pretraining, a comparison of section 4, learns from video first and reads text afterwards: the "
-        "longer it reads, the more of what it saw it should forget, and its line should fall towards chance. The "
-        "student has its teacher at every step (section 3.3), so its line should not. The verdict is taken at the "
-        "right end.",
-    "retrieval":
-        "Each text should bring clips that show what it speaks of, the true one among the first; wrong ones should "
-        "look like it. A teacher aligns text and video in section 3.2; a student never saw a frame, so what it finds "
-        "came through section 3.3.",
-    "probes":
-        "What a word's vector tells of the thing, read off by a linear map that never saw these nouns. No text of the "
-        "mini world says any of it: the teacher (section 3.2) should be far above chance on test nouns, a distilled "
-        "student (section 3.3) close to it, the text-only student at chance. What no clip shows nobody can know: on "
-        "unfilmed nouns every dot should lie near the dashed line (there are 32: most within 18 points).",
-    "Pretraining":
-        "Circles are held-out values; lines are training batches, of long runs their means. Every loss should fall "
-        "and flatten while its circles stay close; circles that rise away from the line mean that the run learns its "
-        "data by heart. Teachers train as in section 3.2, students as in section 3.3.",
-    "Fine-tuning":
-        "One line a seed, as in section 4. A loss that stays near its first value has not learnt the task, or only the "
-        "part that language decides; the table of results shows which, and marks with ! a seed that gives every row "
-        "one answer.",
-}
-STYLE = """
-:root{--paper:#fff;--ink:#1c1c1c;--soft:#595959;--line:#d5d5d5;--box:#f2f2ef;--link:#0b57a4;color-scheme:light dark;
---c0:#0067a5;--c1:#c44e00;--c2:#007a58;--c3:#a8457f;--c4:#6355c0;--c5:#806500}
-@media (prefers-color-scheme:dark){:root{--paper:#161616;--ink:#ececec;--soft:#adadad;--line:#454545;--box:#262626;
---link:#8ec5ff;--c0:#5ab4f0;--c1:#ff9248;--c2:#2fc59a;--c3:#e58cc0;--c4:#b3a7ff;--c5:#e3c34a}}
-*{box-sizing:border-box}body{margin:0;background:var(--paper);color:var(--ink);font:16px/1.5 system-ui,sans-serif;
-overflow-wrap:anywhere}header,main,footer{max-width:1180px;margin:0 auto;padding:0 16px}
-section{border-top:1px solid var(--line);margin-top:32px}h1{line-height:1.2}h2{margin:24px 0 8px}
-h3{margin:24px 0 4px;font-size:1.05rem}p,li{max-width:75ch}a{color:var(--link)}summary{padding:4px 0;cursor:pointer}
-:focus-visible{outline:3px solid var(--link);outline-offset:2px}.skip{position:absolute;left:-999px}
-.skip:focus{left:16px;top:8px}nav ul{display:flex;flex-wrap:wrap;gap:4px 20px;padding:0;list-style:none}
-nav a{display:inline-block;padding:4px 0}.wide{overflow-x:auto;margin:12px 0}
-table{border-collapse:collapse;font-size:.9rem}
-caption{text-align:left;color:var(--soft)}caption span{display:block;position:sticky;left:0;
-width:min(75ch,100vw - 48px);padding-bottom:4px}td,th{padding:4px 14px 4px 0;text-align:left;vertical-align:top;
-border-bottom:1px solid var(--line);overflow-wrap:normal;font-variant-numeric:tabular-nums}
-thead th{vertical-align:bottom}tbody th{position:sticky;left:0;background:var(--paper);min-width:9em;max-width:45vw;
-overflow-wrap:anywhere}
-td svg{width:160px;display:block}th svg{width:24px;height:10px;margin-left:8px}.differs>*{background:var(--box)}
-.plots{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,330px),1fr));gap:24px;margin-top:12px}
-figure{margin:0}.plots figure{display:flex;flex-direction:column}.plots svg{width:100%;max-width:420px;margin-top:auto}
-figcaption{font-size:.88rem;color:var(--soft);margin-bottom:4px}figcaption b{color:var(--ink);display:block}
-svg text{font:12px system-ui,sans-serif;fill:var(--ink)}svg .t{fill:var(--soft)}svg .g{stroke:var(--line)}
-svg .n{stroke:var(--soft)}svg .p{fill:none;stroke-width:2}svg .o{fill:var(--paper);stroke-width:2}
-.clips{display:grid;grid-template-columns:repeat(auto-fill,minmax(150px,1fr));gap:12px}
-button{font:inherit;padding:6px 14px}video{width:100%;aspect-ratio:1;object-fit:contain;background:var(--box);
-border-radius:4px;display:block}.own video{outline:3px solid var(--c2)}
-""" + "".join(f".c{i}{{stroke:var(--c{i})}}svg .f{i}{{fill:var(--c{i})}}" for i in range(6))
-DASHES = "none", "7 3", "2 3", "9 3 2 3"   # beside six colours: twelve lines that differ, for eyes without colours, too
-SCRIPT = """
-const clips = [...document.querySelectorAll("video")], button = document.getElementById("play");
-for (const clip of clips) if (clip.dataset.same) clip.src = document.getElementById(clip.dataset.same).src;
+PAGE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>VidLanKD: what these runs learnt</title>
+<link rel="icon" href="data:,">
+<style>
+:root { color-scheme: light dark;
+  --paper: light-dark(#fff, #161616); --ink: light-dark(#1c1c1c, #ececec);
+  --soft: light-dark(#595959, #adadad); --line: light-dark(#dcdcdc, #3c3c3c);
+  --box: light-dark(#f1f1ee, #262626); --link: light-dark(#0b57a4, #8ec5ff) }
+* { box-sizing: border-box }
+body { margin: 0; padding: 0 clamp(16px, 3vw, 64px) 32px; background: var(--paper);
+  color: var(--ink); font: 16px/1.5 system-ui, sans-serif; overflow-wrap: anywhere }
+h1 { font-size: clamp(1.4rem, 2.4vw, 2.4rem); line-height: 1.25; margin: 24px 0 16px }
+h2 { margin: 40px 0 8px; padding-top: 16px; border-top: 1px solid var(--line) }
+h3 { margin: 0; font-size: 1rem }
+p { max-width: 90ch; margin: 8px 0 16px }
+a { color: var(--link) }
+ul { padding: 0; margin: 4px 0; list-style: none }
+:focus-visible { outline: 3px solid var(--link) }
+.skip:not(:focus) { position: absolute; left: -999px }
+nav a { display: inline-block; padding: 4px 0 }
+nav li, .key li { display: inline-block; margin-right: 20px }
+button { font: inherit; padding: 8px 16px; position: sticky; top: 8px; z-index: 1 }
+.wide { overflow-x: auto; margin: 16px 0 }
+table { border-collapse: collapse; width: 100%; font-size: .92rem }
+td, th { padding: 5px 16px 5px 0; text-align: left; vertical-align: top; overflow-wrap: break-word;
+  border-bottom: 1px solid var(--line); font-variant-numeric: tabular-nums }
+tbody th { position: sticky; left: 0; background: var(--paper); max-width: 40vw }
+tr.differs > * { background: var(--box) }
+.plots, .rowed, .texts, .clips { display: grid; gap: 32px; margin: 16px 0;
+  grid-template-columns: repeat(auto-fill, minmax(min(100%, 330px), 1fr)) }
+.rowed { grid-template-columns: repeat(auto-fit, minmax(min(100%, 430px), 1fr)) }
+.texts { grid-template-columns: repeat(auto-fill, minmax(min(100%, 520px), 1fr)) }
+.clips { grid-template-columns: repeat(auto-fill, minmax(120px, 1fr)); gap: 12px }
+figure { margin: 0; min-width: 0; container-type: inline-size }
+figcaption { font-size: .88rem; line-height: 1.35; padding: 4px 0; color: var(--soft) }
+b { display: block; color: var(--ink) }
+svg { width: 100% }
+svg text { font: 12px system-ui, sans-serif; fill: var(--soft) }
+.key { font-size: .85rem }
+.key svg { width: 28px; height: 10px; margin-right: 6px }
+.rows li { display: grid; grid-template-columns: 1fr 2fr 1fr; column-gap: 16px; font-size: .92rem;
+  align-items: center; line-height: 1.35; font-variant-numeric: tabular-nums }
+.rows .head { display: block; padding: 8px 0 2px; font-weight: 600 }
+.rows svg { height: 24px; overflow: visible }
+@container (max-width: 660px) {
+  .rows li { grid-template-columns: 1fr fit-content(45%); padding-top: 4px }
+  .rows svg { grid-row: 2; grid-column: 1 / 3; overflow: hidden }
+  .rows span { text-align: right }
+  .rows span:first-child { text-align: left } }
+video { width: 100%; aspect-ratio: 1; object-fit: contain; background: var(--box);
+  border-radius: 4px }
+.true video { outline: 3px solid #16916a }
+@media (min-width: 1000px) {
+  header { display: grid; grid-template-columns: 1fr 1fr; column-gap: 56px }
+  header .rowed { margin: 24px 0; grid-column: 2; grid-row: 1 / 3 } }
+</style>
+</head>
+<body>BODY<script>
+const button = document.getElementById("play");
 let playing = !matchMedia("(prefers-reduced-motion: reduce)").matches;
-const seen = new IntersectionObserver(entries => { for (const entry of entries)
-  if (entry.isIntersecting && playing) entry.target.play().catch(() => {}); else entry.target.pause(); });
-const watch = () => { for (const clip of clips) { seen.unobserve(clip); seen.observe(clip); }
-  if (button) button.textContent = playing ? "Pause all clips" : "Play clips in view"; };
-if (button) { button.hidden = false; button.addEventListener("click", () => { playing = !playing; watch(); }); }
-watch();
+const seen = new IntersectionObserver(entries => {
+  for (const {target, isIntersecting} of entries)
+    if (isIntersecting && playing) target.play().catch(() => {});
+    else target.pause();
+});
+function watch() {
+  seen.disconnect();
+  for (const clip of document.querySelectorAll("video")) seen.observe(clip);
+  button.textContent = playing ? "Pause all clips" : "Play clips in view";
+}
+if (button) {
+  button.onclick = () => { playing = !playing; watch(); };
+  watch();
+}
+</script></body></html>
 """
 
 
 class Raw(str):
-    """A piece of HTML that is escaped already."""
-
-
-def mark(*pieces):
-    """Pieces one after the other as Raw; those that are not yet Raw are text, and escaped."""
-    return Raw("".join(piece if isinstance(piece, Raw) else html.escape(str(piece)) for piece in pieces))
+    """HTML that is escaped already."""
 
 
 def tag(name, *content, **attributes):
-    """<name attribute="...">content</name>; in attribute names a trailing _ goes, others become -; True: no value."""
-    given = "".join(f" {key.rstrip('_').replace('_', '-')}" + ("" if value is True else f'="{html.escape(str(value))}"')
-                    for key, value in attributes.items() if value is not None)
-    return Raw(f"<{name}{given}>{mark(*content)}</{name}>")
+    """<name attribute="...">content</name>; class_ is class, aria_label is aria-label."""
+    given = ""
+    for key, value in attributes.items():
+        key = key.rstrip("_").replace("_", "-")
+        given += f' {key}="{html.escape(str(value))}"'
+    inside = ""
+    for piece in content:
+        inside += piece if isinstance(piece, Raw) else html.escape(str(piece))
+    return Raw(f"<{name}{given}>{inside}</{name}>")
 
 
-def html_table(caption, header, rows, marked=()):
-    """A table in a box that scrolls by itself. rows: lists of cells, the first names the row; marked: row numbers."""
+def html_table(label, header, rows, shade=False):
+    """A table in a box that scrolls by itself; "" of no rows. A row's first cell names it; shade:
+    rows whose other cells differ."""
+    if not rows:
+        return ""
+    body = []
+    for first, *others in rows:
+        differs = shade and any(cell != others[0] for cell in others)
+        cells = [tag("td", str(cell).replace(" ± ", "\u00a0±\u00a0")) for cell in others]
+        name = tag("th", first, scope="row")
+        body.append(tag("tr", name, *cells, class_="differs" if differs else ""))
     head = tag("tr", *[tag("th", cell, scope="col") for cell in header])
-    body = [tag("tr", tag("th", row[0], scope="row"), *[tag("td", cell) for cell in row[1:]],
-                class_="differs" if number in marked else None) for number, row in enumerate(rows)]
-    return tag("div", tag("table", tag("caption", tag("span", caption)), tag("thead", head), tag("tbody", *body)),
-               class_="wide", tabindex="0", role="group", aria_label=caption)
+    table = tag("table", tag("thead", head), tag("tbody", *body))
+    return tag("div", table, class_="wide", tabindex=0, role="group", aria_label=label)
 
 
-def shorten(name, letters):
-    """A name cut to so many letters."""
-    return name if len(name) <= letters else name[:letters - 1] + "…"
+def axis(values):
+    """Ends of an axis for these values, with some room, and about five round numbers on it."""
+    room = 0.05 * (max(values) - min(values)) or 1.0
+    low = min(values) - room
+    high = max(values) + room
+    steps = 10.0 ** math.floor(math.log10(high - low)) * np.array([0.2, 0.5, 1, 2])
+    step = steps[(high - low) / steps <= 6].min()
+    ticks = step * np.arange(math.ceil(low / step), math.floor(high / step) + 1)
+    return (low, high), ticks.round(9)
 
 
-def scale(low, high, a, b, log=False):
-    """The function that carries [low, high] to pixels [a, b], by logarithms if log."""
-    form = math.log10 if log else float
-    span = form(high) - form(low) or 1.0
-    return lambda value: round(a + (form(value) - form(low)) / span * (b - a), 1)
-
-
-def ticks(low, high, log=False):
-    """Round numbers in [low, high], about five: 1, 2 or 5 times a power of ten; on a long log axis powers alone."""
-    if log:
-        powers = [10.0 ** k for k in range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)]
-        found = [power * m for power in powers for m in (1, 2, 5) if low <= power * m <= high]
-        return found if len(found) <= 6 else [power for power in powers if low <= power <= high][::len(powers) // 6 + 1]
-    power = 10 ** math.floor(math.log10((high - low) / 4))
-    step = next(power * m for m in (1, 2, 5, 10) if (high - low) / (power * m) <= 5)
-    return [round(step * k, 12) for k in range(math.ceil(low / step), math.floor(high / step) + 1)]
-
-
-def short(value):
-    """A number on an axis: 0.5, 200, 20k, 1.5M."""
-    return f"{value / 1e6:g}M" if abs(value) >= 1e6 else f"{value / 1e3:g}k" if abs(value) >= 1e4 else f"{value:g}"
-
-
-def padded(values):
-    """(lowest, highest) of values with some room beside them."""
-    room = 0.04 * (max(values) - min(values)) or 1
-    return min(values) - room, max(values) + room
-
-
-def svg(title, text, width, height, *content):
-    return tag("svg", tag("title", title), tag("desc", text), *content, role="img", viewBox=f"0 0 {width} {height}")
-
-
-def figure(title, note, *picture):
-    """A plot under its title and what to look for; picture: text, height and content of `svg`."""
-    return tag("figure", tag("figcaption", tag("b", title), note), svg(title, picture[0], WIDTH, *picture[1:]))
-
-
-def thin(points, most=200):
-    """At most `most` points [(x, y)]: means of equally many neighbours each."""
-    size = -(-len(points) // most)
-    return [tuple(map(statistics.fmean, zip(*points[low:low + size]))) for low in range(0, len(points), size)]
-
-
-def line_plot(title, note, series, unit="step", spread=()):
-    """A figure of lines, named at their ends. series: [(name, colour, [(x, y)], hollow)]; hollow: circles only; spread:
-    [(colour, x, low, high)], intervals. An axis is logarithmic where all is above 0 and spans a factor of 10, but for
-    steps of a run: most of a run is its end."""
-    series = [(name, colour, thin(sorted(points)), hollow) for name, colour, points, hollow in series if points]
-    xs = sorted({x for *_, points, _ in series for x, _ in points})
-    ys = [y for *_, points, _ in series for _, y in points] + [y for *_, low, high in spread for y in (low, high)]
-    log_y, log_x = [bool(min(some) > 0 and max(some) / min(some) >= 10) for some in (ys, xs)]
-    log_x = log_x and unit != "step"
-    low, high = (min(ys) / 1.1, max(ys) * 1.1) if log_y else padded(ys)
-    left, right, bottom, height = 44, WIDTH - 112, 176, 214
-    x_of, y_of = scale(xs[0], xs[-1], left + 4, right, log_x), scale(low, high, bottom, 10, log_y)
-    out = []
-    for value in ticks(low, high, log_y):
-        out += [tag("line", class_="g", x1=left, x2=right, y1=y_of(value), y2=y_of(value)),
-                tag("text", short(value), class_="t", x=left - 6, y=y_of(value) + 4, text_anchor="end")]
-    for value in ticks(xs[0], xs[-1], log_x) if xs[-1] > xs[0] else xs:
-        out.append(tag("text", short(value), class_="t", x=x_of(value), y=bottom + 16, text_anchor="middle"))
-    out.append(tag("text", unit + ", y is logarithmic" * log_y, class_="t", x=(left + right) / 2, y=height - 5,
-                   text_anchor="middle"))
-    out += [tag("line", class_=f"c{colour % 6}", x1=x_of(x) + 4 * colour - 2, x2=x_of(x) + 4 * colour - 2, y1=y_of(low),
-                y2=y_of(high), stroke_width=1.5) for colour, x, low, high in spread]   # side by side
-    ends, told = {}, []
+def line_plot(title, series, unit="step"):
+    """A figure of lines. series: [(name, colour, [(x, y)], hollow)]; hollow: circles only."""
+    every = np.concatenate([points for _, _, points, _ in series])   # [N, 2]
+    x_ends, x_ticks = axis(every[:, 0])
+    y_ends, y_ticks = axis(every[:, 1])
+    shapes = []
+    key = {}
+    words = []
+    for x, place in zip(x_ticks, np.interp(x_ticks, x_ends, (44, 354)).round(1)):
+        shapes.append(tag("text", f"{x:g}", x=place, y=197, text_anchor="middle"))
+    for y, place in zip(y_ticks, np.interp(y_ticks, y_ends, (180, 6)).round(1)):
+        shapes.append(tag("line", x1=44, x2=354, y1=place, y2=place, stroke="var(--line)"))
+        shapes.append(tag("text", f"{y:g}", x=38, y=place + 4, text_anchor="end"))
+    shapes.append(tag("text", unit, x=199, y=213, text_anchor="middle"))
     for name, colour, points, hollow in series:
-        placed = [(x_of(x), y_of(y)) for x, y in points]
-        if hollow or len(placed) < 4:
-            out += [tag("circle", class_=f"o c{colour % 6}", cx=x, cy=y, r=3) for x, y in placed]
-        if not hollow:
-            out.append(tag("polyline", class_=f"p c{colour % 6}", points=" ".join(f"{x},{y}" for x, y in placed),
-                           stroke_dasharray=DASHES[colour % 4]))
-            ends.setdefault((name, colour), placed[-1][1])
-        told.append(f"{name}{', held out' * hollow}: {points[0][1]:.4g} at {points[0][0]:g}, {points[-1][1]:.4g} at "
-                    f"{points[-1][0]:g}")
-    above = -math.inf
-    for (name, colour), y in sorted(ends.items(), key=lambda end: end[1])[:12]:
-        above = max(y + 4, above + 14)
-        out.append(tag("text", shorten(name, 13), class_=f"f{colour % 6}", x=right + 6, y=round(above, 1)))
-    return figure(title, note, "; ".join(told), max(height, round(above + 6)), *out)
+        paint = {"stroke": COLOURS[colour % 6], "stroke_width": 2, "fill": "none"}
+        dashed = {**paint, "stroke_dasharray": DASHES[colour % 4]}
+        points = np.array(sorted(points))
+        words.append(f"{name}: {points[0, 1]:.4g} at {points[0, 0]:g}, "
+                     f"{points[-1, 1]:.4g} at {points[-1, 0]:g}")
+        points = points[::-(len(points) // 200 + 1)]   # a long log is thinned, from its end
+        xs = np.interp(points[:, 0], x_ends, (44, 354)).round(1)
+        ys = np.interp(points[:, 1], y_ends, (180, 6)).round(1)
+        if hollow:
+            shapes += [tag("circle", cx=x, cy=y, r=3, **paint) for x, y in zip(xs, ys)]
+        else:
+            path = " ".join(f"{x},{y}" for x, y in zip(xs, ys))
+            shapes.append(tag("polyline", points=path, **dashed))
+        swatch = tag("svg", tag("line", x1=0, x2=28, y1=5, y2=5, **dashed))
+        key.setdefault(name, tag("li", swatch, name))
+    picture = tag("svg", tag("title", "; ".join(words)), *shapes, role="img",
+                  viewBox="0 0 360 218")
+    key = tag("ul", *key.values(), class_="key")
+    return tag("figure", tag("figcaption", tag("b", title)), picture, key)
 
 
-def interval_plot(title, note, groups, unit="accuracy in %"):
-    """A figure of values on one axis, named at the left. groups: [(heading, chance or None, [(name, colour, values)])],
-    values one a seed: dots; their mean with its number, its t interval where there are two or more; dashed: chance."""
-    rows = [(heading, chance, [(*member, t_interval(member[2])) for member in members if member[2]])
-            for heading, chance, members in groups if any(values for *_, values in members)]
-    everything = [x for _, chance, members in rows for *_, values, ends in members for x in (*values, *ends, chance)
-                  if x is not None and not math.isnan(x)]
-    low, high = padded(everything)
-    left, right, y, out, told = 134, WIDTH - 44, 14, [], []
-    x_of = scale(low, high, left, right)
-    for heading, chance, members in rows:
-        out.append(tag("text", heading, class_="t", x=0, y=y + 4))
-        if chance is not None:
-            out.append(tag("line", class_="n", x1=x_of(chance), x2=x_of(chance), y1=y - 4,
-                           y2=y + 6 + 18 * len(members), stroke_dasharray="3 3"))
-        for name, colour, values, (mean, below, above) in members:
-            y += 18
-            stroke = f"c{colour % 6}"
-            if not math.isnan(below):
-                out.append(tag("line", class_=stroke, x1=x_of(below), x2=x_of(above), y1=y, y2=y, stroke_width=2))
-            out += [tag("circle", class_=f"o {stroke}", cx=x_of(value), cy=y, r=2.5) for value in values]
-            out += [tag("circle", class_=f"f{colour % 6}", cx=x_of(mean), cy=y, r=4.5),
-                    tag("text", shorten(name, 20), x=0, y=y + 4),
-                    tag("text", f"{mean:.1f}", x=WIDTH, y=y + 4, text_anchor="end")]
-            told.append(f"{heading}, {name}: {mean:.1f}" +
-                        (f", interval {below:.1f} to {above:.1f}" if not math.isnan(below) else ""))
-        y += 24
-    for value in ticks(low, high):
-        out.append(tag("text", short(value), class_="t", x=x_of(value), y=y, text_anchor="middle"))
-    out.append(tag("text", unit, class_="t", x=(left + right) / 2, y=y + 16, text_anchor="middle"))
-    return figure(title, note, "; ".join(told), y + 22, *out)
+def interval_plots(figures, unit):
+    """Figures of values on one axis. figures: [(title, rows)]; a row: (name, text, values, colour,
+    reference or nan), or (heading,). Hollow: the values; full: their mean with its 95 % interval;
+    dashed: the reference."""
+    numbers = []
+    for _, rows in figures:
+        for row in rows:
+            if len(row) > 1:
+                numbers += [*row[2], *t_interval(row[2]), row[4]]
+    ends, ticks = axis([number for number in numbers if not math.isnan(number)])
+
+    def at(x):
+        return f"{np.interp(x, ends, (2, 98)):.1f}%"
+
+    def upright(x, **paint):
+        return tag("line", x1=at(x), x2=at(x), y1=-5, y2=29, **paint)
+
+    def picture(values, colour, reference):
+        mean, low, high = t_interval(values)
+        words = f"mean {mean:.1f}"
+        shapes = [upright(x, stroke="var(--line)") for x in ticks]
+        if not math.isnan(reference):
+            shapes.append(upright(reference, stroke="var(--soft)", stroke_dasharray="3 3"))
+        if len(values) > 1:
+            paint = {"stroke": COLOURS[colour % 6], "stroke_width": 2, "fill": "var(--paper)"}
+            words += f", interval {low:.1f} to {high:.1f}"
+            shapes.append(tag("line", x1=at(low), x2=at(high), y1=12, y2=12, **paint))
+            shapes += [tag("circle", cx=at(value), cy=12, r=3, **paint) for value in values]
+        if values:
+            shapes.append(tag("circle", cx=at(mean), cy=12, r=5, fill=COLOURS[colour % 6]))
+        return tag("svg", tag("title", words), *shapes, role="img")
+
+    labels = [tag("text", f"{x:g}", x=at(x), y=14, text_anchor="middle") for x in ticks]
+    scale = tag("li", tag("span"), tag("svg", *labels, aria_hidden="true"), tag("span", unit))
+    drawn = []
+    for title, rows in figures:
+        items = []
+        for name, *row in rows:
+            if row:
+                text, values, colour, reference = row
+                shown = picture(values, colour, reference)
+                items.append(tag("li", tag("span", name), shown, tag("span", text)))
+            else:
+                items.append(tag("li", name, class_="head"))
+        caption = tag("figcaption", tag("b", title))
+        drawn.append(tag("figure", caption, tag("ul", *items, scale, class_="rows")))
+    return tag("div", *drawn, class_="rowed")
 
 
-def report_runs(runs, names):
-    """What was run: a table of the runs, the stages' seconds, and every flag."""
-    about, rows = {}, []
-    for index, (name, run) in enumerate(zip(names, runs)):
-        about[name] = found = run_facts(run)
-        last = max([line.get("step", 0) for line in read_log(run)], default=0)
-        swatch = svg(f"colour {index + 1}", "of this run in every plot", 24, 10, tag(
-            "line", class_=f"c{index % 6}", x1=0, x2=24, y1=5, y2=5, stroke_width=3,
-            stroke_dasharray=DASHES[index % 4]))
-        commit = str(found.get("commit") or "unknown")[:10] + " with changes" * bool(found.get("uncommitted changes"))
-        spent = seconds_by_stage(run)
-        rows.append([mark(name, swatch), last, *[f"{spent[stage]:,.0f}" if stage in spent else "-" for stage in
-                     ("pretraining", "fine-tuning")], *[found.get(key, "unknown") for key in
-                     ("hardware", "processes", "precision", "torch")], commit])
-    flags = list(dict.fromkeys(flag for found in about.values() for flag in found.get("arguments", {})))
-    cells = [[flag, *[json.dumps(found.get("arguments", {}).get(flag, "-")).strip('"') for found in about.values()]]
-             for flag in flags]
-    differ = [number for number, row in enumerate(cells) if len(set(row[1:])) > 1]
-    out = [html_table("Runs, with the line each has in the plots", ["run", "steps", "pretraining, s", "fine-tuning, s",
-                      "hardware", "processes", "precision", "torch", "commit"], rows)]
-    for folder in dict.fromkeys(Path(run).resolve().parent for run in runs):
-        if (folder / "seconds.tsv").exists():
-            lines = [line.split("\t") for line in (folder / "seconds.tsv").read_text().splitlines()]
-            spent = Counter()
-            for stage, seconds in [line for line in lines if len(line) == 2 and line[1].isdigit()]:
-                spent[stage] += int(seconds)
-            out.append(html_table(f"Seconds of each stage in {folder.name} (make runs two stages side by side)",
-                                  ["stage", "seconds"], [[stage, f"{spent[stage]:,}"] for stage in spent]))
-    out.append(tag("p", SEE["runs"]))
-    out.append(tag("details", tag("summary", f"All {len(flags)} flags; {len(differ)} differ"),
-                   html_table("Flags of each run", ["flag", *names], cells, differ)))
-    return mark(*out)
+def union(rows):
+    """All keys of these dicts or lists, in the order in which they first appear."""
+    keys = {}
+    for row in rows:
+        keys.update(dict.fromkeys(row))
+    return list(keys)
 
 
-def report_results(runs, names):
-    """The cells of `table`, and each task's values on one axis."""
-    rows = [cells_of(read_results(run)) for run in runs]
-    keys = table_keys(rows)
-    if not keys:
-        return f"Results: nothing was fine-tuned; python finetune.py --model {runs[0]} makes them."
-    plots = []
-    for task in dict.fromkeys(task for task, _ in keys):
-        groups = []
-        for key in [key for key in keys if key[0] == task]:
-            entries = [cells.get(key, []) for cells in rows]
-            chances = [entry["chance"] for some in entries for entry in some if entry["chance"] is not None]
-            groups.append((key[1], statistics.fmean(chances) if chances else None, [
-                (name, index, [entry["value"] for entry in some if entry["value"] is not None])
-                for index, (name, some) in enumerate(zip(names, entries))]))
-        if any(values for *_, members in groups for *_, values in members):
-            plots.append(interval_plot(task, "Dashed: chance.", groups, "x 100"))
-    columns = [[key_chance(rows, key), *[show_cell(cells.get(key)) for cells in rows]] for key in keys]
-    cells = [[name, *row] for name, row in zip(["chance", *names], zip(*columns))]
-    return mark(html_table("Scores x 100: mean ± standard deviation over seeds; ! marks a seed that gives every row "
-                           "one answer, * a smoke run on half a dev file", ["run", *map(" ".join, keys)], cells),
-                tag("div", *plots, class_="plots"), tag("p", SEE["results"]))
+def defined(entries, field="value"):
+    """The numbers of a cell's entries that are defined."""
+    return [entry[field] for entry in entries if entry[field] is not None]
 
 
-def read_claims(runs, path=None):
-    """The claims.json that is given, or the first beside the runs or in one; {} where there is none."""
-    places = [Path(path)] if path else [folder / "claims.json" for run in runs
-                                        for folder in (Path(run).resolve().parent, Path(run))]
-    found = [place for place in places if place.exists()]
-    if path and not found:
-        raise FileNotFoundError(f"no claims file {path}")
-    return data.read_json(found[0], "") if found else {}
+def main_keys(cells):
+    """The cells that the result counts: grounded of mini tasks, else each task's own score."""
+    keys = [key for key in table_keys([cells])
+            if defined(cells[key]) and not key[0].startswith("diagnostics")]
+    grounded = [key for key in keys if key[1] == "grounded"]
+    return grounded or [key for key in keys if key[1] in ("dev", "test")]
 
 
-def report_claims(claims):
-    """Every part of every claim with its interval drawn on one scale, and the verdicts."""
-    parts = [(claim, part) for claim in claims.get("claims", []) for part in claim["parts"]]
-    if not parts:
-        return "Claims: there is no claims.json beside the runs; `make claims` makes it (mini worlds, hours)."
-    ends = [part[key] for _, part in parts for key in ("mean", "low", "high") if part[key] is not None]
-    x_of, rows, before = scale(min([0, *ends]), max([0, *ends]), 4, 156), [], None
-    for claim, part in parts:
-        name, mean, low, high = [part[key] for key in ("name", "mean", "low", "high")]
-        said = "-" if mean is None else f"{mean:+.1f}{span((low, high))}"
-        drawn = [tag("line", class_="n", x1=x_of(0), x2=x_of(0), y1=0, y2=18)]
-        if None not in (low, high):
-            drawn.append(tag("line", class_="c0", x1=x_of(low), x2=x_of(high), y1=9, y2=9, stroke_width=3))
-        if mean is not None:
-            drawn.append(tag("circle", class_="f0", cx=x_of(mean), cy=9, r=4.5))
-        first = claim is not before
-        holm = f"{claim['holm']:.2g}" if first and claim["holm"] is not None else ""
-        kind = "; ".join(filter(None, (claim["kind"], claim["note"])))
-        told = f"{claim['number']}. {claim['text']} ({kind})" if first else f"{claim['number']}, continued"
-        rows.append([told, tag("b", said_of(claim)) if first else "", name, part["kind"],
-                     {"holds": "✓ ", "fails": "✗ "}.get(part["verdict"], "? ") + part["verdict"], said,
-                     svg(f"{name}: {said}", "Interval beside zero", 160, 18, *drawn), span(part["nouns"]) or "-",
-                     ", ".join(map(str, part["seeds"])) or "-", holm])
-        before = claim
-    commits = "/".join(commit[:10] for commit in claims["commit"].split("/"))
-    caption = f"Differences in points over seeds; commit {commits}; {claims['hardware']}"
-    header = ["claim", "verdict", "part", "question", "part's verdict", "mean [95 % interval]", "against zero",
-              "over nouns", "seeds", "p, Holm"]
-    return mark(html_table(caption, header, rows), tag("p", SEE["claims"]))
+def mean_over(cells, keys, field="value"):
+    """Mean over tasks of the mean over seeds."""
+    means = [statistics.fmean(defined(cells[key], field)) for key in keys]
+    return statistics.fmean(means)
 
 
-def report_arms(claims):
-    """Every arm of claims.json: tasks, probes, retrieval, over seeds."""
-    arms = claims.get("arms") or {}
-    if not arms:
-        return "Arms: a claims.json lists them; `make claims` makes it."
-    columns = list(dict.fromkeys(value for found in arms.values() for value in found))
+def role_of(facts):
+    """"student" (distilled), "text-only" or "other", by a run's args.json."""
+    given = facts.get("arguments", {})
+    if given.get("objective"):
+        return "student"
+    return "text-only" if given.get("objective") == [] and not given.get("init") else "other"
+
+
+def result_sentence(names, facts, cells):
+    """The result of these runs in one sentence. names, facts (args.json) and cells: one a run.
+
+    Of mini tasks: what share of the grounded questions the first student and the first text-only
+    one got right. Of real tasks: their mean difference. Without both: the score of one run."""
+    first = {}   # role -> (name, cells)
+    for name, about, row in zip(names, facts, cells):
+        if main_keys(row):
+            first.setdefault(role_of(about), (name, row))
+    if not first:
+        return "Nothing is fine-tuned yet: `python finetune.py --model RUN` does it."
+    name, row = first.get("student") or next(iter(first.values()))
+    _, plain = first.get("text-only", ("", {}))
+    shared = [key for key in main_keys(row) if key in main_keys(plain) and "student" in first]
+    keys = shared or main_keys(row)
+    score = mean_over(row, keys)
+    if keys[0][1] == "grounded":
+        who = "the student that never saw a frame" if "student" in first else name
+        sentence = f"Of the questions that only film answers, {who} got {score:.1f} % right"
+        if shared:
+            sentence += f", the text-only student {mean_over(plain, shared):.1f} %"
+        return f"{sentence}; chance is {mean_over(row, keys, 'chance'):.3g}."
+    if shared:
+        lead = score - mean_over(plain, shared)
+        side = "above" if lead > 0 else "below"
+        return (f"Over {len(keys)} tasks the distilled student scores {abs(lead):.1f} points "
+                f"{side} the text-only one on average.")
+    return f"Over {len(keys)} tasks {name} scores {score:.1f} on average."
+
+
+def opening_plot(names, cells):
+    """The picture beside the result sentence: the scores that it counts, of every run."""
     rows = []
-    for arm, found in arms.items():
-        sizes = sorted({len(values) for values in found.values()})
-        rows.append([arm, "-".join(map(str, dict.fromkeys((sizes[0], sizes[-1])))),
-                     *[show_values([x / 100 for x in found.get(value, [])]) for value in columns]])
-    return mark(html_table(ARMS_ARE[0].upper() + ARMS_ARE[1:], ["arm", "n", *columns], rows), tag("p", SEE["arms"]))
+    keys = union([main_keys(row) for row in cells])
+    for key in keys:
+        rows.append((f"{key[0]}, chance {key_chance(cells, key)}",))
+        for colour, (name, row) in enumerate(zip(names, cells)):
+            entries = row.get(key, [])
+            chance = statistics.fmean(defined(entries, "chance") or [math.nan])
+            rows.append((name, show_cell(entries), defined(entries), colour, chance))
+    grounded = any(key[1] == "grounded" for key in keys)
+    title = "Questions that only film answers" if grounded else "Scores"
+    return interval_plots([(title, rows)], "x 100") if rows else ""
 
 
-def report_forgetting(claims):
-    """Two-stage pretraining against distillation over the length of the text stage."""
-    curve, series, spread = claims.get("curve"), [], []
-    if not curve:
-        return "Forgetting curve: it is drawn from claim 3, which `make claims CLAIMS=3` runs."
-    for colour, name in enumerate(CURVE):
-        ends = [(step, *t_interval(some)) for step, some in zip(curve["steps"], curve[name]) if some]
-        series.append((name, colour, [(step, mean) for step, mean, _, _ in ends], False))
-        spread += [(colour, step, low, high) for step, _, low, high in ends if not math.isnan(low)]
-    note = "Grounded questions, x 100: mean over seeds and its 95 % interval."
-    return mark(tag("div", line_plot("Two-stage against distilled", note, series, "steps of the text stage", spread),
-                    class_="plots"), tag("p", SEE["forgetting"]))
+def report_results(names, cells):
+    """The cells of `table`: runs as columns, tasks and parts as rows."""
+    rows = []
+    for key in table_keys(cells):
+        shown = [show_cell(row.get(key)) for row in cells]
+        rows.append([" ".join(key), key_chance(cells, key), *shown])
+    return html_table("Scores", ["task", "chance", *names], rows)
 
 
-def curves_of(folder):
-    """log.jsonl of a run -> {key: [(step, value)]}: all finite numbers but the learning rate and the clock."""
-    out = {}
-    for line in read_log(folder):
-        for key, value in line.items():
-            if key not in ("step", "seconds", "lr") and type(value) in (int, float) and math.isfinite(value):   # no bool
-                out.setdefault(key, {})[line.get("step", 0)] = value
-    return {key: list(points.items()) for key, points in out.items()}
+def report_probes(names, probed):
+    """probe.json of the runs: a figure for nouns seen in clips, one for those never filmed."""
+    figures = []
+    for nouns in ("test", "unfilmed"):
+        rows = []
+        for name in union(probed.values()):
+            chance = 100 / len(data.PROPERTIES[name][1])
+            rows.append((f"{name}, chance {chance:g}",))
+            for run, row in probed.items():
+                value = 100 * row[name][nouns]
+                rows.append((run, f"{value:.1f}", [value], names.index(run), chance))
+        figures.append((f"{nouns} nouns", rows))
+    return interval_plots(figures, "% right") if probed else ""
 
 
 def report_curves(runs, names):
-    """A plot a quantity of pretraining, held-out values as circles; then loss and gradient norm of each task."""
-    logs = [curves_of(run) for run in runs]
-    keys = {key for log in logs for key in log} - {"valid_pool"}
-    keys -= {key for key in keys if key.startswith("valid_") and key[6:] in keys}
-    order = list(CURVES)
-    plots = []
-    for key in sorted(keys, key=lambda key: (key.endswith("grad"), order.index(key) if key in order else 4.5, key)):
-        pull = (f"Pull of {key[:-5].upper()}", "Gradient norm of this loss alone on the student's encoder (section "
-                "3.3): far below another's, it teaches little.")
-        title, note = CURVES.get(key) or (pull if key.endswith("_grad") else (key, "As logged (section 3.3)."))
-        series = [(name, index, log.get(form, []), form != key) for index, (name, log) in enumerate(zip(names, logs))
-                  for form in (key, f"valid_{key}")]
-        plots.append(line_plot(title, note, series))
-    tasks = dict.fromkeys(task for task in METRICS for run in runs if (Path(run) / "finetune" / task).is_dir())
-    fine = []
-    for task in tasks:
-        tuned = [(name, index, curves_of(seed)) for index, (name, run) in enumerate(zip(names, runs))
-                 for seed in sorted((Path(run) / "finetune" / task).glob("seed-*"))]
-        for key in ("loss", "grad_norm"):
-            series = [(name, index, log.get(key, []), False) for name, index, log in tuned]
-            if any(points for *_, points, _ in series):
-                fine.append(line_plot(f"{task}: {CURVES[key][0].lower()}", CURVES[key][1], series))
-    if not plots and not fine:
-        return f"Curves: no log.jsonl with numbers in {', '.join(map(str, runs))}."
-    out = []
-    for heading, some in (("Pretraining", plots), ("Fine-tuning", fine)):
-        if some:
-            out += [tag("h3", heading), tag("div", *some, class_="plots"), tag("p", SEE[heading])]
-    return mark(*out)
+    """A plot a logged quantity of pretraining, then of each task's fine-tuning."""
+    plots = {}   # title -> series
+    for colour, (run, name) in enumerate(zip(runs, names)):
+        for folder in [run, *sorted(run.glob("finetune/*/seed-*"))]:
+            task = "" if folder == run else f"{folder.parent.name} "
+            curves = {}
+            for line in read_log(folder):
+                for key, value in line.items():
+                    if type(value) in (int, float) and math.isfinite(value):   # no bool
+                        curves.setdefault(key, {})[line.get("step", 0)] = value
+            for key in curves.keys() - {"step", "seconds", "lr", "valid_pool"}:
+                title = task + key.removeprefix("valid_").replace("_", " ")
+                points = list(curves[key].items())
+                plots.setdefault(title, []).append((name, colour, points, "valid_" in key))
+    titles = sorted(plots, key=str.swapcase)   # tasks, in capitals, go last
+    figures = [line_plot(title, plots[title]) for title in titles]
+    return tag("div", *figures, class_="plots") if figures else ""
 
 
-def report_probes(runs, names):
-    """probe.json of the runs: a table, and a plot each for nouns seen in clips and never filmed."""
-    found = {name: (index, data.read_json(Path(run) / "probe.json", "python evaluate.py probe"))
-             for index, (name, run) in enumerate(zip(names, runs)) if (Path(run) / "probe.json").exists()}
-    if not found:
-        return f"Probes: python evaluate.py probe {' '.join(map(str, runs))} makes them (mini world only)."
-    chance = {name: 100 / len(data.PROPERTIES[name][1]) for name in next(iter(found.values()))[1]}
-    rows, plots = [["chance", *[f"{value:.1f}" for value in chance.values()]]], []
-    for group in ("test", "unfilmed"):
-        rows += [[f"{run}, {group} nouns", *[f"{100 * probed[name][group]:.1f}" for name in chance]]
-                 for run, (_, probed) in found.items()]
-        plots.append(interval_plot(f"Probes on {group} nouns", "Dashed: chance.", [
-            (name, chance[name], [(run, index, [100 * probed[name][group]]) for run, (index, probed) in found.items()])
-            for name in chance]))
-    return mark(html_table("Accuracy in % of a linear probe of the noun's hidden state, fitted on other nouns",
-                           ["run", *chance], rows), tag("div", *plots, class_="plots"), tag("p", SEE["probes"]))
+def report_claims(claims):
+    """A figure a claim: its parts' differences over worlds, and the verdicts."""
+    figures = []
+    for claim in claims.get("claims", []):
+        verdict = said_of(claim)
+        if claim["holm"] is not None and "Holm" not in verdict:
+            verdict += f" (p {claim['holm']:.2g} after Holm's correction)"
+        rows = [(verdict,)]
+        for part in claim["parts"]:
+            text = "not run"
+            if part["values"]:
+                text = f"{part['mean']:+.1f}{span((part['low'], part['high']))} {part['verdict']}"
+            colour = {"holds": 2, "fails": 1}.get(part["verdict"], 0)
+            rows.append((f"{part['name']} ({part['kind']})", text, part["values"], colour, 0))
+        kind = "; ".join(filter(None, (claim["kind"], claim["note"])))
+        figures.append((f"{claim['number']}. {claim['text']} ({kind})", rows))
+    if not figures:
+        return ""
+    worlds = ", ".join(map(str, claims["seeds"]))
+    source = f"Worlds {worlds}; commit {claims['commit']}; {claims['hardware']}."
+    return tag("div", interval_plots(figures, "points"), tag("p", source))
 
 
-def clip_bytes(path, start, end):
-    """Seconds start..end of a video, at most CLIP_SECONDS, as a small MP4: H.264, yuv420p, 10 frames a second, the
-    short side 112 pixels. Raises data.VideoError where it cannot be decoded."""
-    view, pictures = data.Filtered(10, 112, False), []
-    end = min(end, start + CLIP_SECONDS)
+def report_arms(arms):
+    """Every arm of claims.json: tasks, probes, retrieval, over worlds."""
+    columns = union(arms.values())
+    rows = []
+    for arm, row in arms.items():
+        shown = [show_values([value / 100 for value in row.get(column, [])]) for column in columns]
+        rows.append([arm, max(map(len, row.values())), *shown])
+    return html_table("Every arm", ["arm", "worlds", *columns], rows)
+
+
+def report_forgetting(curve):
+    """Two-stage pretraining against distillation over the length of the text stage."""
+    series = []
+    for colour, name in enumerate(sorted(curve.keys() - {"steps"})):
+        means = []
+        every = []
+        for steps, worlds in zip(curve["steps"], curve[name]):
+            every += [(steps, value) for value in worlds]
+            if worlds:
+                means.append((steps, np.mean(worlds)))
+        series += [(name, colour, means, False), (name, colour, every, True)]
+    if not series:
+        return ""
+    plot = line_plot("Grounded questions, x 100", series, "steps of the text stage")
+    return tag("div", plot, class_="plots")
+
+
+def film_folder(folder, given=None):
+    """Where a data folder's films lie: as given, else as its splits.json says, else in videos/."""
+    splits = Path(folder) / "splits.json"
+    if not given and splits.exists():
+        given = data.read_json(splits, "python data.py captions").get("videos")
+    return Path(given or Path(folder) / "videos")
+
+
+@functools.cache
+def clip_uri(path, start, end):
+    """Seconds start..end of a film, at most CLIP_SECONDS, as a data: URI of a small MP4: H.264, 10
+    frames a second, the short side 112 pixels. Raises data.VideoError."""
+    pictures = data.clip_pictures(path, start, min(end, start + CLIP_SECONDS), 10, 112)
+    file = io.BytesIO()
+    with av.open(file, "w", format="mp4") as container:
+        stream = container.add_stream("libx264", rate=10, options={"crf": "30"})
+        stream.pix_fmt = "yuv420p"
+        stream.height = pictures[0].shape[0] // 2 * 2   # yuv420p halves the colours' sides
+        stream.width = pictures[0].shape[1] // 2 * 2
+        for picture in pictures:
+            picture = np.ascontiguousarray(picture[:stream.height, :stream.width])
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode())
+    return "data:video/mp4;base64," + base64.b64encode(file.getvalue()).decode()
+
+
+def show_clip(row, labels, folder):
+    """A figure of one clip; where there is no film, the reason stands in its place."""
+    place = f"{row['video']}, {row['start']:g} to {row['end']:g} s"
+    words = f"{row['noun']}: {', '.join(row['shown'].values())}" if "shown" in row else place
     try:
-        with av.open(str(path)) as container, tempfile.TemporaryDirectory() as folder:
-            stream = container.streams.best("video")
-            if stream is None:
-                raise data.VideoError("no video stream")
-            container.seek(int(start * av.time_base) + (container.start_time or 0))   # a keyframe before it
-            for frame in data.timed_frames(container, stream):
-                if frame.time >= end:
-                    break
-                frame.pts -= round(start / float(frame.time_base))   # the view's time begins at 0, frames before it go
-                pictures += view.push(frame, frame.time)
-            pictures += view.close(end - start)
-            if not pictures:
-                raise data.VideoError(f"no frame between {start} and {end} s")
-            height, width = [side // 2 * 2 for side in pictures[0].shape[:2]]   # yuv420p halves the colour planes
-            with av.open(f"{folder}/clip.mp4", "w", options={"movflags": "faststart"}) as out:
-                coded = out.add_stream("libx264", rate=10, options={"preset": "veryfast", "crf": "30"})
-                coded.width, coded.height, coded.pix_fmt, coded.thread_count = width, height, "yuv420p", 1
-                for picture in pictures[:10 * CLIP_SECONDS]:
-                    cut = np.ascontiguousarray(picture[:height, :width])
-                    out.mux(coded.encode(av.VideoFrame.from_ndarray(cut, format="rgb24")))
-                out.mux(coded.encode())
-            return Path(folder, "clip.mp4").read_bytes()
-    except (av.FFmpegError, OSError, ValueError) as error:
-        raise data.VideoError(f"cannot be decoded ({getattr(error, 'strerror', None) or error})") from None
+        film = data.film_files(folder).get(row["video"])
+        if film is None:
+            raise data.VideoError(f"no film {row['video']} in {folder} (--videos names a folder)")
+        clip = tag("video", src=clip_uri(film, row["start"], row["end"]), muted="", loop="",
+                   playsinline="", controls="", preload="metadata",
+                   aria_label=f"{', '.join(labels)}: {place}")
+    except (data.VideoError, model.UserError) as error:
+        clip = tag("p", error)
+    caption = tag("figcaption", *[tag("b", label) for label in labels], words)
+    return tag("figure", clip, caption, class_="true" if "true clip" in labels else "")
 
 
-def show_clip(row, badges, folder, cache):
-    """A <figure> of one clip. cache: {(folder, video, start, end): data: URI, or why there is none}, filled here; where
-    a clip comes again, the page's script takes it from the first. Without a video, the reason stands in its place."""
-    key = folder, row["video"], row["start"], row["end"]
-    label = f"{row['video']}, {row['start']:g} to {row['end']:g} s"
-    shown = ", ".join(map(str, row["shown"].values())) if isinstance(row.get("shown"), dict) else ""
-    words = f"{row.get('noun', '')}: {shown}" if shown else label
-    again = key in cache
-    if not again:
-        paths = sorted(path for path in Path(folder).glob(f"{glob.escape(row['video'])}.*")
-                       if path.suffix.lower() not in data.NO_FILM)
-        try:
-            coded = clip_bytes(paths[0], row["start"], row["end"]) if paths else b""
-            cache[key] = ("data:video/mp4;base64," + base64.b64encode(coded).decode() if coded else
-                          f"no video {row['video']} in {folder}")
-        except data.VideoError as reason:
-            cache[key] = f"{paths[0].name}: {reason}"
-    if not cache[key].startswith("data:"):
-        return tag("figure", tag("figcaption", *[tag("b", badge) for badge in badges], f"{words} ({cache[key]})"))
-    name = f"clip-{list(cache).index(key)}"
-    source = {"data_same": name} if again else {"id": name, "src": cache[key]}
-    return tag("figure", tag("video", **source, muted=True, loop=True, playsinline=True, controls=True,
-                             preload="metadata", aria_label=f"{', '.join(badges)}: {label}"),
-               tag("figcaption", *[tag("b", badge) for badge in badges], words),
-               class_="own" if badges[0] == "true clip" else None)
+def show_text(text, answers, folder):
+    """One text with its true clip and each run's best three. answers: {run: its example}."""
+    clips = {}   # (video, start, end) -> (row, its labels): a clip is shown once
+    ranks = []
+    for name, example in answers.items():
+        ranks.append(f"{name} ranks the true clip {example['rank']}")
+        places = [("true clip", example["own"])]
+        places += zip((f"{name}: 1st", f"{name}: 2nd", f"{name}: 3rd"), example["top"])
+        for label, row in places:
+            key = (row["video"], row["start"], row["end"])
+            _, labels = clips.setdefault(key, (row, []))
+            if label not in labels:
+                labels.append(label)
+    figures = [show_clip(row, labels, folder) for row, labels in clips.values()]
+    return tag("article", tag("h3", "“", text, "”"), tag("p", "; ".join(ranks), "."),
+               tag("div", *figures, class_="clips"))
 
 
-def report_retrieval(runs, names, count, videos=None):
-    """retrieval.json of the runs: the metrics, then `count` texts with their true clip and each run's best three."""
-    found = {name: data.read_json(path, "python evaluate.py retrieve") for name, run in zip(names, runs)
-             if (path := Path(run) / "retrieval.json").exists()}
-    if not found:
-        return f"Retrieval: python evaluate.py retrieve {runs[0]} makes it, of a teacher or a student of one."
-    metrics = list(dict.fromkeys(key for got in sorted(found.values(), key=len, reverse=True)   # who has all goes first
-                                 for key, value in got.items() if isinstance(value, (int, float))))
-    rows = [[key, *["-" if (value := got.get(key)) is None else f"{value:.1f}" if key == "median rank" else
-                    f"{100 * value:.1f} %" for got in found.values()]] for key in metrics]
-    rows.append(["how text and video meet", *[got.get("how", "-") for got in found.values()]])
-    out = [html_table("Text to video on held-out clips", ["measure", *found], rows)]
-    texts = {}   # (data folder, index, text) -> {name: example}: runs that searched the same pool share a text
-    for name, got in found.items():
-        for example in got.get("examples", []):
-            texts.setdefault((got.get("data", ""), example["index"], example["own"]["text"]), {})[name] = example
-    cache, articles = {}, []
+def report_clips(searched, count, videos=None):
+    """`count` texts with their clips, then retrieval's numbers. searched: {run: retrieval.json}."""
+    texts = {}   # runs that searched the same pool share a text
+    for name, search in searched.items():
+        for example in search.get("examples", []):
+            key = (search["data"], example["index"], example["own"]["text"])
+            texts.setdefault(key, {})[name] = example
+    articles = []
     for (folder, _, text), answers in list(texts.items())[:count]:
-        badges, rows = {}, {}
-        for name, example in answers.items():
-            for place, row in (("true clip", example["own"]), *zip(("1st", "2nd", "3rd"), example["top"])):
-                key = row["video"], row["start"], row["end"]
-                rows[key] = row
-                label = place if place == "true clip" else f"{name}: {place}"
-                badges[key] = badges.get(key, []) + [label] * (label not in badges.get(key, []))
-        ranks = "; ".join(f"{name} has the true clip at rank {example['rank']} of {len(found[name].get('ranks', []))}"
-                          for name, example in answers.items())
-        article = [tag("h3", "“", text, "”"), tag("p", ranks + "."),
-                   tag("div", *[show_clip(rows[key], badges[key], videos or Path(folder) / "videos", cache)
-                                for key in rows], class_="clips")]
-        if sum(map(len, cache.values())) > CLIP_BYTES:
+        articles.append(show_text(text, answers, film_folder(folder, videos)))
+        if sum(map(len, articles)) > CLIP_BYTES:
+            articles.pop()
             break
-        articles += article
-    if articles:
-        out += [tag("p", f"{len(articles) // 3} of the {len(texts)} texts that retrieve drew by lot before looking "
-                    f"at any score, hits and misses alike. A clip is shown once in a row: its labels say who put it "
-                    f"where, and the true one has a green frame."),
-                tag("button", "Pause all clips", id="play", type="button", hidden=True), *articles,
-                tag("p", SEE["retrieval"])]
-    else:
-        out.append(tag("p", "No clips: none of these runs puts texts beside videos."))
-    return mark(*out)
+    rows = []
+    for key in union(searched.values()):
+        row = [key]
+        for search in searched.values():
+            value = search.get(key, "-")
+            share = isinstance(value, float) and key != "median rank"
+            row.append(f"{100 * value:.1f} %" if share else value)
+        if key not in ("examples", "ranks", "data", "pool"):
+            rows.append(row)
+    if not rows:
+        return ""
+    drawn = f"{len(articles)} of {len(texts)} texts, drawn before any score was seen:"
+    button = tag("button", "Pause all clips", id="play", type="button")
+    return tag("div", tag("p", drawn), button, tag("div", *articles, class_="texts"),
+               html_table("Text to film", ["text to film", *searched], rows))
+
+
+def report_runs(runs, names, facts):
+    """What was run: steps, seconds, versions and flags, a column a run."""
+    columns = []
+    for run, about in zip(runs, facts):
+        column = {"steps done": max([line.get("step", 0) for line in read_log(run)], default=0)}
+        for stage, seconds in seconds_by_stage(run).items():
+            column[f"{stage}, seconds"] = round(seconds)
+        column |= {**about.get("arguments", {}), **about}   # precision as it was settled
+        columns.append(column)
+    rows = []
+    for key in union(columns):
+        if key not in ("arguments", "inputs"):
+            values = [column.get(key) for column in columns]
+            rows.append([key, *["-" if value in (None, []) else value for value in values]])
+    return html_table("Runs", ["", *names], rows, shade=True)
+
+
+def read_each(file, names, runs):
+    """{name: what the run's file holds} of the runs that have it."""
+    return {name: data.read_json(run / file, "python evaluate.py")
+            for name, run in zip(names, runs) if (run / file).exists()}
 
 
 def report(args):
-    """`report`: writes one HTML file from what the run folders hold; no model is loaded. What is missing is named."""
-    start = time.time()
-    given = args.runs or sorted(map(str, Path("runs").glob("*")))
-    missing = [run for run in given if not Path(run).exists()]
-    runs = [run for run in given if any((Path(run) / name).exists() for name in ("args.json", "finetune"))]
-    if missing or not runs:
-        raise FileNotFoundError(f"no run folder {', '.join(missing) or 'in runs/'}; `make` fills some")
-    names, claims = names_of(runs, args.names), read_claims(given, args.claims)
-    parts = [("runs", "What was run", report_runs(runs, names)), ("results", "Results", report_results(runs, names)),
-             ("claims", "Claims", report_claims(claims)), ("arms", "Every arm", report_arms(claims)),
-             ("forgetting", "Forgetting", report_forgetting(claims)),
-             ("retrieval", "Retrieval", report_retrieval(runs, names, args.texts, args.videos)),
-             ("probes", "Probes", report_probes(runs, names)), ("curves", "Curves", report_curves(runs, names))]
-    shown = [part for part in parts if isinstance(part[2], Raw)]
-    left_out = [text for _, _, text in parts if not isinstance(text, Raw)]
-    if left_out:
-        shown.append(("missing", "Not in this report", tag("ul", *[tag("li", text) for text in left_out])))
-    about = SEE["report"] + SEE["mini"] * any(run_facts(run).get("arguments", {}).get("size") == "mini" for run in runs)
-    body = mark(tag("a", "Skip to the runs", href="#main", class_="skip"),
-                tag("header", tag("h1", TITLE), tag("p", about), tag("nav", tag("ul", *[
-                    tag("li", tag("a", title, href=f"#{name}")) for name, title, _ in shown]), aria_label="Sections")),
-                tag("main", *[tag("section", tag("h2", title, id=f"{name}-title"), text, id=name,
-                                  aria_labelledby=f"{name}-title") for name, title, text in shown], id="main"),
-                tag("footer", tag("p", f"Written by evaluate.py report, {time.strftime('%Y-%m-%d %H:%M')}.")))
-    page = mark(Raw('<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" '
-                    'content="width=device-width, initial-scale=1">'), tag("title", TITLE),
-                Raw(f'<link rel="icon" href="data:,"><style>{STYLE}</style></head><body>'), body,
-                Raw(f"<script>{SCRIPT}</script></body></html>\n"))
-    size = len(page.encode())
-    if size >= REPORT_BYTES:
-        raise ValueError(f"the report would have {size / 1e6:.1f} MB, more than {REPORT_BYTES / 1e6:g}: give it fewer "
-                         f"runs, or --texts below {args.texts}")
-    out = Path(args.out or Path(runs[0]).resolve().parent / "report.html")
+    """`report`: writes one HTML file from what the run folders hold; no model is loaded. Names what
+    is missing with the command that makes it; the last line is the result."""
+    given = [Path(run) for run in args.runs or sorted(Path("runs").glob("*"))]
+    runs = [run for run in given if (run / "args.json").exists() or (run / "finetune").exists()]
+    absent = [str(run) for run in given if not run.exists()]
+    if absent or not runs:
+        raise model.UserError(f"no run in {', '.join(absent) or 'runs/'}; `make` makes some")
+    beside = runs[0].resolve().parent
+    names = names_of(runs, args.names)
+    facts = [run_facts(run) for run in runs]
+    cells = [cells_of(read_results(run)) for run in runs]
+    searched = read_each("retrieval.json", names, runs)
+    probed = read_each("probe.json", names, runs)
+    judged = [beside / "claims.json", *sorted(beside.glob("*/claims.json"))]
+    judged = [args.claims] if args.claims else [path for path in judged if path.exists()]
+    claims = data.read_json(judged[0], "make claims") if judged else {}
+
+    pools = union([[search.get("pool", "held-out clips")] for search in searched.values()])
+    every = " ".join(map(str, runs))
+    sections = [   # name, heading, the command that makes it, content
+        ("clips", "Clips found by text, among " + " and ".join(pools),
+         f"python evaluate.py retrieve {every}", report_clips(searched, args.texts, args.videos)),
+        ("results", "Results", f"python finetune.py --model {every}", report_results(names, cells)),
+        ("probes", "Probes", f"python evaluate.py probe {every}", report_probes(names, probed)),
+        ("curves", "Curves", "make", report_curves(runs, names)),
+        ("claims", "Claims", "make claims", report_claims(claims)),
+        ("arms", "Arms of the claims", "make claims", report_arms(claims.get("arms", {}))),
+        ("forgetting", "Forgetting", "make claims", report_forgetting(claims.get("curve", {}))),
+        ("runs", "What was run", "", report_runs(runs, names, facts)),
+    ]
+    links = []
+    shown = []
+    missing = []
+    for name, heading, command, content in sections:
+        if content:
+            links.append(tag("li", tag("a", heading.partition(",")[0], href=f"#{name}")))
+            content = [tag("h2", heading), tag("p", EXPLAIN[name]), content]
+            shown.append(tag("section", *content, id=name))
+        else:
+            missing.append(f"No {name}: `{command}` makes them. ")
+    sentence = result_sentence(names, facts, cells)
+    mini = any(run.get("arguments", {}).get("size") == "mini" for run in facts)
+    head = tag("div", tag("p", EXPLAIN["mini"] if mini else "", EXPLAIN["head"], *missing),
+               tag("nav", tag("ul", *links), aria_label="Sections"))
+    title = tag("h1", sentence.replace(" %", "\u00a0%"))
+    page = tag("a", "Skip to the clips", href="#main", class_="skip")
+    page += tag("header", title, opening_plot(names, cells), head)
+    page = PAGE.replace("BODY", page + tag("main", *shown, id="main"))
+    size = len(page.encode()) / 1e6
+    if size >= REPORT_BYTES / 1e6:
+        raise model.UserError(f"the report would have {size:.1f} MB: give it fewer runs, or "
+                              f"--texts below {args.texts}")
+    out = Path(args.out or beside / "report.html")
     data.write_text(out, page)
-    print(f"{out}: {size / 1e6:.2f} MB, {page.count('<video')} clips, {time.time() - start:.1f} s"
-          + "".join(f"\n  left out: {text}" for text in left_out))
+    print(f"{out}: {size:.2f} MB, {page.count('<video')} clips", *missing, sentence, sep="\n")
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
-    for name, function, text in (("table", table, "a row a run, a column a task"),
-                                 ("diagnostics", show_diagnostics, "GLUE-diagnostics of MNLI's model, by category"),
-                                 ("tracie", show_tracie, "TRACIE's four scores")):
-        command = commands.add_parser(name, help=text)
-        command.add_argument("runs", nargs="+", help="run folders, in the order of the rows")
-        command.add_argument("--width", type=int, help="characters a line (default: the terminal's)")
-        if name == "table":
-            command.add_argument("--names", nargs="+", help="row names (default: the folders')")
-            command.add_argument("--csv", help="also write every seed's value here")
-            command.add_argument("--json", help="also write the cells here")
-        command.set_defaults(function=function)
-    for name, function, text in (("retrieve", show_retrieval, "text-to-video retrieval on held-out clips"),
-                                 ("probe", show_probes, "linear probes of the mini world's properties")):
-        command = commands.add_parser(name, help=text)
-        command.add_argument("runs", nargs="+", help="run folders")
-        command.add_argument("--data", default="data/mini", help="the data folder")
-        if name == "retrieve":
-            command.add_argument("--bank", help="a clip bank of `data.py bank` (default: the data folder's own pool)")
-        command.set_defaults(function=function)
-    reports = commands.add_parser("report", help="one HTML file with everything the run folders hold, clips included")
-    reports.add_argument("runs", nargs="*", help="run folders (default: those in runs/)")
-    reports.add_argument("--names", nargs="+", help="their names (default: the folders')")
-    reports.add_argument("--out", help="the file (default: report.html beside the first run)")
-    reports.add_argument("--texts", type=int, default=12, help="texts whose clips are shown (at most 12)")
-    reports.add_argument("--videos", help="the folder of videos (default: videos in the data folder retrieve used)")
-    reports.add_argument("--claims", help="what `claims` wrote (default: claims.json beside the runs)")
-    reports.set_defaults(function=report)
-    judges = commands.add_parser("claims", help="the paper's comparisons over seeds, from value files; or a plan")
-    judges.add_argument("--runs", default="runs/claims", help="folder of world-SEED/ARM runs and values/")
-    judges.add_argument("--seeds", nargs="+", type=int, help="worlds (default: of those there, 1 to 99)")
-    judges.add_argument("--claims", nargs="+", help=f"of: {', '.join(CLAIMS)}, weights, more (default: all claims)")
-    judges.add_argument("--values", help="judge this folder or JSON-lines file instead; writes nothing but --out")
-    judges.add_argument("--out", help="the JSON file (default: RUNS/claims.json)")
-    judges.add_argument("--markdown", action="store_true", help="print the claims as the README has them, and stop")
-    judges.add_argument("--width", type=int, help="characters a line (default: the terminal's)")
-    judges.add_argument("--plan", help="write the makefile of what is still to run here, and stop")
-    judges.add_argument("--python", default=sys.executable, help="the interpreter of a plan's commands")
-    judges.set_defaults(function=claims)
-    gathers = commands.add_parser("cell", help="gather the value file of one arm in one world; part of `make claims`")
-    gathers.add_argument("arm")
-    gathers.add_argument("--seed", type=int, required=True)
-    gathers.add_argument("--runs", default="runs/claims")
-    gathers.set_defaults(function=make_cell)
-    squads = commands.add_parser("squad", help="exact and F1 of answers, as SQuAD's official script counts")
-    squads.add_argument("dataset", help="the data set's JSON")
-    squads.add_argument("predictions", help="JSON, id -> text")
-    squads.add_argument("--na-prob", help="JSON, id -> probability or odds of no answer: adds best_exact, best_f1")
-    squads.set_defaults(function=show_squad)
+
+    # --- table
+    command = commands.add_parser("table", help="a column a run; rows: tasks and their parts, "
+                                                "diagnostics' categories, TRACIE's scores")
+    command.add_argument("runs", nargs="+", help="run folders, in the order of the columns")
+    command.add_argument("--names", nargs="+", help="their names (default: the folders')")
+    command.add_argument("--fine", action="store_true", help="diagnostics' finer categories, too")
+    command.add_argument("--width", type=int, help="characters a line (default: the terminal's)")
+    command.add_argument("--csv", help="also write every seed's value here")
+    command.add_argument("--json", help="also write the cells here")
+    command.set_defaults(function=table)
+
+    # --- squad
+    command = commands.add_parser("squad", help="exact and F1, as SQuAD's official script counts")
+    command.add_argument("dataset", help="the data set's JSON")
+    command.add_argument("predictions", help="JSON, id -> text")
+    command.add_argument("--na-prob", help="JSON, id -> probability or odds of no answer: adds "
+                                           "best_exact, best_f1 and their thresholds")
+    command.set_defaults(function=show_squad)
+
+    # --- retrieve
+    command = commands.add_parser("retrieve", help="text-to-video retrieval among held-out clips")
+    command.add_argument("runs", nargs="+", help="run folders; one without a video encoder borrows "
+                                                 "that of the first that has one")
+    command.add_argument("--data", default="data/mini", help="the data folder")
+    command.add_argument("--bank", help="clips of `data.py bank --split valid` (default: the mini "
+                                        "world's, else the first clip of each held-out video)")
+    command.set_defaults(function=show_retrieval)
+
+    # --- probe
+    command = commands.add_parser("probe", help="linear probes of the mini world's properties")
+    command.add_argument("runs", nargs="+", help="run folders")
+    command.add_argument("--data", default="data/mini", help="the mini world's folder")
+    command.set_defaults(function=show_probes)
+
+    # --- claims
+    known = f"{', '.join(CLAIMS)}, weights, more"
+    command = commands.add_parser("claims", help="the paper's comparisons over seeds")
+    command.add_argument("--runs", default="runs/claims", help="holds values/, what `cell` wrote")
+    command.add_argument("--seeds", nargs="+", type=int, help="worlds (default: all of 1 to 99)")
+    command.add_argument("--claims", nargs="+", help=f"of: {known} (default: all claims)")
+    command.add_argument("--values", help="judge this folder or JSON-lines file; writes only --out")
+    command.add_argument("--out", help="the JSON file (default: RUNS/claims.json)")
+    command.add_argument("--markdown", action="store_true", help="print the claims' table and stop")
+    command.add_argument("--parts", action="store_true", help="with --markdown: all their parts")
+    command.add_argument("--width", type=int, help="characters a line (default: the terminal's)")
+    command.set_defaults(function=claims)
+
+    command = commands.add_parser("plan", help="the shell commands of `make claims`, one a line")
+    command.add_argument("phase", choices=["worlds", "teachers", "arms"], help="in this order")
+    command.add_argument("--seeds", nargs="+", type=int, required=True, help="one world each")
+    command.add_argument("--claims", nargs="+", help=f"of: {known} (default: all claims)")
+    command.add_argument("--runs", default="runs/claims", help="for world-SEED/ARM and values/")
+    command.add_argument("--python", default=sys.executable, help="the commands' interpreter")
+    command.set_defaults(function=show_plan)
+
+    command = commands.add_parser("cell", help="one arm in one world -> its value file")
+    command.add_argument("arm")
+    command.add_argument("--seed", type=int, required=True)
+    command.add_argument("--runs", default="runs/claims")
+    command.add_argument("--place", default="", help="said in the line that it prints: 3/165")
+    command.set_defaults(function=make_cell)
+
+    # --- report
+    command = commands.add_parser("report", help="one HTML file of all the run folders hold")
+    command.add_argument("runs", nargs="*", help="run folders (default: those in runs/)")
+    command.add_argument("--names", nargs="+", help="their names (default: the folders')")
+    command.add_argument("--out", help="the file (default: report.html beside the first run)")
+    command.add_argument("--texts", type=int, default=12, help="texts whose clips are shown")
+    command.add_argument("--videos", help="their folder (default: as retrieve used it)")
+    command.add_argument("--claims", help="what `claims` wrote (default: beside the runs)")
+    command.set_defaults(function=report)
+
     args = parser.parse_args(argv)
-    try:
-        args.function(args)
-    except (FileNotFoundError, ValueError) as error:
-        sys.exit(f"evaluate.py {args.command}: {error}")
+    args.function(args)
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except model.UserError as error:
+        sys.exit(f"evaluate.py: {error}")

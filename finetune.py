@@ -1,279 +1,551 @@
-"""Stage 3: fine-tune a BERT on one task, or on several, and write its predictions (paper section 4).
+"""Stage 3: fine-tune a BERT on one task or several and write its predictions (paper section 4).
 
-    python finetune.py --model runs/student --task RTE --seed 0                      # runs/student/finetune/RTE/seed-0
-    python finetune.py --model runs/student --seed 0 1 2                             # every task in data/mini/tasks
-    python finetune.py --model FOLDER --data data/glue --task CoLA STS-B             # any BERT in Hugging Face form
-    torchrun --nproc_per_node=8 finetune.py --model runs/student --data data/glue --task MNLI
-    python finetune.py --model runs/student --data data --task PIQA --split-dev          # no training file: a smoke run
-    python finetune.py --model FOLDER --data data --task SQuAD1                          # data/SQuAD1/train-v1.1.json
+    python finetune.py --model runs/student --task RTE --seed 0
+    python finetune.py --model runs/student --seed 0 1 2                   # every task under --data
+    python finetune.py --model FOLDER --data data/tasks --task CoLA STS-B     # any BERT folder
+    python finetune.py --model FOLDER --data data/tasks --task PIQA --split-dev   # no train file
+    torchrun --nproc_per_node=8 finetune.py --model runs/student --data data/tasks --task MNLI
 
-Writes RUN/finetune/TASK/seed-N/{args.json, log.jsonl, predictions-SPLIT.tsv, metrics.json}, and for a published test
-split the file that its leaderboard takes (see write_submission); for SQuAD {predictions,nbest,scores,null_odds}-SPLIT.json,
-the first of them in its server's form. MNLI's model also answers AX and diagnostics, where their folders lie beside
-MNLI's: nothing is trained on them. metrics.json comes last, so that where it is, all is; a finished (task, seed) is
-passed over. A killed one starts again and, since all randomness is from (seed, step), ends the same.
+Writes RUN/finetune/TASK/seed-N/{args.json, log.jsonl, predictions-SPLIT.tsv, metrics.json}, and for
+a test split without labels its leaderboard's file; for SQuAD {predictions, nbest,
+null_odds}-SPLIT.json. MNLI's model also answers AX and diagnostics, where their folders lie beside
+MNLI's. metrics.json comes last: where it is, all is, and a finished (task, seed) is passed over.
+A killed one begins anew and ends the same, since all randomness is drawn from (seed, step).
 
-Sections: readers, the task table, token ids, SQuAD, settings, one fine-tuning run.
 Axes: B rows of the batch, C candidate texts a row (1 but for multiple choice), L tokens, H width.
 """
 import argparse
 import csv
 import dataclasses
 import hashlib
-import itertools
 import json
+import math
 import os
 import re
+import string
 import sys
 import time
+import unicodedata
+from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Callable, NamedTuple
 
 import numpy as np
+import scipy.stats
 import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
 import data
-import evaluate
 import model
+from model import UserError
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Readers: a folder and a split -> examples. FileNotFoundError where the split has no file; ValueError naming file and
-# line where a file is not what its format says.
+# --------------------------------------------------------------------------------------------------
+# Readers: a file and its split -> examples. UserError names file and line of what is malformed.
+
+COARSE = ("Lexical Semantics", "Predicate-Argument Structure", "Logic", "Knowledge")
 
 
 class Example(NamedTuple):
     """One row of a task file."""
-    texts: list       # [(first, second or None)], one a candidate
-    label: str | None  # as written in the file; None in a test split without labels
-    row: str          # the file's own row number, which a submission must repeat
-    where: str        # "file, line n", for messages
-    answers: tuple = ()   # SQuAD: (text, character of the context at which it starts), one an annotator
-    tags: tuple = ()  # diagnostics: (coarse category, fine category) pairs
+    texts: list            # [(first, second or None)], one pair a candidate
+    label: str | None      # as written in the file; None in a test split without labels
+    row: str               # the file's own number of the row, which a submission repeats
+    where: str             # "FILE, line N", for messages
+    answers: tuple = ()    # SQuAD: (text, its first character in the context), one an annotator
+    tags: tuple = ()       # diagnostics: (coarse category, fine category)
 
 
 def numbered_lines(path):
-    """Yields (line number from 1, text) of a UTF-8 file. Splits at newlines alone: str.splitlines would also cut at
-    U+2028 and other characters that GLUE's sentences contain. A byte-order mark is dropped."""
-    if not Path(path).exists():
-        raise FileNotFoundError(str(path))
-    content = Path(path).read_bytes().removeprefix(b"\xef\xbb\xbf").rstrip(b"\r\n")
+    """Yields ("FILE, line N", text) of a UTF-8 file; a byte-order mark is dropped.
+
+    Lines end at newlines alone: str.splitlines also cuts at U+2028, which stands in GLUE's texts.
+    """
+    if not path.exists():
+        raise UserError(f"{path} is missing")
+    content = path.read_bytes().removeprefix(b"\xef\xbb\xbf").rstrip(b"\r\n")
     if not content:
-        raise ValueError(f"{path} is empty")
-    if b"\r" in content and b"\n" not in content:   # else the whole file would pass for one line
-        raise ValueError(f"{path}, line 1: lines end in bare carriage returns; write the file with newlines")
+        raise UserError(f"{path} is empty")
+    if b"\r" in content and b"\n" not in content:
+        raise UserError(f"{path}, line 1: lines end in carriage returns, not in newlines")
     for number, line in enumerate(content.split(b"\n"), 1):
+        where = f"{path}, line {number}"
         if b"\0" in line:
-            raise ValueError(f"{path}, line {number}: a NUL byte, so the file is damaged or not UTF-8")
+            raise UserError(f"{where}: a NUL byte, so the file is damaged or not UTF-8")
         try:
-            yield number, line.decode("utf-8").rstrip("\r")
+            yield where, line.decode("utf-8").rstrip("\r")
         except UnicodeDecodeError as error:
-            raise ValueError(f"{path}, line {number}: not UTF-8 ({error.reason} at byte {error.start})") from None
+            raise UserError(f"{where}: not UTF-8 (byte {error.start})") from None
 
 
-def read_tsv(path, wanted, header=None, skip_short=False):
-    """Yields (line number, {column: text}) of a tab-separated file without quoting. wanted: the columns it must have;
-    header: for files that lack one."""
-    lines, skipped, read = numbered_lines(path), 0, 0
-    header = header or next(lines)[1].split("\t")
-    absent = [name for name in wanted if name not in header]
-    if absent:
-        raise ValueError(f"{path}, line 1: no column {', '.join(absent)}; found {', '.join(header)}")
-    for number, line in lines:
-        fields = line.split("\t")
-        if skip_short and len(fields) < len(header):
+def split_cells(where, line, tsv):
+    """Cells of a line: separated by tabs without quoting, or CSV's, a row a line."""
+    if tsv:
+        return line.split("\t")
+    try:
+        return next(csv.reader([line], strict=True))
+    except csv.Error as error:
+        raise UserError(f"{where}: not CSV ({error})") from None
+
+
+def read_table(path, wanted, header=None, skip_short=False):
+    """Yields ("FILE, line N", {column: text}) of a file with tabs, or of a .csv.
+
+    wanted: the columns it must have; header: all columns of a file that does not name them;
+    skip_short: rows with too few cells are counted, not refused.
+    """
+    tsv = path.suffix != ".csv"
+    lines = numbered_lines(path)
+    header = header or split_cells(*next(lines), tsv)
+    lacking = [column for column in wanted if column not in header]
+    columns = ", ".join(header)
+    if lacking:
+        raise UserError(f"{path}, line 1: no column {', '.join(lacking)}; found {columns}")
+    rows = 0
+    skipped = 0
+    for where, line in lines:
+        cells = split_cells(where, line, tsv)
+        if skip_short and len(cells) < len(header):
             skipped += 1
             continue
-        if len(fields) != len(header):
-            raise ValueError(f"{path}, line {number}: {len(fields)} columns, expected {len(header)}: "
-                             f"{', '.join(header)}")
-        read += 1
-        yield number, dict(zip(header, fields))
+        if len(cells) != len(header):
+            raise UserError(f"{where}: {len(cells)} columns, expected {len(header)}: {columns}")
+        rows += 1
+        yield where, dict(zip(header, cells))
     if skipped:
         print(f"{path}: {skipped} rows with fewer than {len(header)} columns skipped")
-    if not read:
-        raise ValueError(f"{path} has no rows")
+    if not rows:
+        raise UserError(f"{path} has no rows")
 
 
-def glue(*texts, label="label", files=None, header=None, skip_short=False):
-    """Reader of a GLUE task. texts: names of the one or two text columns; files: {split: file name} where it is not
-    SPLIT.tsv; header: columns of train and dev files without a header line. Only a test split may lack labels."""
-    def read(folder, split):
-        path, examples, test = folder / (files or {}).get(split, f"{split}.tsv"), [], split.startswith("test")
-        for number, row in read_tsv(path, texts if test else (*texts, label), None if test else header, skip_short):
+def json_line(where, line):
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{where}: not a JSON object ({error.msg})") from None
+
+
+def field(value, key, kind, where):
+    """value[key] of a JSON object, which must be of that kind."""
+    if not isinstance(value, dict) or key not in value:
+        raise UserError(f"{where}: no {key}")
+    entry = value[key]
+    if type(entry) is not kind:   # isinstance would take True for a number
+        raise UserError(f"{where}: {key} is {type(entry).__name__}, expected {kind.__name__}")
+    if kind is str and not data.is_unicode(entry):
+        raise UserError(f"{where}: {key} holds half of a surrogate pair")
+    return entry
+
+
+def glue(*texts, label="label", header=None, skip_short=False):
+    """Reader of a GLUE task. texts: the one or two text columns; header: the columns of train and
+    dev files that do not name them. Only a test split may lack labels."""
+    def read(path, split):
+        test = split.startswith("test")
+        wanted = texts if test else (*texts, label)
+        examples = []
+        for where, row in read_table(path, wanted, None if test else header, skip_short):
+            pair = (row[texts[0]], row[texts[1]] if len(texts) == 2 else None)
             index = row.get("index", row.get("id", len(examples)))
-            pair = row[texts[0]], row[texts[1]] if len(texts) > 1 else None
-            examples.append(Example([pair], row.get(label), str(index), f"{path}, line {number}"))
+            examples.append(Example([pair], row.get(label), str(index), where))
         return examples
     return read
 
 
-def read_mrpc(folder, split):
-    """MRPC as plain train/dev/test.tsv, or as Microsoft's two files; mrpc_dev_ids.tsv then names the dev rows."""
-    name = f"{split}.tsv"
-    if not (folder / name).exists():
-        name = "msr_paraphrase_test.txt" if split == "test" else "msr_paraphrase_train.txt"
-    examples = glue("#1 String", "#2 String", label="Quality", files={split: name})(folder, split)
-    if name != "msr_paraphrase_train.txt":
+def read_mrpc(path, split):
+    """MRPC as train/dev/test.tsv, or Microsoft's two files; mrpc_dev_ids.tsv names the dev rows."""
+    examples = glue("#1 String", "#2 String", label="Quality")(path, split)
+    if path.name != "msr_paraphrase_train.txt":
         return examples
-    columns, ids_path = ["#1 ID", "#2 ID"], folder / "mrpc_dev_ids.tsv"
-    ids = [tuple(row[column] for column in columns) for _, row in read_tsv(folder / name, columns)]
-    dev = {tuple(row.values()): number for number, row in read_tsv(ids_path, columns, header=columns)}
-    unknown = dev.keys() - set(ids)
-    if unknown:
-        raise ValueError(f"{ids_path}, line {min(map(dev.get, unknown))}: {name} has no row with these two ids")
-    return [example for example, pair in zip(examples, ids) if (pair in dev) == (split == "dev")]
+    columns = ["#1 ID", "#2 ID"]
+    pairs = [(row["#1 ID"], row["#2 ID"]) for _, row in read_table(path, columns)]
+    known = set(pairs)
+    dev = set()
+    for where, row in read_table(path.with_name("mrpc_dev_ids.tsv"), columns, columns):
+        pair = (row["#1 ID"], row["#2 ID"])
+        if pair not in known:
+            raise UserError(f"{where}: {path.name} has no row with these two ids")
+        dev.add(pair)
+    return [row for row, pair in zip(examples, pairs) if (pair in dev) == (split == "dev")]
 
 
-def read_diagnostics(folder, split):
-    """GLUE-diagnostics with labels: a column for each coarse category holds its fine ones, joined by ";"."""
-    path, examples = folder / "diagnostic-full.tsv", []
-    for number, row in read_tsv(path, [*evaluate.COARSE, "Premise", "Hypothesis", "Label"]):
-        tags = tuple((coarse, fine.strip()) for coarse in evaluate.COARSE for fine in row[coarse].split(";")
-                     if fine.strip())
-        examples.append(Example([(row["Premise"], row["Hypothesis"])], row["Label"], str(len(examples)),
-                                f"{path}, line {number}", tags=tags))
+def read_diagnostics(path, split):
+    """GLUE-diagnostics: a column for each coarse category holds its fine ones, joined by ";"."""
+    examples = []
+    for where, row in read_table(path, [*COARSE, "Premise", "Hypothesis", "Label"]):
+        tags = []
+        for coarse in COARSE:
+            tags += [(coarse, fine.strip()) for fine in row[coarse].split(";") if fine.strip()]
+        pair = (row["Premise"], row["Hypothesis"])
+        examples.append(Example([pair], row["Label"], str(len(examples)), where, tags=tuple(tags)))
     return examples
 
 
-def json_row(path, number, line, *keys, kinds=str):
-    """A line of JSON as a dict, every one of whose keys holds text, or one of `kinds`."""
-    try:
-        row = json.loads(line)
-        if not all(isinstance(row[key], kinds) and data.is_unicode(str(row[key])) for key in keys):
-            raise TypeError("not text")
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f"{path}, line {number}: expected a JSON object with {', '.join(keys)} ({error})") from None
-    return row
-
-
-def read_piqa(folder, split):
-    """PIQA: {train,valid,tests}.jsonl with goal, sol1, sol2, and NAME-labels.lst with 0 or 1 a line."""
-    name, examples = {"train": "train", "dev": "valid", "test": "tests"}[split], []
-    path, labels_path = folder / f"{name}.jsonl", folder / f"{name}-labels.lst"
-    for number, line in numbered_lines(path):
-        row = json_row(path, number, line, "goal", "sol1", "sol2")
-        examples.append(Example([(row["goal"], row["sol1"]), (row["goal"], row["sol2"])], None, str(number - 1),
-                                f"{path}, line {number}"))
+def read_piqa(path, split):
+    """PIQA: goal, sol1, sol2 in a line of JSON, the label in the same line of NAME-labels.lst."""
+    examples = []
+    for where, line in numbered_lines(path):
+        row = json_line(where, line)
+        goal, first, second = [field(row, key, str, where) for key in ("goal", "sol1", "sol2")]
+        pairs = [(goal, first), (goal, second)]
+        examples.append(Example(pairs, None, str(len(examples)), where))
+    labels_path = path.with_name(f"{path.stem}-labels.lst")
     if split == "test" and not labels_path.exists():
         return examples
     labels = list(numbered_lines(labels_path))
     if len(labels) != len(examples):
-        raise ValueError(f"{labels_path} has {len(labels)} lines, expected the {len(examples)} of {path}")
-    return [example._replace(label=label.strip(), where=f"{labels_path}, line {number}")
-            for example, (number, label) in zip(examples, labels)]
+        expected = f"expected the {len(examples)} of {path}"
+        raise UserError(f"{labels_path} has {len(labels)} lines, {expected}")
+    return [example._replace(label=label.strip(), where=where)
+            for example, (where, label) in zip(examples, labels)]
 
 
-def read_swag(folder, split):
-    """SWAG CSV: context sent1; candidate k is sent2 followed by ending k. A row is one line: no text of SWAG has a line
-    end, so a quoted field that runs over one was opened by a stray quote and has swallowed rows."""
-    path = folder / f"{'val' if split == 'dev' else split}.csv"
-    wanted = ["sent1", "sent2", "ending0", "ending1", "ending2", "ending3"] + ["label"] * (split != "test")
-    rows, examples, number = csv.reader((line + "\n" for _, line in numbered_lines(path)), strict=True), [], 0
-    try:
-        header, number = next(rows), 1
-        if not set(wanted) <= set(header):
-            raise ValueError(f"{path}, line 1: expected columns {', '.join(wanted)}; found {', '.join(header)}")
-        for number, fields in enumerate(rows, 2):
-            if rows.line_num != number:
-                raise ValueError(f"{path}, line {number}: a quoted field runs on to line {rows.line_num}")
-            if len(fields) != len(header):
-                raise ValueError(f"{path}, line {number}: {len(fields)} columns, expected {len(header)}")
-            row = dict(zip(header, fields))
-            texts = [(row["sent1"], f"{row['sent2']} {row[f'ending{k}']}") for k in range(4)]
-            examples.append(Example(texts, row.get("label"), row.get("") or str(len(examples)),
-                                    f"{path}, line {number}"))
-    except csv.Error as error:   # not rows.line_num: a stray quote is noticed far below the row that holds it
-        raise ValueError(f"{path}, line {number + 1}: not CSV ({error})") from None
-    if not examples:
-        raise ValueError(f"{path} has no rows")
+def read_swag(path, split):
+    """SWAG: the first text is sent1; candidate k's second is sent2 followed by ending k."""
+    endings = ["ending0", "ending1", "ending2", "ending3"]
+    columns = ["sent1", "sent2", *endings]
+    examples = []
+    for where, row in read_table(path, columns if split == "test" else [*columns, "label"]):
+        pairs = [(row["sent1"], f"{row['sent2']} {row[ending]}") for ending in endings]
+        index = row.get("") or str(len(examples))   # its column has no name
+        examples.append(Example(pairs, row.get("label"), index, where))
     return examples
 
 
-def tracie(train):
-    """Reader of TRACIE's lines, "event: ... story: ...<tab>answer: ..."; train: name of the training file. Both public
-    splits share one test file, which may lie beside either; where there is none, the leaderboard's test.jsonl (query,
-    story, no labels) is read."""
-    def read(folder, split):
-        path, examples = folder / (train if split == "train" else f"tracie_{split}.txt"), []
-        if split == "test":
-            places = [path, folder.parent / "iid" / path.name, folder / "test.jsonl", folder.parent / "test.jsonl"]
-            path = next((place for place in places if place.exists()), path)
-        for number, line in numbered_lines(path):
-            if path.suffix == ".jsonl":
-                row = json_row(path, number, line, "query", "story")
-                texts, label = (row["query"].removeprefix("event: "), row["story"]), None
-                index = row.get("id", number - 1)
-            else:
-                found = re.fullmatch(r"event: (.+?) story: ([^\t\r]+)\tanswer: (\S+)\s*", line)
-                if not found:
-                    raise ValueError(f"{path}, line {number}: expected 'event: ... story: ...<tab>answer: "
-                                     f"positive|negative'")
-                texts, label, index = found.groups()[:2], found[3], number - 1
-            examples.append(Example([texts], label, str(index), f"{path}, line {number}"))
-        return examples
-    return read
+def read_tracie(path, split):
+    """TRACIE: lines "event: ... story: ...<tab>answer: ...", or the leaderboard's test.jsonl."""
+    pattern = re.compile(r"event: (.+?) story: ([^\t\r]+)\tanswer: (\S+)\s*")
+    examples = []
+    for where, line in numbered_lines(path):
+        index = len(examples)
+        match = pattern.fullmatch(line)
+        if path.suffix == ".jsonl":
+            row = json_line(where, line)
+            pair = (field(row, "query", str, where).removeprefix("event: "),
+                    field(row, "story", str, where))
+            examples.append(Example([pair], None, str(row.get("id", index)), where))
+        elif match:
+            examples.append(Example([match.groups()[:2]], match[3], str(index), where))
+        else:
+            raise UserError(f"{where}: expected 'event: ... story: ...<tab>answer: LABEL'")
+    return examples
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# The task table. Metrics are evaluate.METRICS[task].
+def squad_questions(path):
+    """Yields ("FILE, question ID", context, question as a dict)."""
+    articles = field(data.read_json(path, "make data/tasks/SQuAD1"), "data", list, path)
+    for i, article in enumerate(articles, 1):
+        paragraphs = field(article, "paragraphs", list, f"{path}, article {i}")
+        for j, paragraph in enumerate(paragraphs, 1):
+            where = f"{path}, article {i}, paragraph {j}"
+            context = field(paragraph, "context", str, where)
+            for k, question in enumerate(field(paragraph, "qas", list, where), 1):
+                name = field(question, "id", str, f"{where}, question {k}")
+                yield f"{path}, question {name}", context, question
+
+
+def read_squad(path, split):
+    """SQuAD: texts [(question, context)], label the first answer ("" for none), row the id."""
+    examples = []
+    for where, context, row in squad_questions(path):
+        question = field(row, "question", str, where)
+        answers = []
+        for answer in field(row, "answers", list, where):
+            text = field(answer, "text", str, where)
+            start = field(answer, "answer_start", int, where)
+            if start < 0 or not text or context[start:start + len(text)] != text:
+                raise UserError(f"{where}: answer_start {start} does not point at {text!r}")
+            answers.append((text, start))
+        v2 = path.stem.endswith("v2.0")
+        impossible = field(row, "is_impossible", bool, where) if v2 else False
+        if impossible == bool(answers):
+            raise UserError(f"{where}: {len(answers)} answers, is_impossible {impossible}")
+        label = answers[0][0] if answers else ""
+        examples.append(Example([(question, context)], label, row["id"], where, tuple(answers)))
+    if not examples:
+        raise UserError(f"{path} has no questions")
+    if len({example.row for example in examples}) < len(examples):
+        print(f"note: {path} repeats question ids; predictions are kept by id, the last counts")
+    return examples
+
+
+# --------------------------------------------------------------------------------------------------
+# Metrics: (labels, predictions) -> a number, nan where it is not defined. Integer classes, real
+# numbers for correlations; SQuAD: lists of right texts (golds), and texts.
+
+PARTS = ("grounded", "ungrounded", "unfilmed")   # of a mini task's rows; see part_of
+
+
+def accuracy(labels, predictions):
+    return float(np.mean(np.asarray(labels) == np.asarray(predictions)))
+
+
+def f1(labels, predictions):
+    """F1 of class 1; 0 where nothing is labelled or predicted 1, as in scikit-learn."""
+    labels = np.asarray(labels) == 1
+    predictions = np.asarray(predictions) == 1
+    total = labels.sum() + predictions.sum()
+    return float(2 * (labels & predictions).sum() / total) if total else 0.0
+
+
+def matthews(labels, predictions):
+    """Matthews correlation of any number of classes (R_K); 0 where one side is constant."""
+    labels = np.asarray(labels)
+    predictions = np.asarray(predictions)
+    classes = np.union1d(labels, predictions)
+    labelled = (labels[:, None] == classes).sum(0, dtype=np.float64)         # [classes]
+    predicted = (predictions[:, None] == classes).sum(0, dtype=np.float64)   # [classes]
+    rows = float(len(labels))
+    right = float((labels == predictions).sum())
+    spread = (rows ** 2 - predicted @ predicted) * (rows ** 2 - labelled @ labelled)
+    return float((right * rows - labelled @ predicted) / math.sqrt(spread)) if spread > 0 else 0.0
+
+
+def correlation(function, labels, predictions):
+    if np.ptp(labels) == 0 or np.ptp(predictions) == 0:
+        return math.nan
+    return float(function(np.float64(labels), np.float64(predictions)).statistic)
+
+
+def pearson(labels, predictions):
+    return correlation(scipy.stats.pearsonr, labels, predictions)
+
+
+def spearman(labels, predictions):
+    return correlation(scipy.stats.spearmanr, labels, predictions)
+
+
+def normal_words(text):
+    """Words that count in SQuAD: lower case, no ASCII punctuation, no articles."""
+    text = text.lower().translate(str.maketrans("", "", string.punctuation))
+    return re.sub(r"\b(a|an|the)\b", " ", text).split()
+
+
+def answer_scores(golds, text):
+    """(exact, F1) of one answer as in evaluate-v2.0.py: the better of each over the golds that have
+    a word left, or over "" if none has. F1 of bags of words; where one is empty, 1 if both are."""
+    words = normal_words(text)
+    golds = [normal_words(gold) for gold in golds]
+    exact = 0
+    best = 0
+    for gold in [gold for gold in golds if gold] or [[]]:
+        exact = max(exact, int(gold == words))
+        common = sum((Counter(gold) & Counter(words)).values())
+        if common:
+            precision = common / len(words)
+            recall = common / len(gold)
+            best = max(best, 2 * precision * recall / (precision + recall))
+        elif gold == words == []:
+            best = 1
+    return exact, best
+
+
+def squad_exact(golds, answers):
+    return float(np.mean([answer_scores(*pair)[0] for pair in zip(golds, answers)]))
+
+
+def squad_f1(golds, answers):
+    return float(np.mean([answer_scores(*pair)[1] for pair in zip(golds, answers)]))
+
+
+def most_common(labels):
+    """The most common entry; of several equally common ones the smallest."""
+    values, counts = np.unique(labels, return_counts=True)
+    return values[counts.argmax()]
+
+
+def single_number(name, values):
+    """A task's one number in a table: the mean of its metrics (only MRPC, STS-B and QQP have two;
+    of SQuAD's F1 alone), None where one is not defined. values: {metric: value or None}."""
+    task = TASKS[name]
+    metrics = task.metrics[:1] if task.kind == "span" else task.metrics
+    wanted = [values[metric] for metric, _ in metrics]
+    return None if None in wanted else sum(wanted) / len(wanted)
+
+
+def score(name, labels, predictions):
+    """{metric: value or None if not defined, "n": rows, "chance": the single number of a constant
+    answer: the most common label of these rows, SQuAD's is none}."""
+    constant = "" if TASKS[name].kind == "span" else most_common(labels)
+    constants = np.full(len(labels), constant)
+    values = {}
+    chance = {}
+    for metric, function in TASKS[name].metrics:
+        value = function(labels, predictions)
+        values[metric] = None if math.isnan(value) else value
+        value = function(labels, constants)
+        chance[metric] = None if math.isnan(value) else value
+    return {**values, "n": len(labels), "chance": single_number(name, chance)}
+
+
+def accuracy_by(labels, predictions, groups, metrics=()):
+    """{group: {"accuracy", "n": rows, "chance": that of the most common label}}, sorted by name.
+
+    groups: for each row, the names of the groups it counts in; metrics: [(name, function)] beside.
+    """
+    labels = np.asarray(labels)
+    predictions = np.asarray(predictions)
+    rows_of = defaultdict(list)
+    for row, names in enumerate(groups):
+        for name in names:
+            rows_of[name].append(row)
+    cells = {}
+    for name, rows in sorted(rows_of.items()):
+        own = (labels[rows], predictions[rows])
+        constant = np.full(len(rows), most_common(labels[rows]))
+        cells[name] = {"accuracy": accuracy(*own), "n": len(rows),
+                       "chance": accuracy(labels[rows], constant)}
+        for metric, function in metrics:
+            cells[name][metric] = function(*own)
+    return cells
+
+
+def part_of(row):
+    """Part of a mini task's meta row: "ungrounded" (language decides), "grounded" (a property of a
+    filmed noun does), "unfilmed" (that of a noun which no video shows: the control)."""
+    unfilmed = row["part"] == "grounded" and row["group"] == "unfilmed"
+    return "unfilmed" if unfilmed else row["part"]
+
+
+def score_parts(labels, predictions, meta):
+    """Accuracy by part of a mini task, whatever its own metric, and of the grounded part by
+    property. meta: a dict a row, with part, group, property."""
+    parts = [[part_of(row)] for row in meta]
+    properties = [[row["property"]] if part_of(row) == "grounded" else [] for row in meta]
+    return {**accuracy_by(labels, predictions, parts),
+            "grounded_by_property": accuracy_by(labels, predictions, properties)}
+
+
+def score_categories(labels, predictions, tags, meta=None):
+    """GLUE-diagnostics by "overall", "Logic", ..., "Logic: Negation", ..., and by a mini world's
+    parts; "matthews" is jiant's R_3. tags: for each row, its (coarse, fine) pairs."""
+    groups = []
+    for row, pairs in enumerate(tags):
+        names = {"overall"}
+        for coarse, fine in pairs:
+            names.update([coarse, f"{coarse}: {fine}"])
+        if meta:
+            names.add(part_of(meta[row]))
+        groups.append(names)
+    return accuracy_by(labels, predictions, groups, MATTHEWS)
+
+
+def score_tracie(labels, predictions, texts):
+    """TRACIE's accuracy on questions of starts and of ends (None where none is asked), share of
+    stories all of whose questions are right, and their counts. texts: a row's (query, story)."""
+    kinds = [["start"] if re.search("starts (before|after)", query) else ["end"]
+             for query, _ in texts]
+    cells = accuracy_by(labels, predictions, kinds)
+    start = cells.get("start", {"accuracy": None, "n": 0})
+    end = cells.get("end", {"accuracy": None, "n": 0})
+    stories = accuracy_by(labels, predictions, [[story] for _, story in texts])
+    whole = [cell["accuracy"] == 1 for cell in stories.values()]
+    return {"start": start["accuracy"], "end": end["accuracy"], "story": float(np.mean(whole)),
+            "starts": start["n"], "ends": end["n"], "stories": len(stories)}
+
+
+# --------------------------------------------------------------------------------------------------
+# Tasks
 
 
 @dataclasses.dataclass
 class Task:
-    kind: str           # classification, regression, choice (a softmax over candidate texts), or span (SQuAD)
-    labels: tuple       # as the files write them, in the order of the model's outputs; the range of a regression
-    read: Callable      # (folder, split) -> [Example]
-    rows: dict          # split -> rows of its published file, to notice a wrong download; None: not known
-    folders: tuple = ()  # under --data, besides the task's own name and that in lower case
-    answered_by: str = None  # the task whose model answers it; nothing is trained on it
+    kind: str          # classification, regression, choice (softmax over candidates) or span
+    labels: tuple      # as files write them, in the order of the outputs; a regression's range
+    reader: Callable   # (path, split) -> [Example]
+    metrics: list      # [(name, function)], the main one first
+    files: str         # {split: name}; "a|b": the first that exists
+    rows: tuple        # {split: rows of the published file}, to notice a wrong one; None: not known
+    splits: tuple = ("train", "dev", "test")
+    folders: tuple = ()       # under --data, besides the task's name and that in lower case
+    answered_by: str = None   # the task whose model answers it; nothing is trained on it
+
+    def __post_init__(self):
+        self.files = dict(zip(self.splits, self.files.split()))
+        self.rows = dict(zip(self.splits, self.rows))
+
+    def path(self, folder, split):
+        """The file of a split, whether or not it exists."""
+        paths = [folder / name for name in self.files[split].split("|")]
+        return next((path for path in paths if path.exists()), paths[0])
+
+    def read(self, folder, split):
+        return self.reader(self.path(folder, split), split)
 
 
+ACCURACY = [("accuracy", accuracy)]
+ACCURACY_F1 = [("accuracy", accuracy), ("f1", f1)]
+MATTHEWS = [("matthews", matthews)]
+CORRELATIONS = [("pearson", pearson), ("spearman", spearman)]
+SQUAD = [("f1", squad_f1), ("exact", squad_exact)]
+
+BINARY = ("0", "1")
 ENTAILMENT = ("entailment", "not_entailment")
 NLI = ("contradiction", "entailment", "neutral")
-MNLI_FILES = {"dev": "dev_matched.tsv", "dev-mismatched": "dev_mismatched.tsv", "test": "test_matched.tsv",
-              "test-mismatched": "test_mismatched.tsv"}
-MNLI_ROWS = {"train": 392702, "dev": 9815, "dev-mismatched": 9832, "test": 9796, "test-mismatched": 9847}
+TIME = ("negative", "positive")
 
+read_cola = glue("sentence", header=["source", "label", "star", "sentence"])
+read_pair = glue("sentence1", "sentence2")
+read_sts = glue("sentence1", "sentence2", label="score")
+read_qqp = glue("question1", "question2", label="is_duplicate", skip_short=True)
+read_mnli = glue("sentence1", "sentence2", label="gold_label")
 
-def sizes(train, dev, test):
-    return {"train": train, "dev": dev, "test": test}
-
+TSV = "train.tsv dev.tsv test.tsv"
+MICROSOFT = ("train.tsv|msr_paraphrase_train.txt dev.tsv|msr_paraphrase_train.txt "
+             "test.tsv|msr_paraphrase_test.txt")
+MATCHED = "train.tsv dev_matched.tsv dev_mismatched.tsv test_matched.tsv test_mismatched.tsv"
+SQUAD1 = "train-v1.1.json dev-v1.1.json test-v1.1.json"
+SQUAD2 = "train-v2.0.json dev-v2.0.json test-v2.0.json"
+# both public splits share one test file, which may lie beside either
+TEST = "tracie_test.txt|../iid/tracie_test.txt|test.jsonl|../test.jsonl"
+IID = f"tracie_train.txt tracie_dev.txt {TEST}"
+PRIOR = f"tracie_train_uniform_prior.txt tracie_dev.txt {TEST}"
 
 TASKS = {
-    "CoLA": Task("classification", ("0", "1"), glue("sentence", header=["source", "label", "star", "sentence"]),
-                 sizes(8551, 1043, 1063)),
-    "SST-2": Task("classification", ("0", "1"), glue("sentence"), sizes(67349, 872, 1821)),
-    "MRPC": Task("classification", ("0", "1"), read_mrpc, sizes(3668, 408, 1725)),
-    "STS-B": Task("regression", (0.0, 5.0), glue("sentence1", "sentence2", label="score"), sizes(5749, 1500, 1379)),
-    "QQP": Task("classification", ("0", "1"), glue("question1", "question2", label="is_duplicate", skip_short=True),
-                sizes(363846, 40430, 390965)),
-    "MNLI": Task("classification", NLI, glue("sentence1", "sentence2", label="gold_label", files=MNLI_FILES),
-                 MNLI_ROWS),
-    # one set of pairs in two files, without labels (for GLUE's server) and with labels and categories
-    "AX": Task("classification", NLI, glue("sentence1", "sentence2", files={"test": "AX.tsv"}), {"test": 1104},
-               answered_by="MNLI"),
-    "diagnostics": Task("classification", NLI, read_diagnostics, {"test": 1104}, answered_by="MNLI"),
-    "QNLI": Task("classification", ENTAILMENT, glue("question", "sentence"), sizes(104743, 5463, 5463)),
-    "RTE": Task("classification", ENTAILMENT, glue("sentence1", "sentence2"), sizes(2490, 277, 3000)),
-    "WNLI": Task("classification", ("0", "1"), glue("sentence1", "sentence2"), sizes(635, 71, 146)),
-    "PIQA": Task("choice", ("0", "1"), read_piqa, sizes(16113, 1838, 3084)),
-    "SWAG": Task("choice", ("0", "1", "2", "3"), read_swag, sizes(73546, 20006, 20005)),
-    # lambda: the reader stands with the rest of SQuAD, below
-    "SQuAD1": Task("span", (), lambda folder, split: read_squad(folder, split, "v1.1"), sizes(87599, 10570, None),
+    "CoLA": Task("classification", BINARY, read_cola, MATTHEWS, TSV, (8551, 1043, 1063)),
+    "SST-2": Task("classification", BINARY, glue("sentence"), ACCURACY, TSV, (67349, 872, 1821)),
+    "MRPC": Task("classification", BINARY, read_mrpc, ACCURACY_F1, MICROSOFT, (3668, 408, 1725)),
+    "STS-B": Task("regression", (0.0, 5.0), read_sts, CORRELATIONS, TSV, (5749, 1500, 1379)),
+    "QQP": Task("classification", BINARY, read_qqp, ACCURACY_F1, TSV, (363846, 40430, 390965)),
+    "MNLI": Task("classification", NLI, read_mnli, ACCURACY, MATCHED,
+                 (392702, 9815, 9832, 9796, 9847),
+                 splits=("train", "dev", "dev-mismatched", "test", "test-mismatched")),
+    # one set of pairs, without labels (for GLUE's server) and with labels and categories
+    "AX": Task("classification", NLI, read_pair, ACCURACY, "AX.tsv", (1104,),
+               splits=("test",), answered_by="MNLI"),
+    "diagnostics": Task("classification", NLI, read_diagnostics, MATTHEWS, "diagnostic-full.tsv",
+                        (1104,), splits=("test",), answered_by="MNLI"),
+    "QNLI": Task("classification", ENTAILMENT, glue("question", "sentence"), ACCURACY, TSV,
+                 (104743, 5463, 5463)),
+    "RTE": Task("classification", ENTAILMENT, read_pair, ACCURACY, TSV, (2490, 277, 3000)),
+    "WNLI": Task("classification", BINARY, read_pair, ACCURACY, TSV, (635, 71, 146)),
+    "PIQA": Task("choice", BINARY, read_piqa, ACCURACY, "train.jsonl valid.jsonl tests.jsonl",
+                 (16113, 1838, 3084)),
+    "SWAG": Task("choice", ("0", "1", "2", "3"), read_swag, ACCURACY, "train.csv val.csv test.csv",
+                 (73546, 20006, 20005)),
+    "SQuAD1": Task("span", (), read_squad, SQUAD, SQUAD1, (87599, 10570, None),
                    folders=("squad", "SQuAD")),
-    "SQuAD2": Task("span", (), lambda folder, split: read_squad(folder, split, "v2.0"), sizes(130319, 11873, None),
+    "SQuAD2": Task("span", (), read_squad, SQUAD, SQUAD2, (130319, 11873, None),
                    folders=("squad", "SQuAD")),
-    # a premise-hypothesis pair: (query, story); published without a dev split. The plain name is the mini world's.
-    "TRACIE": Task("classification", ("negative", "positive"), tracie("tracie_train.txt"), sizes(None, None, None)),
-    "TRACIE-iid": Task("classification", ("negative", "positive"), tracie("tracie_train.txt"), sizes(1174, None, 4248),
+    # pairs of query and story; no dev split is published. The plain name is the mini world's.
+    "TRACIE": Task("classification", TIME, read_tracie, ACCURACY, IID, (None, None, None)),
+    "TRACIE-iid": Task("classification", TIME, read_tracie, ACCURACY, IID, (1174, None, 4248),
                        folders=("TRACIE/iid", "tracie/iid", "iid")),
-    "TRACIE-uniform-prior": Task("classification", ("negative", "positive"), tracie("tracie_train_uniform_prior.txt"),
-                                 sizes(860, None, 4248),
-                                 folders=("TRACIE/uniform-prior", "tracie/uniform-prior", "uniform-prior")),
+    "TRACIE-uniform-prior": Task("classification", TIME, read_tracie, ACCURACY, PRIOR,
+                                 (860, None, 4248), folders=(
+                                     "TRACIE/uniform-prior", "tracie/uniform-prior",
+                                     "uniform-prior")),
 }
-GET = "`python data.py tasks` lists and fetches the published files, `python data.py mini` makes the mini world's"
+GET = "`make data/tasks/RTE` and its like fetch published files, `make data` makes the mini world's"
+
+
+class Split(NamedTuple):
+    examples: list
+    targets: object      # what targets_of gives
+    meta: list | None    # a mini task's: label, part, noun, its group and property, a row
+
+    def cut(self, start, stop):
+        return Split(*[None if column is None else column[start:stop] for column in self])
 
 
 def task_folder(root, name):
@@ -283,370 +555,370 @@ def task_folder(root, name):
 
 
 def also_answered(root, name):
-    """[(task, folder)] that a model of task `name` answers besides its own, where there is a folder."""
-    others = [(other, task_folder(root, other)) for other, task in TASKS.items() if task.answered_by == name]
-    return [(other, folder) for other, folder in others if folder]
+    """[(task, folder)] that a model of task `name` answers besides its own."""
+    others = [other for other in TASKS if TASKS[other].answered_by == name]
+    return [(other, task_folder(root, other)) for other in others if task_folder(root, other)]
+
+
+def target_of(task, example):
+    """Class number, real number, or SQuAD's list of right texts."""
+    if task.kind == "span":
+        return [text for text, _ in example.answers]
+    if example.label in task.labels:
+        return task.labels.index(example.label)
+    expected = ", ".join(map(str, task.labels))
+    if task.kind == "regression":
+        low, high = task.labels
+        expected = f"{low} to {high}"
+        try:
+            if low <= float(example.label) <= high:   # nan is not
+                return float(example.label)
+        except ValueError:
+            pass   # no number
+    raise UserError(f"{example.where}: label {example.label!r}, expected {expected}")
 
 
 def targets_of(name, examples):
-    """Labels of examples as an array (class numbers, real numbers, or lists of right texts), None where there are none.
-
-    Raises ValueError naming file and line of a label that the task does not have.
-    """
-    task, out = TASKS[name], []
+    """int64 or float32 [rows], SQuAD's a list of lists; None where there are no labels."""
+    task = TASKS[name]
     if any(example.label is None for example in examples):
         return None
+    targets = [target_of(task, example) for example in examples]
     if task.kind == "span":
-        return np.fromiter(([text for text, _ in example.answers] for example in examples), object, len(examples))
-    for example in examples:
-        try:
-            value = float(example.label) if task.kind == "regression" else task.labels.index(str(example.label))
-            if task.kind == "regression" and not task.labels[0] <= value <= task.labels[1]:   # nan fails this, too
-                raise ValueError
-        except ValueError:
-            expected = " to ".join(map(str, task.labels)) if task.kind == "regression" else ", ".join(task.labels)
-            raise ValueError(f"{example.where}: label {example.label!r}, expected {expected}") from None
-        out.append(value)
-    return np.array(out, dtype=np.float32 if task.kind == "regression" else np.int64)
+        return targets
+    return np.array(targets, dtype=np.float32 if task.kind == "regression" else np.int64)
 
 
 def read_split(name, folder, split):
-    """One split -> (examples, targets or None, meta rows or None).
+    """One split. A mini task's SPLIT.meta.jsonl holds the hidden test labels, and what each row
+    needs to be known; it must agree with the task file."""
+    task = TASKS[name]
+    examples = task.read(folder, split)
+    path = folder / f"{split}.meta.jsonl"
+    if not path.exists():
+        if task.rows[split] not in (None, len(examples)):
+            published = f"the published file {task.rows[split]:,}"
+            print(f"note: {name} {split} has {len(examples):,} rows, {published}")
+        return Split(examples, targets_of(name, examples), None)
+    lines = list(numbered_lines(path))
+    if len(lines) != len(examples):
+        expected = f"expected {len(examples)}, as the {split} file beside it"
+        raise UserError(f"{path} has {len(lines)} rows, {expected}")
+    meta = []
+    for index, (where, line) in enumerate(lines):
+        row = json_line(where, line)
+        if not isinstance(row, dict) or "label" not in row:
+            raise UserError(f"{where}: no label")
+        label = str(row["label"])
+        example = examples[index]
+        if example.label not in (None, label):
+            expected = f"expected {example.label!r} as in {example.where}"
+            raise UserError(f"{where}: label {label!r}, {expected}")
+        examples[index] = example._replace(label=label)
+        meta.append(row)
+    return Split(examples, targets_of(name, examples), meta)
 
-    A mini task has SPLIT.meta.jsonl: the hidden test labels, and what each row needs to be known. Raises ValueError
-    where it disagrees with the task file.
-    """
-    examples = TASKS[name].read(folder, split)
-    path, meta = folder / f"{split}.meta.jsonl", None
-    if path.exists():
-        meta = [json_row(path, number, line, "label", kinds=(str, int)) for number, line in numbered_lines(path)]
-        if len(meta) != len(examples):
-            raise ValueError(f"{path} has {len(meta)} rows, expected {len(examples)}, as the {split} file beside it")
-        for number, (example, row) in enumerate(zip(examples, meta), 1):
-            if example.label not in (None, str(row["label"])):
-                raise ValueError(f"{path}, line {number}: label {row['label']!r}, expected {example.label!r} as in "
-                                 f"{example.where}")
-        examples = [example._replace(label=str(row["label"])) for example, row in zip(examples, meta)]
-    elif TASKS[name].rows[split] not in (None, len(examples)):
-        print(f"note: {name} {split} has {len(examples):,} rows, the published file {TASKS[name].rows[split]:,}")
-    return examples, targets_of(name, examples), meta
+
+def load_task(args, name):
+    """All splits of a task that have a file -> {split: Split}; says which have none."""
+    task = TASKS[name]
+    folder = task_folder(args.data, name)
+    if folder is None:
+        raise UserError(f"no folder {name} under {args.data}; {GET}")
+    splits = {}
+    for split in task.splits:
+        path = task.path(folder, split)
+        if path.exists():
+            splits[split] = read_split(name, folder, split)
+        elif split == "train" and not args.split_dev:
+            raise UserError(f"{path} is missing; {GET}, and --split-dev does without")
+        elif split in ("dev", "test"):
+            print(f"{name}: no {split} split ({path} is missing), so nothing is said about it")
+    for other, place in also_answered(args.data, name):
+        path = TASKS[other].path(place, "test")
+        if path.exists():
+            splits[other] = read_split(other, place, "test")
+        else:
+            print(f"{name}: {path} is missing, so {other} is not answered")
+    if args.split_dev:
+        if "dev" not in splits:
+            raise UserError(f"--split-dev needs the dev file of {name} in {folder}; {GET}")
+        dev = splits["dev"]
+        half = len(dev.examples) // 2
+        splits["train"] = dev.cut(0, half)
+        splits["dev"] = dev.cut(half, None)
+    splits["train"] = splits["train"].cut(0, args.train_limit)
+    if splits["train"].targets is None or not splits["train"].examples:
+        raise UserError(f"{folder}: no labelled rows to train on")
+    return splits
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Token ids: made once a task, shared by its seeds
 
 
+def encoded(tokenizer, texts, **flags):
+    """Yields the encoding of each text or pair, a thousand made at a time: one is far larger than
+    its ids."""
+    for start in range(0, len(texts), 1024):
+        yield from tokenizer.encode_batch(texts[start:start + 1024], **flags)
+
+
 class Rows:
-    """A split as token ids, [CLS] first [SEP] or [CLS] first [SEP] second [SEP]. ids: all texts' ids end to end; text
-    t = row x C + candidate is ids[starts[t]:starts[t + 1]], its second segment begins seconds[t] further on."""
+    """A split as token ids: [CLS] first [SEP], or [CLS] first [SEP] second [SEP].
+
+    Text row x C + candidate is ids[starts[text]:starts[text + 1]]; its second segment begins
+    seconds[text] further on. lengths: [rows], of the longest candidate.
+    """
 
     def __init__(self, examples, targets, tokenizer, max_length):
-        self.targets, self.candidates, self.pad = targets, len(examples[0].texts), data.special_ids(tokenizer)["pad"]
-        texts = [first if second is None else (first, second) for example in examples for first, second in example.texts]
-        tokenizer.enable_truncation(max_length)   # the longer of two loses its end until they are equal, then both do
-        pieces, begins = zip(*[(np.array(one.ids, dtype=np.int32), one.type_ids.count(0))
-                               for one in encoded(tokenizer, texts)])
-        tokenizer.no_truncation()                 # SQuAD's contexts are cut into windows instead
-        self.ids, self.seconds = np.concatenate(pieces), np.array(begins)
-        self.starts = np.concatenate([[0], np.cumsum([len(piece) for piece in pieces])])
-        self.lengths = np.diff(self.starts).reshape(-1, self.candidates).max(1)   # [rows], the longest candidate's
+        texts = []
+        for example in examples:
+            for first, second in example.texts:
+                texts.append(first if second is None else (first, second))
+        pieces = []
+        seconds = []
+        # the longer of two texts loses its end until they are equal, then both do
+        tokenizer.enable_truncation(max_length)
+        for encoding in encoded(tokenizer, texts):
+            pieces.append(np.array(encoding.ids, dtype=np.int32))
+            seconds.append(encoding.type_ids.count(0))
+        tokenizer.no_truncation()
+        self.targets = targets
+        self.keep(pieces, seconds, len(examples[0].texts), tokenizer)
+
+    def keep(self, pieces, seconds, candidates, tokenizer):
+        self.candidates = candidates
+        self.pad = data.special_ids(tokenizer)["pad"]
+        self.ids = np.concatenate(pieces)
+        self.seconds = np.array(seconds)
+        lengths = np.array([len(piece) for piece in pieces])
+        self.starts = np.concatenate([[0], np.cumsum(lengths)])
+        self.lengths = lengths.reshape(-1, candidates).max(1)
 
     def __len__(self):
         return len(self.lengths)
 
     def batch(self, indices):
-        """Rows -> tokens int [B*C, L], mask bool [B*C, L] (True = real token), segments int [B*C, L], padded to the
-        longest of them only."""
-        texts = (np.asarray(indices)[:, None] * self.candidates + np.arange(self.candidates)).ravel()       # [B*C]
-        length = self.starts[texts + 1] - self.starts[texts]
-        place = np.arange(length.max())[None]                                                               # [1, L]
-        mask = place < length[:, None]                                                                      # [B*C, L]
-        tokens = np.full(mask.shape, self.pad, dtype=np.int64)
-        tokens[mask] = np.concatenate([self.ids[self.starts[t]:self.starts[t + 1]] for t in texts])
+        """Rows -> tokens int [B*C, L], mask bool [B*C, L] (True = real token), segments int
+        [B*C, L], padded to the longest of them."""
+        first = np.asarray(indices)[:, None] * self.candidates
+        texts = (first + np.arange(self.candidates)).ravel()          # [B*C]
+        lengths = self.starts[texts + 1] - self.starts[texts]
+        place = np.arange(lengths.max())[None]                        # [1, L]
+        mask = place < lengths[:, None]                               # [B*C, L]
         segments = mask & (place >= self.seconds[texts][:, None])
-        return torch.from_numpy(tokens), torch.from_numpy(mask), torch.from_numpy(segments.astype(np.int64))
-
-
-def encoded(tokenizer, texts, **flags):
-    """Yields the encoding of each text or pair; a thousand at a time, since an Encoding is far larger than its ids."""
-    texts = iter(texts)
-    while some := list(itertools.islice(texts, 1024)):
-        yield from tokenizer.encode_batch(some, **flags)
+        pieces = [self.ids[self.starts[text]:self.starts[text + 1]] for text in texts]
+        tokens = np.full(mask.shape, self.pad, dtype=np.int64)
+        tokens[mask] = np.concatenate(pieces)
+        return [torch.from_numpy(array) for array in (tokens, mask, segments.astype(np.int64))]
 
 
 def length_sorted_batches(lengths, batch, seed, epoch, step=8):
-    """One epoch as a list of index arrays: every row exactly once, rows of a batch alike in length, batches shuffled.
+    """One epoch as a list of index arrays: each row once, rows of a batch alike in length.
 
-    Sorted within random pools of 50 batches, by length in steps of `step` tokens; a pool is cut into equal parts of at
-    most `batch` rows. Both were measured on the mini tasks: sorted finely, a batch holds one kind of question and its
-    gradient points one way; a short last batch is all noise. Either kept the balanced tasks from being learnt.
+    Random pools of 50 batches are sorted by length in steps of `step` tokens, then cut into equal
+    parts of at most `batch` rows; the batches are shuffled.
     """
     generator = data.numpy_generator(seed, "order", epoch)
     order = generator.permutation(len(lengths))
     batches = []
     for start in range(0, len(order), 50 * batch):
         pool = order[start:start + 50 * batch]
-        pool = pool[np.argsort(-(-lengths[pool] // step), kind="stable")]
+        steps = -(-lengths[pool] // step)
+        pool = pool[np.argsort(steps, kind="stable")]
         batches += np.array_split(pool, -(-len(pool) // batch))
     return [batches[index] for index in generator.permutation(len(batches))]
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# SQuAD: reader, windows, answers. Rules and numbers are those of BERT's own script, as in transformers' run_squad.
+# --------------------------------------------------------------------------------------------------
+# SQuAD: windows and answers, by the rules and numbers of BERT's own script
 
 QUESTION_PIECES = 64     # a question loses what is beyond
 N_BEST = 20              # starts, ends and texts kept
 ANSWER_PIECES = 30       # longest answer
-WORD = re.compile(r"[^ \t\r\n\u202f]+")   # of a context; str.split would also cut at no-break spaces and their like
-
-
-def squad_field(value, key, kind, where):
-    """value[key], which must be of the given kind. Raises ValueError starting with `where`."""
-    if not isinstance(value, dict) or key not in value:
-        raise ValueError(f"{where}: no {key}")
-    if type(value[key]) is not kind:   # isinstance would take True for a number
-        raise ValueError(f"{where}: {key} is {type(value[key]).__name__}, expected {kind.__name__}")
-    if kind is str and not data.is_unicode(value[key]):
-        raise ValueError(f"{where}: {key} holds half of a surrogate pair")
-    return value[key]
-
-
-def read_squad(folder, split, version):
-    """SQuAD JSON, SPLIT-VERSION.json -> examples: texts [(question, context)], label the first answer's text ("" for a
-    question without an answer), row the question's id. Contexts stay as they are: answers count their characters."""
-    path, examples, version2 = folder / f"{split}-{version}.json", [], version == "v2.0"
-    if not path.exists():
-        raise FileNotFoundError(str(path))
-    for i, article in enumerate(squad_field(data.read_json(path, ""), "data", list, path), 1):
-        for j, paragraph in enumerate(squad_field(article, "paragraphs", list, f"{path}, article {i}"), 1):
-            place = f"{path}, article {i}, paragraph {j}"
-            context = squad_field(paragraph, "context", str, place)
-            for k, row in enumerate(squad_field(paragraph, "qas", list, place), 1):
-                name = squad_field(row, "id", str, f"{place}, question {k}")
-                where = f"{path}, question {name}"
-                question, answers = squad_field(row, "question", str, where), []
-                for answer in squad_field(row, "answers", list, where):
-                    text = squad_field(answer, "text", str, where)
-                    start = squad_field(answer, "answer_start", int, where)
-                    if start < 0 or not text or context[start:start + len(text)] != text:
-                        raise ValueError(f"{where}: answer_start {start} does not point at {text!r}")
-                    answers.append((text, start))
-                impossible = squad_field(row, "is_impossible", bool, where) if version2 else False
-                if impossible == bool(answers):
-                    raise ValueError(f"{where}: {len(answers)} answers" + f", is_impossible {impossible}" * version2)
-                label = answers[0][0] if answers else ""
-                examples.append(Example([(question, context)], label, name, where, tuple(answers)))
-    if not examples:
-        raise ValueError(f"{path} has no questions")
-    if len({example.row for example in examples}) < len(examples):
-        print(f"note: {path} repeats question ids; predictions are kept by id, so the last of each counts")
-    return examples
 
 
 class Windows(Rows):
-    """Questions as token ids, [CLS] question [SEP] window of the context [SEP], a row a window, in order of questions.
+    """Questions as token ids, [CLS] question [SEP] window of the context [SEP], a row a window.
 
-    A context longer than one window is read in several, each beginning `stride` word pieces after the one before: the
-    stride is the step, not the overlap. targets: int [windows, 2], positions of the answer's first and last piece;
-    (0, 0), [CLS], where the window lacks any of it or the question has no answer. train: a question whose answer is
-    not among the context's words gets no window and is listed. Raises ValueError if none is left.
+    A context longer than a window is read in several, each `stride` pieces after the one before.
+    targets: int [windows, 2], positions of the answer's first and last piece; (0, 0), which is
+    [CLS], where the window lacks any of it or there is no answer. train: a question whose answer
+    has no word piece gets no window and is listed. Raises UserError if none is left.
     """
 
     def __init__(self, examples, tokenizer, max_length, stride, train):
-        special, self.candidates = data.special_ids(tokenizer), 1
-        self.pad, self.examples, self.tokenizer = special["pad"], examples, tokenizer
-        asked = min(QUESTION_PIECES, max_length - 3 - stride)   # short windows: less, so that no piece is stepped over
-        contexts = {example.texts[0][1]: None for example in examples}
-        words = ([match[0] for match in WORD.finditer(context)] for context in contexts)
-        bare = {"add_special_tokens": False}
-        for context, out in zip(contexts, encoded(tokenizer, words, is_pretokenized=True, **bare)):
-            contexts[context] = np.array(out.ids, dtype=np.int32), np.array(out.word_ids, dtype=np.int32)
-        questions = encoded(tokenizer, (example.texts[0][0] for example in examples), **bare)
-        answers = encoded(tokenizer, (example.label if train else "" for example in examples), **bare)
-        self.documents, pieces, rows, skipped = contexts, [], [], []
-        for index, (example, question, answer) in enumerate(zip(
-                tqdm(examples, desc="windows", unit="question", leave=False, disable=None), questions, answers)):
-            document, piece_word = contexts[example.texts[0][1]]
+        self.examples = examples
+        self.offsets = {}   # context -> [pieces, 2], first character of a piece and that after it
+        ids = {}            # context -> [pieces]
+        contexts = list(dict.fromkeys(example.texts[0][1] for example in examples))
+        for context, encoding in zip(contexts, bare(tokenizer, contexts)):
+            self.offsets[context] = np.array(encoding.offsets, dtype=np.int32).reshape(-1, 2)
+            ids[context] = encoding.ids
+        questions = bare(tokenizer, [example.texts[0][0] for example in examples])
+        special = data.special_ids(tokenizer)
+        # in short windows a question keeps less, so that no piece of the context is stepped over
+        asked = min(QUESTION_PIECES, max_length - 3 - stride)
+        texts = []
+        places = []
+        skipped = []
+        for index, (example, question) in enumerate(zip(examples, questions)):
+            context = example.texts[0][1]
             span = None
-            if train and example.label:
-                span = answer_span(example, document, piece_word, np.array(answer.ids))
+            if train and example.answers:
+                span = answer_span(self.offsets[context], *example.answers[0])
                 if span is None:
                     skipped.append(example.row)
                     continue
-            head = np.array([special["cls"], *question.ids[:asked], special["sep"]], dtype=np.int32)
+            head = [special["cls"], *question.ids[:asked], special["sep"]]
             room = max_length - len(head) - 1
-            for first in range(0, max(1, len(document) - room + stride), stride):
-                window = document[first:first + room]
-                inside = span is not None and first <= span[0] and span[1] < first + len(window)
-                rows.append((index, first, len(head), *(np.array(span) - first + len(head) if inside else (0, 0))))
-                pieces += [head, window, np.array([special["sep"]], dtype=np.int32)]
+            for first in range(0, max(1, len(ids[context]) - room + stride), stride):
+                window = ids[context][first:first + room]
+                target = (0, 0)
+                if span and first <= span[0] and span[1] < first + len(window):
+                    target = (span[0] - first + len(head), span[1] - first + len(head))
+                texts.append(np.array([*head, *window, special["sep"]], dtype=np.int32))
+                places.append((index, first, len(head), *target))
         if skipped:
-            print(f"note: {len(skipped)} questions left out, their answers are not among the words of their contexts: "
-                  f"{', '.join(skipped[:5])}{', ...' * (len(skipped) > 5)}")
-        if not rows:
-            raise ValueError(f"{examples[0].where.rpartition(', ')[0]}: no question is left to train on")
-        # question [windows]; first piece of the document in the window; position at which the window begins; answer
-        self.question, self.first, self.seconds, *targets = np.array(rows, dtype=np.int64).T
-        self.targets = np.stack(targets, 1)                                                            # [windows, 2]
-        self.ids = np.concatenate(pieces)
-        self.lengths = np.array([len(piece) for piece in pieces]).reshape(-1, 3).sum(1)
-        self.starts = np.concatenate([[0], np.cumsum(self.lengths)])
+            shown = ", ".join(skipped[:5])
+            print(f"note: {len(skipped)} questions left out, their answers have no piece: {shown}")
+        if not texts:
+            path = examples[0].where.rpartition(", ")[0]
+            raise UserError(f"{path}: no question is left to train on")
+        places = np.array(places, dtype=np.int64)
+        self.question = places[:, 0]   # [windows]
+        self.first = places[:, 1]      # [windows], the context's first piece in the window
+        self.targets = places[:, 3:]
+        self.keep(texts, places[:, 2], 1, tokenizer)
 
 
-def span_head(config):
-    """Hidden state -> start and end score of each token, as in BertForQuestionAnswering: row 0 start, row 1 end."""
-    head = torch.nn.Linear(config.hidden_size, 2)
-    model.init_weights(head, config.initializer_range)
-    return head
+def bare(tokenizer, texts):
+    return encoded(tokenizer, texts, add_special_tokens=False)
 
 
-def answer_span(example, document, piece_word, answer):
-    """First and last piece of a question's first answer in the document, or None if its words do not hold the text.
-
-    All pieces of the words it touches, then the first of the widest spans among them that is exactly the answer's own
-    pieces, if there is one: "1895" in "(1895)". document: ids; piece_word: the word of each; answer: the answer's ids.
-    """
-    text, start = example.answers[0]
-    matches = list(WORD.finditer(example.texts[0][1]))
-    begins = [match.start() for match in matches]
-    first, last = np.maximum(np.searchsorted(begins, [start, start + len(text) - 1], side="right") - 1, 0)
-    if " ".join(text.split()) not in " ".join(match[0] for match in matches[first:last + 1]):
-        return None
-    low, high = np.searchsorted(piece_word, [first, last + 1])
-    for place in range(low, high - len(answer) + 1) if len(answer) else ():
-        if np.array_equal(document[place:place + len(answer)], answer):
-            return place, place + len(answer) - 1
-    return (low, high - 1) if low < high else None
+def answer_span(offsets, text, start):
+    """First and last of the pieces that hold a character of the answer; None if none does."""
+    held = (offsets[:, 1] > start) & (offsets[:, 0] < start + len(text))
+    pieces = np.flatnonzero(held)
+    return (pieces[0], pieces[-1]) if len(pieces) else None
 
 
 def max_context(first, length):
-    """Which of a question's windows shows a piece with the most context, min(left, right) + 0.01 length, the earliest
-    at a tie. first, length: int [windows], in pieces of the document. Returns bool [windows, pieces]."""
-    place = np.arange((first + length).max())                                                      # [pieces]
-    left, right = place - first[:, None], (first + length - 1)[:, None] - place                    # [windows, pieces]
-    context = np.where((left >= 0) & (right >= 0), np.minimum(left, right) + 0.01 * length[:, None], -1.0)
-    return (context.argmax(0) == np.arange(len(first))[:, None]) & (context >= 0)
-
-
-def original_text(predicted, original, tokenizer):
-    """The part of `original` (words of the context) that `predicted` (word pieces put together again) stands for:
-    "Steve Smith" for "steve smith" in "Steve Smith's". Character k of the original is taken for character k of its
-    normal form, spaces not counted; where the two differ in length or lack `predicted`, all of `original` it is."""
-    normal = tokenizer.normalizer.normalize_str(original)
-    split = " ".join(word for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(normal))
-    start = split.find(predicted)
-    places = [place for place, letter in enumerate(original) if letter != " "]
-    if not predicted or start < 0 or len(places) != len(split.replace(" ", "")):
-        return original
-    skipped = start - split.count(" ", 0, start)
-    return original[places[skipped]:places[skipped + len(predicted.replace(" ", "")) - 1] + 1]
+    """Which of a question's windows shows a piece with the most context, min(left, right) + 0.01
+    length, the earliest at a tie. first, length: int [windows], in pieces of the context.
+    Returns bool [windows, pieces]."""
+    piece = np.arange((first + length).max())
+    left = piece - first[:, None]                       # [windows, pieces]
+    right = (first + length - 1)[:, None] - piece       # [windows, pieces]
+    inside = (left >= 0) & (right >= 0)
+    context = np.where(inside, np.minimum(left, right) + 0.01 * length[:, None], -1.0)
+    return inside & (context.argmax(0) == np.arange(len(first))[:, None])
 
 
 def best_spans(windows, scores, rows):
-    """Candidate answers of one question, best first: [(start score, end score, (first piece, last piece))].
+    """One question's candidates, best first: [(start score, end score, first piece, last piece)].
 
-    rows: its windows. The 20 best starts with the 20 best ends of each, both in the document, the start where its
-    context is the widest, at most 30 pieces long. scores: [windows, L, 2].
+    rows: its windows. The 20 best starts with the 20 best ends of each, both in the context, the
+    start where it has the most context, at most 30 pieces. scores: [windows, L, 2].
     """
-    spans, first, head = [], windows.first[rows], windows.seconds[rows]
-    length = windows.lengths[rows] - head - 1
-    widest = max_context(first, length)
-    for row, begin, shift, count, wide in zip(rows, first, head, length, widest):
-        own = scores[row, :windows.lengths[row]].astype(np.float64)                                    # [L, 2]: no padding
-        starts, ends = np.argsort(-own, axis=0, kind="stable")[:N_BEST].T - shift                      # of the window
-        starts = starts[(starts >= 0) & (starts < count)]
-        starts = starts[wide[begin + starts]]
-        ends = ends[(ends >= 0) & (ends < count)]
-        size = ends[None] - starts[:, None] + 1                                                        # [starts, ends]
+    head = windows.seconds[rows]
+    count = windows.lengths[rows] - head - 1   # pieces of the context in each window
+    widest = max_context(windows.first[rows], count)
+    spans = []
+    for index, row in enumerate(rows):
+        first = windows.first[row]
+        own = scores[row, :windows.lengths[row]].astype(np.float64)         # [L, 2], no padding
+        best = np.argsort(-own, axis=0, kind="stable")[:N_BEST] - head[index]
+        starts, ends = [side[(side >= 0) & (side < count[index])] for side in best.T]
+        starts = starts[widest[index, first + starts]]
+        size = ends - starts[:, None] + 1                                   # [starts, ends]
         for i, j in np.argwhere((size >= 1) & (size <= ANSWER_PIECES)):
-            spans.append((own[starts[i] + shift, 0], own[ends[j] + shift, 1], (begin + starts[i], begin + ends[j])))
+            start = own[head[index] + starts[i], 0]
+            end = own[head[index] + ends[j], 1]
+            spans.append((start, end, first + starts[i], first + ends[j]))
     return sorted(spans, key=lambda span: -(span[0] + span[1]))
 
 
-def span_answers(windows, scores, null_threshold=None):
-    """Scores [windows, L, 2] -> (answers, n-best lists, null odds or None), each a list with one entry a question.
+def best_texts(context, offsets, spans, null):
+    """Spans -> {text: (start score, end score)}, the 20 best texts, best first.
 
-    null_threshold: SQuAD v2.0. The answer is then "" iff odds > threshold, where odds = the smallest start + end score
-    of [CLS] over the windows - the best score of a text. n-best: at most 20 dicts of text (each once), probability (a
-    softmax over the list), start_logit, end_logit; for v2.0 the empty text is always there, if need be as the 21st. A
-    question without one valid span, which an untrained model may leave, is answered "".
+    null: the scores of no answer, whose text is "": if need be it is the 21st. None: v1.1, where
+    only a question without a valid span has "".
     """
-    pieces = {index: piece for piece, index in windows.tokenizer.get_vocab().items()}
-    answers, lists, odds = [], [], []
-    bounds = np.searchsorted(windows.question, np.arange(len(windows.examples) + 1))
-    for index, example in enumerate(tqdm(windows.examples, desc="answers", unit="question", leave=False, disable=None)):
-        context, rows = example.texts[0][1], np.arange(bounds[index], bounds[index + 1])
-        document, piece_word = windows.documents[context]
-        found = best_spans(windows, scores, rows)
-        if null_threshold is not None:
-            null = scores[rows, 0].astype(np.float64)                                                  # [windows, 2]
-            null = null[null.sum(1).argmin()]
-            found = sorted([*found, (*null, None)], key=lambda span: -(span[0] + span[1]))   # stable: after its equals
-        words, best = WORD.findall(context), {}
-        for start, end, span in found:
-            if len(best) == N_BEST:
-                break
-            text = ""
-            if span is not None:
-                low, high = span
-                text = " ".join(pieces[piece] for piece in document[low:high + 1]).replace(" ##", "")
-                text = original_text(text, " ".join(words[piece_word[low]:piece_word[high] + 1]), windows.tokenizer)
-            best.setdefault(text, (start, end))
-        if null_threshold is not None:
-            best.setdefault("", tuple(null))
-        best = best or {"": (0.0, 0.0)}
-        probability = torch.tensor([start + end for start, end in best.values()], dtype=torch.float64).softmax(0).tolist()
-        lists.append([{"text": text, "probability": p, "start_logit": float(start), "end_logit": float(end)}
-                      for (text, (start, end)), p in zip(best.items(), probability)])
+    best = {}
+    for start, end, first, last in spans:
+        if null and start + end < sum(null):
+            best.setdefault("", null)
+        if len(best) >= N_BEST:
+            break
+        stop = offsets[last, 1]
+        while stop < len(context) and unicodedata.combining(context[stop]):   # a last accent
+            stop += 1
+        best.setdefault(context[offsets[first, 0]:stop], (start, end))
+    if null or not best:
+        best.setdefault("", null or (0.0, 0.0))
+    return best
+
+
+def span_answers(windows, scores, null_threshold=None):
+    """Scores [windows, L, 2] -> (answers, n-best lists, null odds or None), an entry a question.
+
+    null_threshold: SQuAD v2.0, where the answer is "" if odds > threshold: odds = the smallest
+    start + end score of [CLS] over the windows - the best score of a text. n-best: dicts of text,
+    probability (a softmax over the list), start_logit, end_logit.
+    """
+    answers = []
+    lists = []
+    odds = None if null_threshold is None else []
+    for index, example in enumerate(windows.examples):
+        context = example.texts[0][1]
+        rows = np.flatnonzero(windows.question == index)
+        null = None
+        if odds is not None:
+            nulls = scores[rows, 0].astype(np.float64).tolist()   # [windows, 2]
+            null = tuple(min(nulls, key=sum))
+        spans = best_spans(windows, scores, rows)
+        best = best_texts(context, windows.offsets[context], spans, null)
+        totals = torch.tensor([sum(pair) for pair in best.values()], dtype=torch.float64)
+        entries = []
+        for (text, pair), probability in zip(best.items(), totals.softmax(0).tolist()):
+            entries.append({"text": text, "probability": probability,
+                            "start_logit": float(pair[0]), "end_logit": float(pair[1])})
+        lists.append(entries)
         answer = next((text for text in best if text), "")
-        if null_threshold is not None:
-            odds.append(float(null.sum() - (sum(best[answer]) if answer else 0.0)))
+        if odds is not None:
+            odds.append(float(sum(null) - (sum(best[answer]) if answer else 0.0)))
             answer = "" if odds[-1] > null_threshold else answer
         answers.append(answer)
-    return answers, lists, None if null_threshold is None else odds
-
-
-def write_squad_answers(folder, split, examples, answers, lists, odds):
-    """predictions-SPLIT.json, nbest-SPLIT.json, null_odds-SPLIT.json (v2.0), each by id; scores-SPLIT.json, what the
-    official script says of them."""
-    names = [example.row for example in examples]
-    predictions, null_odds = dict(zip(names, answers)), None if odds is None else dict(zip(names, odds))
-    data.write_json(folder / f"predictions-{split}.json", predictions)
-    data.write_json(folder / f"nbest-{split}.json", dict(zip(names, lists)))
-    dataset = [{"paragraphs": [{"qas": [{"id": example.row, "answers": [{"text": text} for text, _ in example.answers]}
-                                        for example in examples]}]}]
-    scores = evaluate.squad_scores(dataset, predictions)
-    if odds is not None:
-        data.write_json(folder / f"null_odds-{split}.json", null_odds)
-        # the thresholds alone: given odds, the official script also counts as unanswered what has odds above 1
-        scores = evaluate.squad_scores(dataset, predictions, null_odds) | scores
-    data.write_json(folder / f"scores-{split}.json", scores)
+    return answers, lists, odds
 
 
 def answer_places(examples, targets, answers):
-    """Answers as numbers, for accuracy and chance by part: int [questions] twice. The right one is the number of its
-    first word in the context, -1 for no answer; the given one is the same if right, else -2. So chance is what naming
-    the same place every time would score."""
-    labels = np.array([len(WORD.findall(example.texts[0][1][:example.answers[0][1]])) if example.label else -1
-                       for example in examples])
-    right = [evaluate.squad_exact([golds], [answer]) == 1 for golds, answer in zip(targets, answers)]
-    return labels, np.where(right, labels, -2)
+    """Answers as numbers, for accuracy and chance by part: int [questions] twice. A right one is
+    the number of its first word in the context, -1 for no answer; a given one is the same if it is
+    right, else -2. So chance is what naming one place every time would score."""
+    labels = []
+    given = []
+    for example, golds, answer in zip(examples, targets, answers):
+        place = -1
+        for _, start in example.answers[:1]:
+            place = len(example.texts[0][1][:start].split())
+        labels.append(place)
+        given.append(place if answer_scores(golds, answer)[0] else -2)
+    return np.array(labels), np.array(given)
 
 
-# ---------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Settings
 
 DEFAULTS = {
     "mini": {
-        # ours, chosen on the validation nouns of world 0. The tasks are balanced to an exclusive or of noun and word,
-        # which small batches, larger rates and dropout all leave at its saddle: accuracy 0.50, loss log 2.
-        "lr": 1e-3, "epochs": 40.0, "batch": 256, "dropout": 0.0,
-        # BERT's 0.02 is half of 1 / sqrt(width) at 768, a quarter of it at 128, where it leaves most runs at that saddle
-        "head_std": 0.1,
-        "max_length": 64, "length_step": 32,             # ours; no mini row is longer, and most are below 32
-        # At the full rate, rows that a model cannot yet answer are noise that draws all scores together, and to a halt,
-        # before anything is learnt: SQuAD stayed at chance, text-only students lost even PIQA's copying. Chosen on
-        # validation nouns of worlds 100 and 101, against 0.1, half the rate, and a quarter of the batch.
+        # ours, chosen on validation nouns: small batches, dropout and a head as small as BERT's
+        # leave the balanced tasks at the saddle of their exclusive or
+        "lr": 1e-3, "epochs": 40.0, "batch": 256, "dropout": 0.0, "head_std": 0.1,
+        "max_length": 64, "length_step": 32,             # ours; few mini rows are longer than 32
+        # ours: at the full rate, rows not yet answerable draw all scores together
         "warmup": 0.4,
         "weight_decay": 0.0, "eps": 1e-6,                # authors' script
         "precision": "auto"},                            # ours
@@ -659,278 +931,337 @@ DEFAULTS = {
         "precision": "auto"},                            # ours
 }
 DEFAULTS["small"] = DEFAULTS["base"]                     # authors' script: one recipe for all sizes
-BY_TASK = {                                              # at paper sizes; what is not here is GLUE's
-    # authors' deleted run_swag.bash; its batch is 16 x 2 accumulated, and it gives no warm-up
+BY_TASK = {   # at paper sizes; all else, TRACIE too, has GLUE's
+    # authors' deleted run_swag.bash: batch 16 x 2 accumulated, no warm-up
     "SWAG": {"lr": 5e-5, "epochs": 3.0, "batch": 32, "max_length": 80, "warmup": 0.0},
     # authors' deleted run_piqa_at_epoch.bash: as GLUE, but the epochs are an argument
     "PIQA": {"lr": 1e-4, "epochs": 3.0, "batch": 32, "max_length": 126, "warmup": 0.1},
-    # authors' deleted run_squad_v1.bash; no warm-up
-    "SQuAD1": {"lr": 3e-5, "epochs": 2.0, "batch": 12, "max_length": 384, "stride": 128, "warmup": 0.0, "eps": 1e-8},
+    # authors' deleted run_squad_v1.bash: no warm-up
+    "SQuAD1": {"lr": 3e-5, "epochs": 2.0, "batch": 12, "max_length": 384, "stride": 128,
+               "warmup": 0.0, "eps": 1e-8},
     # authors' deleted run_squad_v2.bash, which forgets that questions may lack an answer
-    "SQuAD2": {"lr": 5e-5, "epochs": 2.0, "batch": 12, "max_length": 384, "stride": 128, "warmup": 0.0, "eps": 1e-8,
-               "null_threshold": 0.0},
-}                                                        # TRACIE's recipe is not published: GLUE's is used
+    "SQuAD2": {"lr": 5e-5, "epochs": 2.0, "batch": 12, "max_length": 384, "stride": 128,
+               "warmup": 0.0, "eps": 1e-8, "null_threshold": 0.0},
+}
 MINI_BY_TASK = {"SQuAD1": {"stride": 16}, "SQuAD2": {"stride": 16, "null_threshold": 0.0}}   # ours
 
 
 def parse_args(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="runs/student", help="run folder, or BERT folder in Hugging Face form")
-    parser.add_argument("--task", nargs="+", metavar="TASK", help=f"of: {', '.join(TASKS)} (default: all under --data)")
-    parser.add_argument("--seed", nargs="+", type=int, default=[0])
-    parser.add_argument("--data", default="data/mini/tasks", help="folder that holds TASK/ folders")
-    parser.add_argument("--out", help="folder that gets finetune/ (default: the run; runs/NAME for a bare model)")
-    parser.add_argument("--size", choices=list(DEFAULTS), help="column of defaults (default: by the model's width)")
-    parser.add_argument("--lr", type=float)
-    parser.add_argument("--epochs", type=float)
-    parser.add_argument("--batch", type=int, help="global batch, in rows")
-    parser.add_argument("--max-length", type=int, help="tokens a text, special ones included; SQuAD: a window")
-    parser.add_argument("--stride", type=int, help="SQuAD: word pieces from one window of a context to the next")
-    parser.add_argument("--null-threshold", type=float, help="SQuAD2: no answer where [CLS] scores this much above the "
-                                                             "best text (best_f1_thresh of scores-dev.json)")
-    parser.add_argument("--length-step", type=int, help="rows whose lengths differ by less, in tokens, may share a batch")
-    parser.add_argument("--warmup", type=float, help="share of the steps")
-    parser.add_argument("--weight-decay", type=float)
-    parser.add_argument("--eps", type=float, help="AdamW's epsilon")
-    parser.add_argument("--dropout", type=float)
-    parser.add_argument("--head-std", type=float, help="deviation of the task head's first weights")
-    parser.add_argument("--clip", type=float, default=1.0, help="gradient norm limit")
-    parser.add_argument("--train-limit", type=int, help="train on this many rows, the first of the file")
-    parser.add_argument("--split-dev", action="store_true",
-                        help="train on the first half of the dev file, score on the second: for smoke runs where the "
-                             "training file is not at hand")
-    parser.add_argument("--precision", choices=["auto", "bf16", "fp32"])
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, mps")
-    parser.add_argument("--log-every", type=int, default=100)
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--model", default="runs/student", help="run folder, or BERT folder in Hugging Face form")
+    add("--task", nargs="+", metavar="TASK", default=[],
+        help=f"of: {', '.join(TASKS)} (default: all under --data)")
+    add("--seed", nargs="+", type=int, default=[0])
+    add("--data", default="data/mini/tasks", help="folder that holds TASK/ folders")
+    add("--out", help="folder that gets finetune/ (default: the run; runs/NAME for a bare model)")
+    add("--size", choices=list(DEFAULTS),
+        help="whose recipe is taken (default: the size of the run that made the model, else base)")
+    add("--lr", type=float)
+    add("--epochs", type=float)
+    add("--batch", type=int, help="global batch, in rows")
+    add("--max-length", type=int, help="tokens a text, special ones included; SQuAD: a window")
+    add("--stride", type=int, help="SQuAD: word pieces from one window to the next")
+    add("--null-threshold", type=float,
+        help="SQuAD2: no answer where [CLS] scores this much above the best text "
+             "(best_f1_thresh of `evaluate.py squad`)")
+    add("--length-step", type=int, help="rows less apart in length, in tokens, may share a batch")
+    add("--warmup", type=float, help="share of the steps")
+    add("--weight-decay", type=float)
+    add("--eps", type=float, help="AdamW's epsilon")
+    add("--dropout", type=float)
+    add("--head-std", type=float, help="deviation of the task head's first weights")
+    add("--clip", type=float, default=1.0, help="gradient norm limit")
+    add("--train-limit", type=int, help="train on this many rows, the first of the file")
+    add("--split-dev", action="store_true",
+        help="train on the first half of the dev file, score on the second: for smoke runs where "
+             "the training file is not at hand")
+    add("--precision", choices=["auto", "bf16", "fp32"])
+    add("--device", default="auto", help="auto, cpu, cuda, mps")
+    add("--log-every", type=int, default=100)
     args = parser.parse_args(argv)
-    unknown = [name for name in args.task or [] if name not in TASKS]
-    if unknown:
-        raise ValueError(f"unknown task {', '.join(unknown)}; known: {', '.join(TASKS)}")
-    for name in args.task or []:
+    for name in args.task:
+        if name not in TASKS:
+            raise UserError(f"unknown task {name}; known: {', '.join(TASKS)}")
         if TASKS[name].answered_by:
-            raise ValueError(f"nothing is trained on {name}: --task {TASKS[name].answered_by} answers it, where its "
-                             f"folder lies in --data")
+            raise UserError(f"nothing is trained on {name}: --task {TASKS[name].answered_by} "
+                            f"answers it, where its folder lies in --data")
     return args
 
 
-def settings_for(args, name, config):
-    """The settings of one task: size's column, the task's own at paper sizes, and the flags over both."""
-    size = args.size or ("mini" if config.hidden_size <= 128 else "base")
-    chosen = {**DEFAULTS[size], **(MINI_BY_TASK if size == "mini" else BY_TASK).get(name, {})}
-    chosen = {key: value if getattr(args, key) is None else getattr(args, key) for key, value in chosen.items()}
-    chosen["max_length"] = min(chosen["max_length"], config.max_position_embeddings)
-    if chosen["max_length"] < 5 or min(chosen["batch"], chosen["length_step"]) < 1 or chosen["epochs"] <= 0:
-        raise ValueError(f"max length {chosen['max_length']} (at least 5), batch {chosen['batch']}, length step "
-                         f"{chosen['length_step']} (at least 1) or epochs {chosen['epochs']} (above 0) leave nothing to "
-                         f"train on")
-    if "stride" in chosen and not 1 <= chosen["stride"] <= chosen["max_length"] - 4:
-        raise ValueError(f"stride {chosen['stride']} has to be at least 1 and leave room for a question in windows of "
-                         f"{chosen['max_length']} (--max-length)")
-    return {"model": str(args.model), "data": str(args.data), "task": name, "size": size, **chosen, "clip": args.clip,
-            "train_limit": args.train_limit, "split_dev": args.split_dev}
-
-
 def locate_model(path):
-    """--model -> (folder with config.json, folder that gets finetune/)."""
+    """--model -> (folder with config.json, folder that gets finetune/, size of the run or None)."""
     path = Path(path)
-    if (path / "model" / "config.json").exists():
-        return path / "model", path
-    if path.name == "model" and (path.parent / "args.json").exists():
-        return path, path.parent
-    if not (path / "config.json").exists():
-        raise FileNotFoundError(f"no model in {path}: neither model/config.json (a finished run) nor config.json (a "
-                                f"BERT in Hugging Face form); `make teacher distill` makes runs/teacher, runs/student")
-    return path, Path("runs") / path.resolve().name
+    folder = path / "model" if (path / "model" / "config.json").exists() else path
+    if not (folder / "config.json").exists():
+        raise UserError(
+            f"no model in {path}: neither model/config.json (a finished run) nor config.json (a "
+            f"BERT in Hugging Face form); `make teacher distill` makes runs/teacher, runs/student")
+    args_path = folder.parent / "args.json"
+    if folder.name == "model" and args_path.exists():
+        arguments = data.read_json(args_path, "distill.py")["arguments"]
+        return folder, folder.parent, arguments.get("size")
+    return folder, Path("runs") / path.resolve().name if folder == path else path, None
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# One fine-tuning run
+def settings_for(args, name, size, config):
+    """Settings of one task: the size's column, the task's own, and the flags over both."""
+    by_task = MINI_BY_TASK if size == "mini" else BY_TASK
+    settings = {**DEFAULTS[size], **by_task.get(name, {})}
+    for key in settings:
+        if getattr(args, key) is not None:
+            settings[key] = getattr(args, key)
+    length = min(settings["max_length"], config.max_position_embeddings)
+    settings["max_length"] = length
+    if length < 5 or min(settings["batch"], settings["length_step"]) < 1 or settings["epochs"] <= 0:
+        raise UserError(f"max length {length} (at least 5), batch {settings['batch']}, length step "
+                        f"{settings['length_step']} (at least 1) or epochs {settings['epochs']} "
+                        f"(above 0) leave nothing to train on")
+    if not 1 <= settings.get("stride", 1) <= length - 4:
+        raise UserError(f"stride {settings['stride']} has to be at least 1 and leave room for a "
+                        f"question in windows of {length} (--max-length)")
+    return {"model": str(args.model), "data": str(args.data), "task": name, "size": size,
+            **settings, "clip": args.clip, "train_limit": args.train_limit,
+            "split_dev": args.split_dev}
+
+
+# --------------------------------------------------------------------------------------------------
+# One run: a task and a seed
+
+
+def make_head(kind, classes, config):
+    """On [CLS]; for SQuAD on every token, row 0 start and row 1 end, as BertForQuestionAnswering."""
+    if kind != "span":
+        return model.SequenceHead(config, classes if kind == "classification" else 1)
+    head = torch.nn.Linear(config.hidden_size, 2)
+    model.init_weights(head, config.initializer_range)
+    return head
 
 
 def scores_of(kind, bert, head, batch, candidates):
-    """Class scores [B, classes], values [B] (regression), candidate scores [B, C] (choice), or start and end scores
-    [B, L, 2] (span; -inf at padding, so that it takes no part in the softmax), in fp32."""
-    out = head(bert(*batch)).float()                                                # [B*C, outputs], span: [B, L, 2]
+    """fp32 scores of classes [B, classes], values [B] (regression), of candidates [B, C] (choice),
+    of starts and ends [B, L, 2] (span, -inf at padding)."""
+    out = head(bert(*batch)).float()   # [B*C, outputs]; span: [B, L, 2]
     if kind == "span":
         return out.masked_fill(~batch[1][:, :, None], -torch.inf)
-    return out.view(-1, candidates) if kind == "choice" else out[:, 0] if kind == "regression" else out
+    if kind == "choice":
+        return out.view(-1, candidates)
+    return out[:, 0] if kind == "regression" else out
 
 
 def loss_of(kind, scores, targets):
-    """Summed loss: squared error, or cross-entropy over the classes or candidates; span: mean of start's and end's."""
+    """Summed loss: squared error, or cross-entropy over classes, candidates or tokens; of a span,
+    whose targets are [B, 2], the mean of start's and end's."""
     if kind == "regression":
         return F.mse_loss(scores, targets, reduction="sum")
-    return F.cross_entropy(scores, targets, reduction="sum") / (2 if kind == "span" else 1)   # span: targets [B, 2]
+    loss = F.cross_entropy(scores, targets, reduction="sum")
+    return loss / 2 if kind == "span" else loss
 
 
 @torch.no_grad()
 def predict(kind, bert, head, rows, batch, processes, autocast_type):
-    """Scores of all rows, as the array of scores_of, on every process; each computes its share of them."""
-    bert.eval(), head.eval()
-    device, scores = processes.device, None
+    """Scores of all rows, as an array, on every process; each computes its share of them."""
+    bert.eval()
+    head.eval()
+    device = processes.device
+    scores = None
     order = np.argsort(rows.lengths, kind="stable")
     for start in range(0, len(order), batch):
         chosen = order[start:start + batch]
         mine = chosen[processes.rank::processes.world]
-        if len(mine) == 0 and scores is not None:
-            continue
+        # a process without a row computes one that is not kept
+        inputs = [tensor.to(device) for tensor in rows.batch(mine if len(mine) else chosen[:1])]
         with torch.autocast(device.type, dtype=autocast_type, enabled=autocast_type is not None):
-            inputs = [tensor.to(device) for tensor in rows.batch(mine if len(mine) else chosen)]
             out = scores_of(kind, bert, head, inputs, rows.candidates)
         if kind == "span":
-            out = F.pad(out, (0, 0, 0, int(rows.lengths.max()) - out.shape[1]), value=-torch.inf)
+            padding = int(rows.lengths.max()) - out.shape[1]
+            out = F.pad(out, (0, 0, 0, padding), value=-torch.inf)
         if scores is None:
             scores = torch.zeros(len(rows), *out.shape[1:], device=device)
-        if len(mine):
-            scores[torch.from_numpy(mine).to(device)] = out
+        scores[torch.from_numpy(mine).to(device)] = out[:len(mine)]
     return processes.sum(scores).cpu().numpy()
 
 
-def write_predictions(folder, name, split, examples, targets, scores, answers):
+def write_predictions(folder, name, split, examples, scores, answers):
     """predictions-SPLIT.tsv: row, prediction, label (empty if unknown), probabilities."""
     task = TASKS[name]
-    regression = task.kind == "regression"
-    shown = [f"{answer:.4f}" if regression else task.labels[answer] for answer in answers]
-    header = ["row", "prediction", "label"] + ([] if regression else [f"p({label})" for label in task.labels])
-    probabilities = [[]] * len(shown) if regression else torch.from_numpy(scores).softmax(-1).tolist()
-    lines = ["\t".join([example.row, guess, "" if targets is None else example.label, *[f"{p:.6f}" for p in row]])
-             for example, guess, row in zip(examples, shown, probabilities)]
-    data.write_text(folder / f"predictions-{split}.tsv", "\n".join(["\t".join(header), *lines]) + "\n")
+    header = ["row", "prediction", "label"]
+    if task.kind == "regression":
+        shown = [f"{answer:.4f}" for answer in answers]
+        probabilities = [[]] * len(shown)
+    else:
+        header += [f"p({label})" for label in task.labels]
+        shown = [task.labels[answer] for answer in answers]
+        probabilities = torch.from_numpy(scores).softmax(-1).tolist()
+    lines = ["\t".join(header)]
+    for example, answer, row in zip(examples, shown, probabilities):
+        cells = [example.row, answer, example.label or "", *[f"{value:.6f}" for value in row]]
+        lines.append("\t".join(cells))
+    data.write_text(folder / f"predictions-{split}.tsv", "\n".join(lines) + "\n")
 
 
 def write_submission(folder, name, split, examples, answers):
-    """The file a leaderboard takes: CoLA.tsv, ..., MNLI-m.tsv, MNLI-mm.tsv, AX.tsv (GLUE's server: index, prediction);
-    predictions.lst (PIQA: 0 or 1 a line); SWAG.csv (index, pred, as the data set's authors write it); TRACIE.jsonl (id,
-    label). The id is the test.jsonl's own, or the row of tracie_test.txt, whose order is not the leaderboard's."""
+    """The file a leaderboard takes: CoLA.tsv, ..., MNLI-m.tsv, MNLI-mm.tsv, AX.tsv (GLUE: index,
+    prediction); predictions.lst (PIQA: 0 or 1 a line); SWAG.csv (index, pred); TRACIE.jsonl (id,
+    label), whose id is test.jsonl's own, or the row of tracie_test.txt, not the server's."""
     task = TASKS[name]
     if task.kind == "regression":   # the server refuses values out of the range
-        shown = [f"{min(max(float(answer), task.labels[0]), task.labels[1]):.3f}" for answer in answers]
+        answers = [f"{answer:.3f}" for answer in np.clip(answers, *task.labels)]
     else:
-        shown = [task.labels[answer] for answer in answers]
+        answers = [task.labels[answer] for answer in answers]
+    pairs = [(example.row, answer) for example, answer in zip(examples, answers)]
     if name == "PIQA":
-        data.write_text(folder / "predictions.lst", "".join(f"{guess}\n" for guess in shown))
+        file = "predictions.lst"
+        lines = answers
     elif name == "SWAG":
-        data.write_text(folder / "SWAG.csv", ",pred\n" + "".join(
-            f"{example.row},{guess}\n" for example, guess in zip(examples, shown)))
+        file = "SWAG.csv"
+        lines = [",pred", *[",".join(pair) for pair in pairs]]
     elif name.startswith("TRACIE"):
-        nli = {"positive": "entailment", "negative": "contradiction"}
-        data.write_text(folder / "TRACIE.jsonl", "".join(
-            json.dumps({"id": example.row, "label": nli[guess]}) + "\n" for example, guess in zip(examples, shown)))
+        file = "TRACIE.jsonl"
+        labels = {"positive": "entailment", "negative": "contradiction"}
+        lines = [json.dumps({"id": row, "label": labels[answer]}) for row, answer in pairs]
     else:
-        called = {"test-mismatched": "MNLI-mm", "test": "MNLI-m"}[split] if name == "MNLI" else name
-        data.write_text(folder / f"{called}.tsv", "index\tprediction\n" + "".join(
-            f"{example.row}\t{guess}\n" for example, guess in zip(examples, shown)))
+        names = {"test": "MNLI-m.tsv", "test-mismatched": "MNLI-mm.tsv"}
+        file = names[split] if name == "MNLI" else f"{name}.tsv"
+        lines = ["index\tprediction", *["\t".join(pair) for pair in pairs]]
+    data.write_text(folder / file, "\n".join(lines) + "\n")
+
+
+def score_split(metrics, settings, split, examples, targets, meta, rows, scores, folder):
+    """A split's scores -> answers, which are written (folder: None where another process does);
+    what they are worth goes into metrics."""
+    name = split if split in TASKS else settings["task"]   # AX and diagnostics are their own tasks
+    kind = TASKS[name].kind
+    if kind == "span":
+        answers, lists, odds = span_answers(rows, scores, settings.get("null_threshold"))
+        for file, values in {"predictions": answers, "nbest": lists, "null_odds": odds}.items():
+            if folder and values is not None:
+                by_id = dict(zip([example.row for example in examples], values))
+                data.write_json(folder / f"{file}-{split}.json", by_id)
+    else:
+        answers = scores if kind == "regression" else scores.argmax(-1)
+        if folder:
+            write_predictions(folder, name, split, examples, scores, answers)
+        if folder and (targets is None or (split.startswith("test") and not meta)):
+            write_submission(folder, name, split, examples, answers)
+    if targets is None:
+        return
+    metrics[split] = score(name, targets, answers)
+    if name.startswith("TRACIE"):
+        texts = [example.texts[0] for example in examples]
+        metrics[split].update(score_tracie(targets, answers, texts))
+    if name == "diagnostics":
+        tags = [example.tags for example in examples]
+        metrics["categories"] = score_categories(targets, answers, tags, meta)
+    if name == settings["task"] and len(answers) > 1:
+        # stuck at a constant; 0.01 of STS-B's five points is one, too
+        regression = kind == "regression"
+        same = np.ptp(answers) <= 0.01 if regression else len(set(answers)) == 1
+        metrics["majority"] |= bool(same)
+    if meta:
+        if kind == "span":
+            targets, answers = answer_places(examples, targets, answers)
+        metrics["parts"][split] = score_parts(targets, answers, meta)
+
+
+def check_finite(name, value, settings, step):
+    if not math.isfinite(value):
+        raise UserError(f"{name} is {value} at step {step} of {settings['task']} seed "
+                        f"{settings['seed']}; try a lower --lr than {settings['lr']} or "
+                        f"--precision fp32")
 
 
 def finetune(settings, splits, rows, config, bert, encoder, processes, folder, log_every=100):
-    """One (task, seed): trains a fresh head and the encoder from its loaded weights, writes the folder.
+    """Trains a fresh head and the encoder from its loaded weights, writes the folder.
 
-    splits: {split: (examples, targets, meta)}; rows: {split: Rows}; config, bert: the loaded model; encoder: its state
-    dict as loaded. Returns what metrics.json holds. Raises FloatingPointError at a non-finite loss.
+    splits: {split: Split}; rows: {split: Rows}; config, bert: the loaded model; encoder: its state
+    dict as loaded. Returns what metrics.json holds. Raises UserError at a non-finite loss.
     """
     # --- setup
-    start, name, seed = time.time(), settings["task"], settings["seed"]
-    kind, device, batch = TASKS[name].kind, processes.device, settings["batch"]
+    start = time.time()
+    name = settings["task"]
+    seed = settings["seed"]
+    kind = TASKS[name].kind
+    device = processes.device
     precision, autocast_type = data.settle_precision(settings["precision"], device)
     if processes.master:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "metrics.json").unlink(missing_ok=True)   # first: it vouches for the rest
-        for stale in folder.glob("*.*"):
-            stale.unlink()
-        data.write_json(folder / "args.json", {"arguments": settings, "settled precision": precision,
-                                               "processes": processes.world, **data.provenance(device)})
+        data.write_json(folder / "args.json", {
+            "arguments": settings, "settled precision": precision, "processes": processes.world,
+            **data.provenance(device)})
     log = data.Log(folder / "log.jsonl", processes.master, 0)
 
     # --- data
     train = rows["train"]
-    a_epoch = -(-len(train) // batch)
-    steps = max(1, round(settings["epochs"] * a_epoch))
+    epoch_steps = -(-len(train) // settings["batch"])
+    steps = max(1, round(settings["epochs"] * epoch_steps))
     warmup = int(settings["warmup"] * steps)
 
     # --- model: the encoder as it was loaded, and a head that only the seed decides
     torch.manual_seed(seed)
     bert.load_state_dict(encoder)
     model.set_dropout(config, bert, settings["dropout"])
-    shape = dataclasses.replace(config, hidden_dropout_prob=settings["dropout"], initializer_range=settings["head_std"])
-    head = (span_head(shape) if kind == "span" else
-            model.SequenceHead(shape, len(TASKS[name].labels) if kind == "classification" else 1)).to(device)
+    head_config = dataclasses.replace(config, initializer_range=settings["head_std"])
+    head = make_head(kind, len(TASKS[name].labels), head_config).to(device)
 
     # --- optimizer
-    optimizer = model.optimizer_for([bert, head], settings["lr"], settings["weight_decay"], settings["eps"])
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    optimizer = model.optimizer_for([bert, head], settings["lr"], settings["weight_decay"],
+                                    settings["eps"])
+    parameters = []
+    for group in optimizer.param_groups:
+        parameters += group["params"]
 
     # --- loop
-    total, counted = 0.0, 0
-    for step in tqdm(range(steps), desc=f"{name} seed {seed}", unit="step", leave=False,
-                     disable=None if processes.master else True):   # None: shown on a terminal only
-        epoch, place = divmod(step, a_epoch)
+    losses = []
+    for step in tqdm(range(steps), desc=f"{name} seed {seed}", leave=False,
+                     disable=None if processes.master else True):   # None: on a terminal only
+        epoch, place = divmod(step, epoch_steps)
         if place == 0:
-            batches = length_sorted_batches(train.lengths, batch, seed, epoch, settings["length_step"])
-        bert.train(), head.train()
+            batches = length_sorted_batches(train.lengths, settings["batch"], seed, epoch,
+                                            settings["length_step"])
+        bert.train()
+        head.train()
         for group in optimizer.param_groups:
-            # authors' script, which has transformers' schedule: its warm-up begins at a rate of 0, one step late
+            # transformers' schedule, the authors': its warm-up begins at a rate of 0, a step late
             group["lr"] = model.lr_at(step - (step < warmup), settings["lr"], warmup, steps)
         data.seed_dropout(seed, step, processes.rank)
 
         chosen = batches[place]
-        mine = chosen[processes.rank::processes.world]   # every world-th row of a batch sorted by length: equal work
-        weight = float(len(mine) > 0)                    # a process without a row computes one that does not count
-        mine = mine if len(mine) else chosen[:1]
+        mine = chosen[processes.rank::processes.world]   # rows sorted by length: equal work
+        weight = float(len(mine) > 0)
+        if not weight:
+            mine = chosen[:1]                            # computed, and does not count
         targets = torch.from_numpy(train.targets[mine]).to(device)
+        inputs = [tensor.to(device) for tensor in train.batch(mine)]
         with torch.autocast(device.type, dtype=autocast_type, enabled=autocast_type is not None):
-            scores = scores_of(kind, bert, head, [tensor.to(device) for tensor in train.batch(mine)], train.candidates)
+            scores = scores_of(kind, bert, head, inputs, train.candidates)
         loss = weight * loss_of(kind, scores, targets) / len(chosen)
-        value = processes.sum(loss.item())
-        if not np.isfinite(value):
-            raise FloatingPointError(f"loss is {value} at step {step} of {name} seed {seed}; try a lower --lr than "
-                                     f"{settings['lr']} or --precision fp32. Nothing of this run is kept but {folder}")
+        losses.append(processes.sum(loss.item()))
+        check_finite("loss", losses[-1], settings, step)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         processes.sum_gradients(parameters)
-        norm = torch.nn.utils.clip_grad_norm_(parameters, settings["clip"])
-        if not torch.isfinite(norm):
-            raise FloatingPointError(f"gradient norm is {norm.item()} at step {step} of {name} seed {seed}; try a lower "
-                                     f"--lr than {settings['lr']} or --precision fp32")
+        norm = float(torch.nn.utils.clip_grad_norm_(parameters, settings["clip"]))
+        check_finite("gradient norm", norm, settings, step)
         optimizer.step()
 
-        total, counted = total + value, counted + 1
         if (step + 1) % log_every == 0 or step + 1 == steps:
-            log(step + 1, steps, loss=total / counted, lr=optimizer.param_groups[0]["lr"], grad_norm=float(norm))
-            total, counted = 0.0, 0
+            rate = optimizer.param_groups[0]["lr"]
+            log(step + 1, steps, loss=sum(losses) / len(losses), lr=rate, grad_norm=norm)
+            losses = []
 
     # --- evaluate: the last epoch's model, never the best one's
-    metrics = {"task": name, "seed": seed, "train_rows": len(train), "steps": steps, "split_dev": settings["split_dev"],
-               "majority": False, "parts": {}}
+    metrics = {"task": name, "seed": seed, "train_rows": len(train), "steps": steps,
+               "split_dev": settings["split_dev"], "majority": False, "parts": {}}
     for split in [split for split in rows if split != "train"]:
-        examples, targets, meta = splits[split]
-        asked = split if split in TASKS else name   # AX and diagnostics are tasks of their own
-        scores = predict(kind, bert, head, rows[split], 4 * batch, processes, autocast_type)
-        if kind == "span":
-            answers, *more = span_answers(rows[split], scores, settings.get("null_threshold"))
-            numbers = answer_places(examples, targets, answers)
-        else:
-            answers = scores if kind == "regression" else scores.argmax(-1)
-            numbers = targets, answers
-        if processes.master and kind == "span":
-            write_squad_answers(folder, split, examples, answers, *more)
-        elif processes.master:
-            write_predictions(folder, asked, split, examples, targets, scores, answers)
-            if targets is None or (split.startswith("test") and not meta):
-                write_submission(folder, asked, split, examples, answers)
-        if targets is None:
-            continue
-        metrics[split] = evaluate.score(asked, targets, answers)
-        if name.startswith("TRACIE"):
-            metrics[split] |= evaluate.score_tracie(targets, answers, [example.texts[0] for example in examples])
-        if split == "diagnostics":
-            metrics["categories"] = evaluate.score_categories(targets, answers, [e.tags for e in examples], meta)
-        if meta:
-            metrics["parts"][split] = evaluate.score_parts(*numbers, meta)
-        if asked == name:   # one answer for a whole split: stuck at a constant; 0.01 of STS-B's five points is one, too
-            constant = np.ptp(answers) <= 0.01 if kind == "regression" else len(set(answers)) == 1
-            metrics["majority"] |= bool(constant) and len(answers) > 1
+        scores = predict(kind, bert, head, rows[split], 4 * settings["batch"], processes,
+                         autocast_type)
+        score_split(metrics, settings, split, *splits[split], rows[split], scores,
+                    folder if processes.master else None)
 
-    # --- save: metrics.json last, it says that the rest is there
+    # --- last save: metrics.json at the end, it says that the rest is there
     metrics["seconds"] = round(time.time() - start, 2)
     if processes.master:
         log.file.close()
@@ -940,52 +1271,56 @@ def finetune(settings, splits, rows, config, bert, encoder, processes, folder, l
 
 def summary(metrics):
     """One line on a finished run."""
-    name = metrics["task"]
     shown = []
     for split in [key for key in metrics if key.startswith(("dev", "test")) or key in TASKS]:
-        named = [(key, metrics[split][key]) for key, _ in evaluate.METRICS[split if split in TASKS else name]]
-        values = " ".join(f"{key} {'not defined' if value is None else f'{value:.3f}'}" for key, value in named)
-        parts = metrics["parts"].get(split, {})
-        inside = ", ".join(f"{part} {parts[part]['accuracy']:.3f}" for part in evaluate.PARTS if part in parts)
-        shown.append(f"{split} {values}" + f" ({inside})" * bool(inside))
-    stuck = "  ! one answer for every row" * metrics["majority"]
-    said = "; ".join(shown) or "no labelled split"
-    return f"{name} seed {metrics['seed']}: {said}; {metrics['seconds']:.0f} s{stuck}"
+        words = [split]
+        for metric, _ in TASKS[split if split in TASKS else metrics["task"]].metrics:
+            value = metrics[split][metric]
+            words.append(f"{metric} not defined" if value is None else f"{metric} {value:.3f}")
+        cells = metrics["parts"].get(split, {})
+        parts = [f"{part} {cells[part]['accuracy']:.3f}" for part in PARTS if part in cells]
+        if parts:
+            words.append(f"({', '.join(parts)})")
+        shown.append(" ".join(words))
+    scores = "; ".join(shown) or "no labelled split"
+    stuck = "  ! one answer for every row" if metrics["majority"] else ""
+    return f"{metrics['task']} seed {metrics['seed']}: {scores}; {metrics['seconds']:.0f} s{stuck}"
 
 
-def load_task(args, name):
-    """All splits of a task that have a file -> {split: (examples, targets, meta)}; says which are missing."""
-    folder = task_folder(args.data, name)
-    if folder is None:
-        raise FileNotFoundError(f"no folder {name} under {args.data}; {GET}")
-    splits = {}
-    for split in TASKS[name].rows:
-        if split == "train" and args.split_dev:
+def tasks_of(args):
+    """The tasks asked for; bare, all that --data has rows to train on."""
+    if args.task:
+        return args.task
+    split = "dev" if args.split_dev else "train"
+    names = []
+    for name, task in TASKS.items():
+        folder = task_folder(args.data, name)
+        if folder is None or task.answered_by:
             continue
-        try:
-            splits[split] = read_split(name, folder, split)
-        except FileNotFoundError as error:
-            if split == "train":
-                raise FileNotFoundError(f"{error} is missing; {GET}, and --split-dev does without") from None
-            if split in ("dev", "test"):
-                print(f"{name}: no {split} split ({error} is missing), so nothing is said about it")
-    for other, place in also_answered(args.data, name):
-        try:
-            splits[other] = read_split(other, place, "test")
-        except FileNotFoundError as error:
-            print(f"{name}: {error} is missing, so {other} is not answered")
-    if args.split_dev:
-        if "dev" not in splits:
-            raise FileNotFoundError(f"--split-dev needs the dev file of {name} in {folder}; {GET}")
-        half = len(splits["dev"][0]) // 2
-        first, second = [tuple(None if part is None else part[cut] for part in splits["dev"])
-                         for cut in (slice(None, half), slice(half, None))]
-        splits = {"train": first, **splits, "dev": second}
-    if splits["train"][1] is None or len(splits["train"][0]) == 0:
-        raise ValueError(f"{folder}: no labelled rows to train on")
-    if args.train_limit and args.train_limit < len(splits["train"][0]):
-        splits["train"] = tuple(None if part is None else part[:args.train_limit] for part in splits["train"])
-    return splits
+        if task.path(folder, split).exists():
+            names.append(name)
+        else:   # two tasks may share a folder
+            print(f"{name} is passed over: {task.path(folder, split)} is missing")
+    if not names:
+        raise UserError(f"no task folder under {args.data}; {GET}")
+    return names
+
+
+def hash_of(paths):
+    """sha256 of files' names and contents."""
+    lines = [f"{path.name} {data.file_hash(path)}\n" for path in sorted(paths)]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def task_files(root, name):
+    """All files that decide a task's result, those it answers besides included."""
+    paths = set()
+    for other, folder in [(name, task_folder(root, name)), *also_answered(root, name)]:
+        if folder is not None:
+            # not what a file manager writes; TRACIE's test file may lie beside the folder
+            paths.update(folder.glob("[!.]*.*"))
+            paths.update(TASKS[other].path(folder, split) for split in TASKS[other].splits)
+    return [path for path in paths if path.is_file()]
 
 
 def main(argv=None):
@@ -993,74 +1328,78 @@ def main(argv=None):
     args = parse_args(argv)
     processes = data.Processes(args.device)
     if not processes.master:
-        sys.stdout = open(os.devnull, "w")   # every process reads the files; what there is to say of them is said once
+        sys.stdout = open(os.devnull, "w")   # every process reads the files, one talks of them
     torch.set_float32_matmul_precision("high")
-    model_folder, run = locate_model(args.model)
-    run = Path(args.out or run)
-    names = args.task or [name for name in TASKS if task_folder(args.data, name) and not TASKS[name].answered_by]
-    if not names:
-        raise FileNotFoundError(f"no task folder under {args.data}; `python data.py mini` makes data/mini/tasks")
-    weights = next((model_folder / name for name in ("pytorch_model.bin", "model.safetensors")
-                    if (model_folder / name).exists()), model_folder / "config.json")
-    weights_hash, bert = data.file_hash(weights), None
+    model_folder, run, run_size = locate_model(args.model)
+    source = "--size" if args.size else run
+    size = args.size or run_size
+    if size not in DEFAULTS:
+        source = "the default"
+        size = "base"
     config = model.BertConfig.from_dict(data.read_json(model_folder / "config.json", "distill.py"))
+    weights = [path for path in model_folder.iterdir()
+               if path.name == "config.json" or path.suffix in (".bin", ".safetensors")]
+    weights_hash = hash_of(weights)
+    bert = None
 
-    for name in names:
-        # --- what is there already: metrics of the same flags, the same weights and the same files
-        folder = task_folder(args.data, name)
-        files = [path for place in (folder, *[place for _, place in also_answered(args.data, name)]) if place
-                 for path in sorted(place.glob("[!.]*.*")) if path.is_file()]   # not what a file manager writes
-        if folder and name.startswith("TRACIE"):   # what its reader looks for beside the folder
-            files += [path for path in (folder.parent / "iid" / "tracie_test.txt", folder.parent / "test.jsonl")
-                      if path.exists() and path not in files]
-        digest = hashlib.sha256("".join(map(data.file_hash, files)).encode()).hexdigest() if folder else None
+    for name in tasks_of(args):
+        # --- what is there already: metrics of the same flags, weights and files
+        recipe = {**settings_for(args, name, size, config), "model_sha256": weights_hash,
+                  "data_sha256": hash_of(task_files(args.data, name))}
         todo = []
         for seed in args.seed:
-            settings = {**settings_for(args, name, config), "seed": seed, "model_sha256": weights_hash,
-                        "data_sha256": digest}
-            place = run / "finetune" / name / f"seed-{seed}"
-            done = (place / "metrics.json").exists() and data.read_json(place / "args.json", "finetune.py")["arguments"]
-            changed = [key for key in settings if done and done.get(key) != settings[key]]
-            if done and not changed:
-                print(f"{place}: complete, nothing to do")
-            else:
-                if changed:
-                    print(f"{place}: {', '.join(changed)} changed, so it is made again")
-                todo.append((settings, place))
+            folder = Path(args.out or run) / "finetune" / name / f"seed-{seed}"
+            settings = {**recipe, "seed": seed}
+            done = settings
+            if (folder / "metrics.json").exists():
+                done = data.read_json(folder / "args.json", "finetune.py")["arguments"]
+            changed = [key for key in settings if done.get(key) != settings[key]]
+            if changed:
+                print(f"{folder}: {', '.join(changed)} changed, so it is made again")
+            elif done is not settings:
+                print(f"{folder}: complete, nothing to do")
+                continue
+            todo.append((settings, folder))
         processes.barrier()   # nobody writes before all have looked
         if not todo:
             continue
-
-        # --- data, once for all seeds
-        try:
-            splits = load_task(args, name)
-        except FileNotFoundError as error:
-            if args.task:
-                raise
-            print(f"{name} is passed over: {error}")   # found by its folder alone, which two tasks may share
-            continue
-        tokenizer = data.load_tokenizer(model_folder)
-        length, stride = todo[0][0]["max_length"], todo[0][0].get("stride")
-        rows = {split: Rows(examples, targets, tokenizer, length) if TASKS[name].kind != "span" else
-                Windows(examples, tokenizer, length, stride, split == "train")
-                for split, (examples, targets, _) in splits.items()}
+        print(f"{name}: recipe of size {size} ({source}): lr {recipe['lr']:g}, "
+              f"{recipe['epochs']:g} epochs, batch {recipe['batch']}", flush=True)
 
         # --- model, once for all tasks
         if bert is None:
             config, bert, _ = model.load_hf(model_folder)
             bert.to(processes.device)
-            if tokenizer.get_vocab_size() > config.vocab_size:
-                raise ValueError(f"{model_folder}: vocab.txt has {tokenizer.get_vocab_size()} entries, the model "
-                                 f"{config.vocab_size}")
             encoder = {key: value.clone() for key, value in bert.state_dict().items()}
-        for settings, place in todo:
-            metrics = finetune(settings, splits, rows, config, bert, encoder, processes, place, args.log_every)
+            tokenizer = data.load_tokenizer(model_folder)
+            words = tokenizer.get_vocab_size()
+            if words > config.vocab_size:
+                raise UserError(f"{model_folder}: its tokenizer has {words} entries, the model "
+                                f"{config.vocab_size}")
+
+        # --- data, once for all seeds
+        splits = load_task(args, name)
+        rows = {}
+        length = recipe["max_length"]
+        for split, (examples, targets, _) in splits.items():
+            if TASKS[name].kind == "span":
+                train = split == "train"
+                rows[split] = Windows(examples, tokenizer, length, recipe["stride"], train)
+            else:
+                rows[split] = Rows(examples, targets, tokenizer, length)
+
+        # --- runs
+        for settings, folder in todo:
+            metrics = finetune(settings, splits, rows, config, bert, encoder, processes, folder,
+                               args.log_every)
             print(summary(metrics), flush=True)
+
+    # --- cleanup
     processes.close()
 
 
 if __name__ == "__main__":
     try:
         main()
-    except (FileNotFoundError, ValueError, FloatingPointError) as error:
+    except UserError as error:
         sys.exit(f"finetune.py: {error}")

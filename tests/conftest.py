@@ -1,12 +1,13 @@
 """Fixtures that the tests share. Not a test file: `python -m pytest tests` runs them all.
 
-The tests need no network. Those that use real files look in the folder named by the environment variable REAL_DATA.
+The tests need no network. Those that use real files look in the folder REAL_DATA names.
 """
 import os
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")   # before torch starts its threads; one thread also makes sums repeatable
+os.environ.setdefault("OMP_NUM_THREADS", "1")   # before torch starts its threads: sums repeat
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
@@ -21,30 +22,38 @@ torch.set_num_threads(1)
 
 @pytest.fixture(scope="session")
 def mini(tmp_path_factory):
-    """A small mini world with features and packed text, made once: the folder. One training video a noun.
+    """A small mini world with features, captions and packed text, made once: the folder.
 
-    3,000 documents are the fewest with which every noun surely becomes one token.
+    One training video a noun; 3,000 documents are the fewest that surely name every noun.
     """
     folder = tmp_path_factory.mktemp("mini")
-    workers, vocab = min(2, os.cpu_count()), folder / "vocab.txt"
+    workers = min(2, os.cpu_count())
+    streams = ["frame", "motion"]
     data.make_mini(0, folder, 1, 3000, workers)
-    data.make_features(folder / "videos", folder / "caption.json", vocab, ["frame", "motion"], folder, workers)
+    data.extract_features(data.film_files(folder / "videos"), streams, folder, workers)
+    data.captions_command(SimpleNamespace(
+        videos=folder / "videos", captions=folder / "caption.json", vocab=folder, out=folder,
+        held_out=None, only=None, category=None, cased=None))
     for split in ("train", "valid"):
-        data.pack_text([folder / "text" / f"{split}.txt"], vocab, folder / "text", split)
+        data.pack_text([folder / "text" / f"{split}.txt"], folder, folder / "text", split)
     return folder
 
 
-TINY_TEXT = ["the cat sat on the mat and the dog ran", "a dog and a cat ran to the red mat today",
-             "we see the big red dog sit on the small cat", "now the cat is on the mat and it sat there"]
+TINY_TEXT = [
+    "the cat sat on the mat and the dog ran",
+    "a dog and a cat ran to the red mat today",
+    "we see the big red dog sit on the small cat",
+    "now the cat is on the mat and it sat there",
+]
 
 
 @pytest.fixture(scope="session")
 def tiny_vocab(tmp_path_factory):
-    """Path of a vocab.txt of about a hundred word pieces, trained here."""
+    """Path of a tokenizer.json of about a hundred word pieces, trained here."""
     folder = tmp_path_factory.mktemp("tiny")
     (folder / "text.txt").write_text("\n".join(TINY_TEXT * 5) + "\n")
-    data.train_tokenizer([folder / "text.txt"], 120, folder / "vocab.txt")
-    return folder / "vocab.txt"
+    data.train_tokenizer([folder / "text.txt"], 120, folder)
+    return folder / "tokenizer.json"
 
 
 @pytest.fixture(scope="session")
@@ -54,64 +63,83 @@ def tiny_tokenizer(tiny_vocab):
 
 @pytest.fixture(scope="session")
 def transformers():
-    """The transformers package, our oracle. A torchvision made for another torch would stop its import: hidden then."""
+    """The transformers package, our oracle."""
     try:
         import torchvision   # noqa: F401
-    except (ImportError, RuntimeError):
-        for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
-            del sys.modules[name]
+    except (ImportError, RuntimeError):   # one made for another torch would stop transformers
+        forget_torchvision()
         sys.modules["torchvision"] = None
     return pytest.importorskip("transformers")
+
+
+def forget_torchvision():
+    """Takes torchvision's modules out of sys.modules; returns them."""
+    names = [name for name in sys.modules if name.split(".")[0] == "torchvision"]
+    return {name: sys.modules.pop(name) for name in names}
 
 
 @pytest.fixture(scope="session")
 def torchvision():
     """The torchvision package, our oracle for ResNet-152; its Python half is enough.
 
-    A torchvision built for another torch cannot load its C++ operators, and then fails while describing them to the
-    compiler: `torch.library.register_fake` does nothing during its import here. Afterwards it is forgotten again, so
-    that transformers, which would use it, decides as it does without us.
+    One built for another torch cannot load its C++ operators, and then fails while it describes
+    them: `torch.library.register_fake` does nothing during its import here. Afterwards it is
+    forgotten again, so that transformers, which would use it, decides as it does without us.
     """
-    def forget():
-        return {name: sys.modules.pop(name) for name in list(sys.modules) if name.split(".")[0] == "torchvision"}
-    before, register_fake = forget(), torch.library.register_fake
-    torch.library.register_fake = lambda *_, **__: lambda function: function
+    def describes_nothing(*_, **__):
+        return lambda function: function
+    before = forget_torchvision()
+    register_fake = torch.library.register_fake
+    torch.library.register_fake = describes_nothing
     try:
         return pytest.importorskip("torchvision", reason="torchvision is not installed")
     finally:
         torch.library.register_fake = register_fake
-        forget()
+        forget_torchvision()
         sys.modules.update(before)
+
+
+def moving_pictures():
+    """Five clips, uint8 [16, h, w, 3]: of REAL_DATA's films where it is set, else drawn."""
+    clips = []
+    if "REAL_DATA" in os.environ:
+        for path in sorted((Path(os.environ["REAL_DATA"]) / "video").glob("*.mp4"))[:5]:
+            pictures = []
+            for _, picture, _ in data.decode(path, [data.Filtered(24, 112, crop=True)]):
+                pictures.append(picture)
+            clips.append(np.stack(pictures[:16]))
+    else:
+        for index, properties in enumerate(list(data.make_world(0).values())[:5]):
+            clips.append(data.draw_clip(properties, "drop", data.numpy_generator(index)))
+    return clips
 
 
 @pytest.fixture(scope="session")
 def cnn_weights(tmp_path_factory):
     """A folder with both frozen CNNs' files in the published layout, weights drawn at random.
 
-    Their BatchNorm statistics are those of five passes over pictures: with the initial ones, activations of a hundred
-    random layers grow or vanish, and a comparison says nothing. The pictures are of REAL_DATA's clips where it is set.
+    Their BatchNorm statistics are those of five passes over pictures: with the initial ones the
+    activations of a hundred random layers grow or vanish, and a comparison says nothing.
     """
     folder = tmp_path_factory.mktemp("weights")
-    clips = []
-    if "REAL_DATA" in os.environ:
-        for path in sorted((Path(os.environ["REAL_DATA"]) / "video").glob("*.mp4"))[:5]:
-            pictures = [picture for _, some, _ in data.decode(path, [data.Filtered(24, 112, True)]) for picture in some]
-            clips.append(np.stack(pictures[:16]))
-    else:
-        for index, properties in enumerate(list(data.make_world(0).values())[:5]):
-            clips.append(data.draw_clip(properties, "drop", data.numpy_generator(index)))             # [16, 48, 48, 3]
-    windows = [torch.nn.functional.interpolate(torch.from_numpy(clip).permute(3, 0, 1, 2).float()[None], (16, 112, 112))
-               for clip in clips]                                                                     # [1, 3, 16, 112, 112]
+    windows = []
+    for clip in moving_pictures():
+        window = torch.from_numpy(clip).permute(3, 0, 1, 2).float()[None]       # [1, 3, 16, h, w]
+        windows.append(torch.nn.functional.interpolate(window, (16, 112, 112)))
     for name, (make, file) in model.CNNS.items():
         torch.manual_seed(0)
         cnn = make()
         for module in cnn.modules():
             if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
                 module.momentum = None   # the plain average of all passes
-                torch.nn.init.uniform_(module.weight, 0.5, 1.5), torch.nn.init.normal_(module.bias, std=0.1)
+                torch.nn.init.uniform_(module.weight, 0.5, 1.5)
+                torch.nn.init.normal_(module.bias, std=0.1)
         with torch.no_grad():
             for window in windows:
-                cnn(window - 105 if name == "resnext101" else window[0, :, ::4].transpose(0, 1) / 60 - 2)
+                if name == "resnext101":
+                    cnn(window - 105)
+                else:
+                    cnn(window[0, :, ::4].transpose(0, 1) / 60 - 2)             # [4, 3, h, w]
         torch.save(cnn.state_dict(), folder / file)
     return folder
 

@@ -2,7 +2,6 @@
 
     python -m pytest -q tests/test_distill.py
 """
-
 import math
 
 import pytest
@@ -11,20 +10,33 @@ import torch.nn.functional as F
 
 import data
 import distill
+import model
+
+
+MASK = torch.tensor([[True] * 5, [True] * 3 + [False] * 2, [True] * 4 + [False]])
+
+
+def unit_neurons(hidden, kept):
+    """Each hidden unit's activations [L] at the kept tokens of one sequence, made unit vectors."""
+    return [F.normalize(hidden[kept, unit], dim=0) for unit in range(hidden.shape[1])]
+
+
+def mean_kernel(xs, ys):
+    """Mean over pairs of (x.y)^2, one pair at a time."""
+    total = 0
+    for x in xs:
+        for y in ys:
+            total = total + (x @ y) ** 2
+    return total / (len(xs) * len(ys))
 
 
 def slow_nst(student, teacher, mask):
-    """mean k(s,s) + mean k(t,t) - 2 mean k(s,t) over pairs of neurons, k = (x.y)^2, one sequence and pair at a time."""
+    """mean k(s,s) + mean k(t,t) - 2 mean k(s,t) over pairs of neurons, a sequence at a time."""
     total = 0
     for b in range(len(student)):
-        kept = [l for l in range(mask.shape[1]) if mask[b, l]]
-        neurons = []
-        for hidden in (student, teacher):
-            columns = [torch.stack([hidden[b, l, d] for l in kept]) for d in range(hidden.shape[2])]
-            neurons.append([column / column.norm() for column in columns])
-        mean = lambda xs, ys: sum((x @ y) ** 2 for x in xs for y in ys) / (len(xs) * len(ys))
-        s, t = neurons
-        total = total + mean(s, s) + mean(t, t) - 2 * mean(s, t)
+        s = unit_neurons(student[b], mask[b])
+        t = unit_neurons(teacher[b], mask[b])
+        total = total + mean_kernel(s, s) + mean_kernel(t, t) - 2 * mean_kernel(s, t)
     return total / len(student)
 
 
@@ -33,8 +45,8 @@ def test_nst_equals_the_pairwise_kernel_form(teacher_width):
     generator = torch.Generator().manual_seed(0)
     student = torch.randn(3, 5, 6, generator=generator, requires_grad=True)
     teacher = torch.randn(3, 5, teacher_width, generator=generator)
-    mask = torch.tensor([[True] * 5, [True] * 3 + [False] * 2, [True] * 4 + [False]])
-    fast, slow = distill.nst_loss(student, teacher, mask), slow_nst(student, teacher, mask)
+    fast = distill.nst_loss(student, teacher, MASK)
+    slow = slow_nst(student, teacher, MASK)
     assert fast.item() == pytest.approx(slow.item(), rel=1e-5) and fast.item() > 1e-3
     ours, theirs = [torch.autograd.grad(loss, student)[0] for loss in (fast, slow)]
     assert theirs.abs().max() > 1e-4
@@ -44,7 +56,8 @@ def test_nst_equals_the_pairwise_kernel_form(teacher_width):
 
 def test_nst_is_blind_to_permuted_and_flipped_neurons():
     teacher = torch.randn(2, 7, 10, generator=torch.Generator().manual_seed(1))
-    order, sign = torch.randperm(10), torch.randint(2, (10,)) * 2.0 - 1
+    order = torch.randperm(10)
+    sign = torch.randint(2, (10,)) * 2.0 - 1
     mask = torch.ones(2, 7, dtype=torch.bool)
     assert distill.nst_loss((teacher * sign)[:, :, order], teacher, mask).item() < 1e-10
     assert distill.nst_loss(torch.randn(2, 7, 10), teacher, mask).item() > 1e-4
@@ -72,17 +85,19 @@ def test_crd_equals_tians_form(data_size):
     # float() inside casts to fp32 for training; the oracle is compared through the same embeddings
     e_s = F.normalize(crd.student_embed(student), dim=1)
     e_t = F.normalize(crd.teacher_embed(teacher), dim=1)
-    queues = crd.student_queue.clone(), crd.teacher_queue.clone()
-    sides = []
-    for anchor, positive, queue in ((e_s, e_t, queues[1]), (e_t, e_s, queues[0])):
-        scores = [torch.exp(a @ x / 0.07) for a, p in zip(anchor, positive) for x in [p, *queue]]
-        sides.append(tian(anchor, positive, queue, 0.07, (sum(scores) / len(scores)).detach(), data_size, 7))
-    slow = sum(sides)
+    slow = 0
+    for anchor, positive, queue in ((e_s, e_t, crd.teacher_queue), (e_t, e_s, crd.student_queue)):
+        scores = []
+        for a, p in zip(anchor, positive):
+            scores += [torch.exp(a @ x / 0.07) for x in [p, *queue.clone()]]
+        constant = (sum(scores) / len(scores)).detach()
+        slow = slow + tian(anchor, positive, queue.clone(), 0.07, constant, data_size, 7)
     crd.float()
     student32 = student.detach().float().requires_grad_(True)
     fast = crd(student32, teacher.float())
     assert fast.item() == pytest.approx(slow.item(), rel=1e-4)
-    ours, theirs = torch.autograd.grad(fast, student32)[0], torch.autograd.grad(slow, student)[0]
+    ours = torch.autograd.grad(fast, student32)[0]
+    theirs = torch.autograd.grad(slow, student)[0]
     assert theirs.abs().max() > 1e-2
     torch.testing.assert_close(ours.double(), theirs, rtol=2e-3, atol=2e-4)
 
@@ -90,12 +105,12 @@ def test_crd_equals_tians_form(data_size):
 def test_crd_constant_is_settled_once_and_evaluation_changes_nothing():
     torch.manual_seed(1)
     crd = distill.CRD(4, 4, width=3, queue=6)
-    student, teacher = torch.randn(2, 4), torch.randn(2, 4)
-    crd(student, teacher)
-    constants = crd.student_constant.clone(), crd.teacher_constant.clone()
-    assert bool(crd.started) and all(constant != 0 for constant in constants)
     crd(torch.randn(2, 4), torch.randn(2, 4))
-    assert crd.student_constant == constants[0] and crd.teacher_constant == constants[1]
+    ours = crd.student_constant.clone()
+    theirs = crd.teacher_constant.clone()
+    assert bool(crd.started) and ours != 0 and theirs != 0
+    crd(torch.randn(2, 4), torch.randn(2, 4))
+    assert crd.student_constant == ours and crd.teacher_constant == theirs
     before = {key: value.clone() for key, value in crd.state_dict().items()}
     crd.eval()
     crd(torch.randn(2, 4), torch.randn(2, 4))
@@ -111,36 +126,46 @@ def test_crd_queue_is_first_in_first_out_after_scoring():
         teacher = torch.randn(3, 4)
         seen.append(F.normalize(crd.teacher_embed(teacher), dim=1).detach())
         crd(torch.randn(3, 4), teacher)
-    torch.testing.assert_close(crd.teacher_queue[3:], seen[1][:2])      # slots 3, 4, then round to 0
+    torch.testing.assert_close(crd.teacher_queue[3:], seen[1][:2])   # slots 3, 4, then 0
     torch.testing.assert_close(crd.teacher_queue[0], seen[1][2])
     torch.testing.assert_close(crd.teacher_queue[1:3], seen[0][1:])
     assert int(crd.position) == 1 and not torch.equal(start[3:], crd.teacher_queue[3:])
     many = torch.randn(12, 4)   # more than fit: the latest stay
     crd(torch.randn(12, 4), many)
     latest = F.normalize(crd.teacher_embed(many), dim=1)[-5:]
-    assert all(any(torch.allclose(row, slot) for slot in crd.teacher_queue) for row in latest)
+    for row in latest:
+        assert any(torch.allclose(row, slot) for slot in crd.teacher_queue)
 
 
 def test_both_embeddings_are_trained():
     crd = distill.CRD(4, 4, width=3, queue=5)
     crd(torch.randn(3, 4), torch.randn(3, 4)).backward()
-    assert all(parameter.grad is not None and parameter.grad.abs().sum() > 0 for parameter in crd.parameters())
+    for parameter in crd.parameters():
+        assert parameter.grad.abs().sum() > 0
 
 
 def test_sample_tokens():
     special = torch.zeros(6, 10, dtype=torch.bool)
     special[:, [0, 9]] = True
     drawn = distill.sample_tokens(special, 5, data.torch_generator(1), slice(0, 6), 6)
-    assert all(len(set(row.tolist())) == 5 and not {0, 9} & set(row.tolist()) for row in drawn)
+    for row in drawn.tolist():
+        assert len(set(row)) == 5 and not {0, 9} & set(row)
     half = distill.sample_tokens(special[3:], 5, data.torch_generator(1), slice(3, 6), 6)
     assert torch.equal(half, drawn[3:])
-    assert not torch.equal(drawn, distill.sample_tokens(special, 5, data.torch_generator(2), slice(0, 6), 6))
-    with pytest.raises(ValueError, match="lower --crd-tokens"):
+    other = distill.sample_tokens(special, 5, data.torch_generator(2), slice(0, 6), 6)
+    assert not torch.equal(drawn, other)
+    with pytest.raises(model.UserError, match="lower --crd-tokens"):
         distill.sample_tokens(special, 9, data.torch_generator(1), slice(0, 6), 6)
 
 
+def test_take_tokens():
+    hidden = torch.arange(24.0).view(2, 4, 3)
+    taken = distill.take_tokens(hidden, torch.tensor([[3, 0], [1, 1]]))
+    assert torch.equal(taken, torch.stack([hidden[0, 3], hidden[0, 0], hidden[1, 1], hidden[1, 1]]))
+
+
 def slow_ntxent(student, teacher, temperature):
-    """-log softmax of the partner among the 2B - 1 others, one position and one anchor at a time; mean over all."""
+    """-log softmax of the partner among the 2B - 1 others, one position and anchor at a time."""
     B, L, _ = student.shape
     terms = []
     for l in range(L):
@@ -154,8 +179,13 @@ def slow_ntxent(student, teacher, temperature):
 
 def slow_regression(student, teacher, mask):
     """Squared distances of unit vectors, a token at a time."""
-    tokens = [(student[b, l], teacher[b, l]) for b in range(len(student)) for l in range(mask.shape[1]) if mask[b, l]]
-    terms = [sum((x / s.norm() - y / t.norm()) ** 2 for x, y in zip(s, t)) for s, t in tokens]
+    terms = []
+    for b in range(len(student)):
+        for l in range(mask.shape[1]):
+            if mask[b, l]:
+                s = student[b, l] / student[b, l].norm()
+                t = teacher[b, l] / teacher[b, l].norm()
+                terms.append(sum((s - t) ** 2))
     return sum(terms) / len(terms)
 
 
@@ -163,24 +193,23 @@ def slow_soft_label(student, teacher, temperature):
     """tau^2 sum_v p log(p / q), a token at a time, without any log-softmax."""
     terms = []
     for s, t in zip(student, teacher):
-        q, p = [torch.exp(logits / temperature) / torch.exp(logits / temperature).sum() for logits in (s, t)]
-        terms.append(temperature ** 2 * sum(a * torch.log(a / b) for a, b in zip(p, q)))
+        q = torch.exp(s / temperature) / torch.exp(s / temperature).sum()
+        p = torch.exp(t / temperature) / torch.exp(t / temperature).sum()
+        terms.append(temperature ** 2 * sum(p * torch.log(p / q)))
     return sum(terms) / len(terms)
 
 
-MASK = torch.tensor([[True] * 5, [True] * 3 + [False] * 2, [True] * 4 + [False]])
-
-
-@pytest.mark.parametrize("fast, slow, shape", [
-    (lambda s, t: distill.ntxent_loss(s, t, 0.5), lambda s, t: slow_ntxent(s, t, 0.5), (3, 5, 6)),
-    (lambda s, t: distill.regression_loss(s, t, MASK), lambda s, t: slow_regression(s, t, MASK), (3, 5, 6)),
-    (lambda s, t: distill.soft_label_loss(s, t, 2.0), lambda s, t: slow_soft_label(s, t, 2.0), (4, 9)),
+@pytest.mark.parametrize("fast, slow, setting, shape", [
+    (distill.ntxent_loss, slow_ntxent, 0.5, (3, 5, 6)),
+    (distill.regression_loss, slow_regression, MASK, (3, 5, 6)),
+    (distill.soft_label_loss, slow_soft_label, 2.0, (4, 9)),
 ], ids=["ntxent", "regression", "soft-label"])
-def test_objective_equals_its_slow_loop(fast, slow, shape):
+def test_objective_equals_its_slow_loop(fast, slow, setting, shape):
     generator = torch.Generator().manual_seed(3)
     student, teacher = torch.randn(2, *shape, generator=generator).unbind()
     student.requires_grad_(True)
-    fast, slow = fast(student, teacher), slow(student, teacher)
+    fast = fast(student, teacher, setting)
+    slow = slow(student, teacher, setting)
     assert fast.item() == pytest.approx(slow.item(), rel=1e-5) and fast.item() > 0.1
     ours, theirs = [torch.autograd.grad(loss, student)[0] for loss in (fast, slow)]
     assert theirs.abs().max() > 1e-2
@@ -193,43 +222,76 @@ def test_least_values_and_shares_of_the_objectives():
     mask = torch.ones(4, 5, dtype=torch.bool)
     assert distill.regression_loss(3 * teacher, teacher, mask).item() < 1e-10
     assert distill.regression_loss(-teacher, teacher, mask).item() == pytest.approx(4)
-    assert distill.soft_label_loss(teacher[0] + 7, teacher[0], 2.0).item() == pytest.approx(0, abs=1e-6)
+    shifted = distill.soft_label_loss(teacher[0] + 7, teacher[0], 2.0)
+    assert shifted.item() == pytest.approx(0, abs=1e-6)
     same = torch.ones(4, 5, 6)   # nothing tells partners from rivals
     assert distill.ntxent_loss(same, same, 1.0).item() == pytest.approx(math.log(7))
     # processes count their own sequences, and together the whole
-    shares = [distill.ntxent_loss(student, teacher, 0.5, rows).item() for rows in (slice(0, 1), slice(1, 4))]
-    assert sum(shares) == pytest.approx(distill.ntxent_loss(student, teacher, 0.5).item(), rel=1e-6)
-    halves = [distill.soft_label_loss(student[0, some], teacher[0, some], 2.0, 5).item()
-              for some in ([0, 1], [2, 3, 4])]
-    assert sum(halves) == pytest.approx(distill.soft_label_loss(student[0], teacher[0], 2.0).item(), rel=1e-6)
-    assert distill.soft_label_loss(student[0, :0], teacher[0, :0], 2.0).item() == 0   # chance masked nothing
+    shares = 0
+    for rows in (slice(0, 1), slice(1, 4)):
+        shares += distill.ntxent_loss(student, teacher, 0.5, rows).item()
+    whole = distill.ntxent_loss(student, teacher, 0.5).item()
+    assert shares == pytest.approx(whole, rel=1e-6)
+    shares = 0
+    for rows in (slice(0, 2), slice(2, 5)):
+        shares += distill.soft_label_loss(student[0, rows], teacher[0, rows], 2.0, 5).item()
+    whole = distill.soft_label_loss(student[0], teacher[0], 2.0).item()
+    assert shares == pytest.approx(whole, rel=1e-6)
+    # chance masked nothing
+    assert distill.soft_label_loss(student[0, :0], teacher[0, :0], 2.0).item() == 0
 
 
 def labels_of(kind, rows=slice(0, 4), step=0):
+    """Labels, tokens, vectors and bank of 4 blocks of 12 tokens and 7 clips."""
     generator = torch.Generator().manual_seed(5)
-    tokens = torch.randint(9, 50, (4, 12), generator=generator)
-    vectors, bank = [F.normalize(torch.randn(*shape, generator=generator), dim=-1) for shape in ((4, 12, 6), (7, 6))]
-    lot = data.torch_generator(0, "voken", step)
-    labels = distill.voken_labels(kind, tokens[rows], vectors[rows], bank, lot, rows, 4)
-    return labels, tokens[rows], vectors[rows], bank
+    tokens = torch.randint(9, 50, (4, 12), generator=generator)[rows]
+    vectors = F.normalize(torch.randn(4, 12, 6, generator=generator), dim=-1)[rows]
+    bank = F.normalize(torch.randn(7, 6, generator=generator), dim=-1)
+    lots = data.torch_generator(0, "voken", step)
+    labels = distill.voken_labels(kind, tokens, vectors, bank, lots, rows, 4)
+    return labels, tokens, vectors, bank
 
 
 @pytest.mark.parametrize("kind", distill.VOKEN_LABELS)
 def test_voken_labels(kind):
     labels, tokens, vectors, bank = labels_of(kind)
     assert (labels[:, [0, -1]] == -100).all()
-    nearest = [[max(range(7), key=lambda c: float(vectors[b, l] @ bank[c])) for l in range(1, 11)] for b in range(4)]
-    assert len({tuple(row) for row in nearest}) == 4 and all(len(set(row)) > 2 for row in nearest)
-    found = labels[:, 1:-1].tolist()
+    given = labels[:, 1:-1].tolist()
+    nearest = []
+    for row in vectors[:, 1:-1]:
+        nearest.append([max(range(7), key=lambda c: float(each @ bank[c])) for each in row])
+    assert all(len(set(row)) > 2 for row in nearest)
     if kind == "nearest":
-        assert found == nearest
+        assert given == nearest
     if kind == "reversed":
-        assert found == [row[::-1] for row in nearest]
+        assert given == [row[::-1] for row in nearest]
     if kind == "token":
-        assert found == tokens[:, 1:-1].tolist()
+        assert given == tokens[:, 1:-1].tolist()
     if kind == "shuffled":   # within each block
-        assert found != nearest and [sorted(row) for row in found] == [sorted(row) for row in nearest]
+        assert given != nearest
+        assert [sorted(row) for row in given] == [sorted(row) for row in nearest]
     if kind == "random":
-        assert set(sum(found, [])) == set(range(7))
-    assert torch.equal(labels_of(kind, slice(2, 4))[0], labels[2:])   # whatever process takes a sequence
-    assert torch.equal(labels_of(kind, step=1)[0], labels) == (kind not in ("random", "shuffled"))
+        assert set(sum(given, [])) == set(range(7))
+    # whatever process takes a sequence
+    assert torch.equal(labels_of(kind, slice(2, 4))[0], labels[2:])
+    again = torch.equal(labels_of(kind, step=1)[0], labels)
+    assert again == (kind not in ("random", "shuffled"))
+
+
+def heads_for(objective, head="mlp", width=48):
+    config = model.BertConfig(hidden_size=width, num_attention_heads=4)
+    return distill.make_heads(objective, head, config, 64, {"queue": 8, "temperature": 0.1}, 7)
+
+
+def test_make_heads():
+    every = ["crd", "nst", "ntxent", "regression", "soft-label", "voken"]
+    heads = heads_for(every)
+    widths = {name: head.decoder.out_features for name, head in heads.items() if name != "crd"}
+    assert widths == {"crd_head": 48, "nst_head": 48, "ntxent_head": 64, "regression_head": 64,
+                      "voken_head": 7}
+    assert heads["crd"].student_queue.shape == (8, 128) and heads["crd"].temperature == 0.1
+    assert len(heads_for([])) == 0
+    bare = heads_for(every, "none", 64)
+    assert sum(isinstance(head, torch.nn.Identity) for head in bare.values()) == 4
+    with pytest.raises(model.UserError, match="ntxent needs a student as wide as its teacher"):
+        heads_for(["ntxent"], "none")

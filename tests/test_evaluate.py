@@ -1,232 +1,357 @@
-"""Metrics against scikit-learn and scipy, intervals and verdicts against hand-computed values, tables from files.
+"""Intervals by hand, tables from files, retrieval of runs that were moved or lack something.
 
     python -m pytest tests/test_evaluate.py
 """
 import csv
 import json
 import math
+import shutil
 
 import numpy as np
 import pytest
-import scipy.stats
+import torch
 
+import data
+import distill
 import evaluate
+import model
+import teacher
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Metrics
-
-
-def cases(classes):
-    """Random labels and predictions, and the degenerate ones."""
-    generator = np.random.default_rng(classes)
-    for size in (2, 7, 300):
-        yield generator.integers(classes, size=size), generator.integers(classes, size=size)
-    varied = np.arange(12) % classes
-    yield varied, varied
-    yield varied, np.zeros(12, int)      # one class predicted
-    yield varied, np.ones(12, int)
-    yield np.zeros(12, int), varied      # one class labelled
-    yield np.zeros(5, int), np.zeros(5, int)
-    yield np.ones(5, int), np.ones(5, int)
-
-
-@pytest.mark.parametrize("classes", [2, 3, 5])
-def test_classification_metrics_match_scikit_learn(classes):
-    oracle = pytest.importorskip("sklearn.metrics")
-    for labels, predictions in cases(classes):
-        assert evaluate.accuracy(labels, predictions) == pytest.approx(oracle.accuracy_score(labels, predictions))
-        assert evaluate.matthews(labels, predictions) == pytest.approx(oracle.matthews_corrcoef(labels, predictions))
-        if classes == 2:
-            assert evaluate.f1(labels, predictions) == pytest.approx(
-                oracle.f1_score(labels, predictions, zero_division=0))
-
-
-def test_correlations_match_scipy():
-    generator = np.random.default_rng(0)
-    for size in (3, 50):
-        x = generator.normal(size=size)
-        y = x + generator.normal(size=size)
-        tied = np.round(generator.normal(size=size) * 2) + np.arange(size) % 2   # ties, never constant
-        for other in (y, tied):
-            assert evaluate.pearson(x, other) == pytest.approx(scipy.stats.pearsonr(x, other)[0])
-            assert evaluate.spearman(x, other) == pytest.approx(scipy.stats.spearmanr(x, other)[0])
-    for function in (evaluate.pearson, evaluate.spearman):
-        assert math.isnan(function([1.0, 2.0, 3.0], [4.0, 4.0, 4.0]))
-        assert math.isnan(function([1.0], [2.0]))
-
-
-def draws(count=400):
-    """(labels, predictions) of classes: random ones, and every way to be degenerate: a single row, one class on either
-    side or on both, predictions of classes that no row has, all right, all wrong."""
-    generator = np.random.default_rng(7)
-    for draw in range(count):
-        size, classes = int(generator.integers(1, 40)), int(generator.integers(1, 6))
-        labels, predictions = generator.integers(classes, size=(2, size))
-        kind = ("random", "one label", "one answer", "both", "strangers", "right", "wrong")[draw % 7]
-        labels = np.full(size, labels[0]) if kind in ("one label", "both") else labels
-        predictions = {"one answer": np.full(size, predictions[0]), "both": np.full(size, predictions[0]),
-                       "strangers": predictions + classes, "right": labels, "wrong": (labels + 1) % max(classes, 2)
-                       }.get(kind, predictions)
-        yield labels, predictions
-
-
-@pytest.mark.filterwarnings("ignore")
-def test_metrics_match_scikit_learn_on_many_draws():
-    oracle = pytest.importorskip("sklearn.metrics")
-    for labels, predictions in draws():
-        assert evaluate.accuracy(labels, predictions) == pytest.approx(oracle.accuracy_score(labels, predictions))
-        assert evaluate.matthews(labels, predictions) == pytest.approx(
-            oracle.matthews_corrcoef(labels, predictions), abs=1e-12)
-        assert evaluate.f1(labels, predictions) == pytest.approx(
-            oracle.f1_score(labels == 1, predictions == 1, zero_division=0))
-
-
-@pytest.mark.filterwarnings("ignore")
-def test_correlations_match_scipy_on_many_draws():
-    """Pearson against numpy's, Spearman against scipy's own; nan where one side is constant or there is one row."""
-    generator = np.random.default_rng(8)
-    for draw in range(400):
-        size = int(generator.integers(1, 40))
-        x, y = generator.normal(size=(2, size)) * 10.0 ** generator.integers(-3, 4, size=(2, 1))
-        x, y = {1: (np.round(x), y), 2: (np.full(size, x[0]), y), 3: (x, np.full(size, y[0])), 4: (x, x + 1e-3 * y),
-                5: (np.round(x), np.round(y)), 6: (x.astype(np.float32), (-x).astype(np.float32))}.get(draw % 7, (x, y))
-        constant = size < 2 or np.ptp(x) == 0 or np.ptp(y) == 0
-        for function, wanted in ((evaluate.pearson, lambda: np.corrcoef(x, y)[0, 1]),
-                                 (evaluate.spearman, lambda: scipy.stats.spearmanr(x, y)[0])):
-            value = function(x, y)
-            assert math.isnan(value) if constant else value == pytest.approx(wanted(), abs=1e-9), (draw, size)
-
-
-def test_score_gives_every_metric_and_chance():
-    labels, predictions = np.array([0, 0, 0, 1]), np.array([0, 0, 1, 1])
-    # accuracy 3/4, F1 2 x 1 / (1 + 2) = 2/3; always 0: accuracy 3/4, F1 0, mean 3/8
-    out = evaluate.score("QQP", labels, predictions)
-    assert out == {"accuracy": 0.75, "f1": pytest.approx(2 / 3), "n": 4, "chance": 0.375}
-    assert evaluate.single_number("QQP", out) == pytest.approx((3 / 4 + 2 / 3) / 2)
-    assert evaluate.score("CoLA", labels, predictions)["chance"] == 0
-    stuck = evaluate.score("STS-B", np.array([1.0, 2.0, 3.0]), np.full(3, 2.5))
-    assert stuck["pearson"] is None and stuck["chance"] is None and evaluate.single_number("STS-B", stuck) is None
-    with pytest.raises(ValueError, match="4 labels for 3"):
-        evaluate.score("QQP", labels, predictions[:3])
-
-
-def test_parts_are_scored_apart():
-    meta = [{"part": "grounded", "group": "test", "property": "lift", "noun": "pear"},
-            {"part": "grounded", "group": "test", "property": "pace", "noun": "kite"},
-            {"part": "grounded", "group": "unfilmed", "property": "lift", "noun": "drum"},
-            {"part": "grounded", "group": "unfilmed", "property": "lift", "noun": "drum"},
-            {"part": "ungrounded", "group": None, "property": "order", "noun": None}]
-    out = evaluate.score_parts([1, 0, 1, 0, 1], [1, 1, 0, 0, 1], meta)
-    assert out["grounded"] == {"accuracy": 0.5, "n": 2, "chance": 0.5}
-    assert out["unfilmed"] == {"accuracy": 0.5, "n": 2, "chance": 0.5}
-    assert out["ungrounded"] == {"accuracy": 1.0, "n": 1, "chance": 1.0}
-    assert {name: cell["accuracy"] for name, cell in out["grounded_by_property"].items()} == {"lift": 1.0, "pace": 0.0}
-    assert out["grounded_by_property"]["lift"]["n"] == 1   # unfilmed rows are not in it
-    assert out["grounded_by_noun"] == {"pear": 1.0, "kite": 0.0}
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Intervals and verdicts
+# --------------------------------------------------------------------------------------------------
+# Intervals
 
 
 def test_t_interval_by_hand():
-    # 1, 2, 3: mean 2, deviation 1, t(0.975, 2) = 4.302653, half-width 4.302653 / sqrt(3) = 2.484138
+    # 1, 2, 3: mean 2, deviation 1, t(0.975, 2) = 4.302653: half-width 4.302653 / sqrt(3)
     mean, low, high = evaluate.t_interval([1, 2, 3])
-    assert (mean, low, high) == (2, pytest.approx(2 - 2.484138, abs=1e-5), pytest.approx(2 + 2.484138, abs=1e-5))
+    assert mean == 2
+    assert low == pytest.approx(2 - 2.484138, abs=1e-5)
+    assert high == pytest.approx(2 + 2.484138, abs=1e-5)
     mean, low, high = evaluate.t_interval([5])
-    assert mean == 5 and math.isnan(low) and math.isnan(high)
+    assert mean == 5
+    assert math.isnan(low)
+    assert math.isnan(high)
     assert all(math.isnan(value) for value in evaluate.t_interval([]))
 
 
-@pytest.mark.parametrize("low, high, superior, not_worse", [
-    (0.1, 5, "holds", "holds"), (-1, 1.9, "fails", "holds"), (-1, 2.1, "not decided", "holds"),
-    (-3, 4, "not decided", "not decided"), (-3, -0.1, "fails", "fails"), (-1.9, -0.1, "fails", "holds"),
-    (math.nan, math.nan, "not decided", "not decided")])
-def test_verdicts(low, high, superior, not_worse):
-    assert evaluate.superior(low, high) == superior
-    assert evaluate.not_worse(low, high) == not_worse
+def test_span_of_an_interval():
+    assert evaluate.span((-1, 2)) == " [-1.0, +2.0]"
+    assert evaluate.span(None) == evaluate.span((None, None)) == evaluate.span((math.nan, 1)) == ""
 
 
-@pytest.mark.parametrize("mean, low, high, expected", [
-    (1, -1, 3, True), (4, -1, 9, True), (4.1, -1, 9, False), (1, 0.1, 2, False), (-4.1, -9, 1, False),
-    (0, math.nan, math.nan, False)])
-def test_at_chance(mean, low, high, expected):
-    assert evaluate.at_chance(mean, low, high) is expected
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Tables and comparisons
+# --------------------------------------------------------------------------------------------------
+# Table
 
 
 def write(run, task, seed, grounded=None, majority=False, **splits):
     """A metrics.json as finetune.py writes it; grounded: {part: accuracy} of a mini test split."""
     folder = run / "finetune" / task / f"seed-{seed}"
     folder.mkdir(parents=True)
-    cells = {part: {"accuracy": value, "n": 10, "chance": 0.5} for part, value in (grounded or {}).items()}
-    parts = {"test": cells} if cells else {}
-    (folder / "metrics.json").write_text(json.dumps({"task": task, "seed": seed, "seconds": 4.0, "majority": majority,
-                                                     "split_dev": False, "parts": parts, **splits}))
+    parts = {}
+    if grounded:
+        cells = {part: {"accuracy": value, "n": 10, "chance": 0.5}
+                 for part, value in grounded.items()}
+        parts = {"test": cells}
+    metrics = {"task": task, "seed": seed, "seconds": 4.0, "majority": majority,
+               "split_dev": False, "parts": parts, **splits}
+    (folder / "metrics.json").write_text(json.dumps(metrics))
 
 
-def test_table_shows_mean_deviation_and_stuck_seeds(tmp_path, capsys):
+def rows_of(printed):
+    """The rows of a printed table: {label: its cells}, two or more spaces between them."""
+    rows = {}
+    for line in printed.splitlines():
+        label, *cells = [cell.strip() for cell in line.split("  ") if cell.strip()] or [""]
+        rows.setdefault(label, []).extend(cells)
+    return rows
+
+
+def test_table_has_a_column_a_run(tmp_path, capsys):
+    student = tmp_path / "student"
     for seed, value in enumerate((0.6, 0.7, 0.8)):
-        write(tmp_path / "student", "QNLI", seed, {"grounded": value, "ungrounded": 1.0, "unfilmed": 0.5},
-              majority=seed == 2)
-    write(tmp_path / "student", "QQP", 0, dev={"accuracy": 0.8, "f1": 0.6, "n": 9, "chance": 0.3})
-    (tmp_path / "student" / "log.jsonl").write_text("".join(   # started again after 20 s
-        json.dumps({"step": step, "seconds": seconds}) + "\n" for step, seconds in ((1, 10.0), (2, 20.0), (3, 5.0))))
+        parts = {"grounded": value, "ungrounded": 1.0, "unfilmed": 0.5}
+        write(student, "QNLI", seed, parts, majority=seed == 2)
+    write(student, "QQP", 0, dev={"accuracy": 0.8, "f1": 0.6, "n": 9, "chance": 0.3})
+    clock = [(1, 10.0), (2, 20.0), (3, 5.0)]   # started again after 20 s
+    lines = [json.dumps({"step": step, "seconds": seconds}) + "\n" for step, seconds in clock]
+    (student / "log.jsonl").write_text("".join(lines))
     (tmp_path / "other").mkdir()
-    evaluate.main(["table", str(tmp_path / "student"), str(tmp_path / "other"), "--width", "200",
-                   "--json", str(tmp_path / "cells.json"), "--csv", str(tmp_path / "cells.csv")])
-    out = capsys.readouterr().out
-    assert "70.0 ± 10.0 (n=3, median 70.0)!" in out      # std of 60, 70, 80 with n - 1
-    assert "70.0 (n=1)" in out                           # QQP: mean of 80 and 60
-    assert "! a seed that gives every row one answer: student QNLI seed 2" in out
-    assert [line.count("not run") for line in out.splitlines() if line.startswith("other")] == [4]
-    assert "student: pretraining 25 s, fine-tuning 16 s" in out
-    heading = out.splitlines()[2]
-    assert heading.index("QQP dev") < heading.index("QNLI grounded") < heading.index("QNLI unfilmed")
-    chance = next(line for line in out.splitlines() if line.startswith("chance"))
-    assert chance.split()[1:] == ["30.0", "50.0", "50.0", "50.0"]
+    files = ["--json", str(tmp_path / "cells.json"), "--csv", str(tmp_path / "cells.csv")]
+    evaluate.main(["table", str(student), str(tmp_path / "other"), "--width", "100", *files])
+    printed = capsys.readouterr().out
+    rows = rows_of(printed)
+    # 60, 70, 80: deviation 10 with n - 1; QQP is the mean of 80 and 60
+    assert rows["QNLI grounded"] == ["50.0", "10", "70.0 ± 10.0 (n=3, median 70.0)!", "not run"]
+    assert rows["QQP dev"] == ["30.0", "9", "70.0 (n=1)", "not run"]
+    labels = [label for label in rows if label.startswith("Q")]
+    assert labels == ["QQP dev", "QNLI grounded", "QNLI ungrounded", "QNLI unfilmed"]
+    assert "! a seed that gives every row one answer: student QNLI seed 2" in printed
+    assert "student: pretraining 25 s, fine-tuning 16 s" in printed
     cells = json.loads((tmp_path / "cells.json").read_text())
-    assert [entry["value"] for entry in cells["student"]["QNLI grounded"]["seeds"]] == pytest.approx([60, 70, 80])
+    values = [entry["value"] for entry in cells["student"]["QNLI grounded"]["seeds"]]
+    assert values == pytest.approx([60, 70, 80])
     assert cells["other"] == {}
-    rows = list(csv.DictReader(open(tmp_path / "cells.csv")))
-    assert len(rows) == 10 and rows[0]["column"] == "dev" and float(rows[0]["value"]) == pytest.approx(70)
+    with open(tmp_path / "cells.csv") as file:
+        lines = list(csv.DictReader(file))
+    assert len(lines) == 10
+    assert lines[0]["column"] == "dev"
+    assert float(lines[0]["value"]) == pytest.approx(70)
+
+
+def test_a_table_fits_a_terminal(tmp_path, capsys):
+    """Four runs of three seeds need more than 100 columns: what does not fit comes below."""
+    runs = [tmp_path / name for name in ("text-only", "student", "teacher", "image teacher")]
+    for run in runs:
+        for seed in (0, 1, 2):
+            write(run, "TRACIE-uniform-prior", seed, {"ungrounded": 0.5 + 0.1 * seed})
+    evaluate.main(["table", *map(str, runs), "--width", "100"])
+    table = capsys.readouterr().out.split("\n!")[0]
+    assert max(len(line) for line in table.split("chance:")[0].splitlines()) <= 100
+    assert rows_of(table)["TRACIE-uniform-prior ungrounded"][2:] == [
+        "60.0 ± 10.0 (n=3, median 60.0)"] * 4
 
 
 def test_runs_of_one_name_stay_apart(tmp_path, capsys):
-    for world, value in (("world-1", 0.6), ("world-2", 0.8)):
-        write(tmp_path / world / "nst+crd", "QNLI", 0, {"grounded": value})
     runs = [str(tmp_path / world / "nst+crd") for world in ("world-1", "world-2")]
+    write(tmp_path / "world-1" / "nst+crd", "QNLI", 0, {"grounded": 0.6})
+    write(tmp_path / "world-2" / "nst+crd", "QNLI", 0, {"grounded": 0.8})
     evaluate.main(["table", *runs, "--json", str(tmp_path / "cells.json")])
     cells = json.loads((tmp_path / "cells.json").read_text())
-    assert {name: cell["QNLI grounded"]["mean"] for name, cell in cells.items()} == pytest.approx(dict(zip(runs, (60, 80))))
-    out = capsys.readouterr().out
-    assert all(run in out for run in runs)
+    means = {name: cell["QNLI grounded"]["mean"] for name, cell in cells.items()}
+    assert means == pytest.approx({runs[0]: 60, runs[1]: 80})
+    printed = capsys.readouterr().out
+    assert all(run in printed for run in runs)
 
 
-def test_analysis_sets_are_columns_of_the_table(tmp_path, capsys):
-    """MNLI's model with GLUE-diagnostics' categories, and TRACIE's scores, of mini and of real files."""
-    categories = {"overall": {"matthews": 0.3}, "Knowledge": {"matthews": 0.25}, "Logic: Negation": {"matthews": 0.9}}
-    write(tmp_path / "real", "MNLI", 0, dev={"accuracy": 0.8, "n": 9, "chance": 0.3}, categories=categories)
-    told = {"accuracy": 0.7, "n": 8, "chance": 0.5, "start": 0.625, "end": None, "story": 0.125}
-    write(tmp_path / "real", "TRACIE-iid", 0, test=told)
-    write(tmp_path / "mini", "TRACIE", 0, {"grounded": 0.875}, test=told)
-    evaluate.main(["table", str(tmp_path / "real"), str(tmp_path / "mini"), "--width", "250"])
-    heading, chance, real, mini = capsys.readouterr().out.splitlines()[2:6]
-    assert heading.split() == (
-        "MNLI dev diagnostics Knowledge TRACIE grounded TRACIE start TRACIE end TRACIE story TRACIE-iid test TRACIE-iid "
-        "start TRACIE-iid end TRACIE-iid story").split()
-    assert real.split()[1:] == ("80.0 (n=1) 25.0 (n=1) not run not run not run not run 70.0 (n=1) 62.5 (n=1) not defined "
-                                "12.5 (n=1)").split()
-    assert mini.split()[1:] == ("not run not run 87.5 (n=1) 62.5 (n=1) not defined 12.5 (n=1) not run not run not run "
-                                "not run").split()
-    assert chance.split()[1:] == "30.0 0.0 50.0 - - - 50.0 - - -".split()
+@pytest.mark.parametrize("fine", [False, True])
+def test_analysis_sets_are_rows(tmp_path, capsys, fine):
+    """GLUE-diagnostics' categories of MNLI's model, TRACIE's scores of mini and of real files."""
+    categories = {"overall": {"accuracy": 0.6, "matthews": 0.3, "n": 9, "chance": 0.4},
+                  "Logic: Negation": {"accuracy": 0.95, "matthews": 0.9, "n": 2, "chance": 0.5},
+                  "Knowledge": {"accuracy": 0.5, "matthews": 0.25, "n": 4, "chance": 0.375}}
+    dev = {"accuracy": 0.8, "n": 9, "chance": 0.3}
+    write(tmp_path / "real", "MNLI", 0, dev=dev, categories=categories)
+    scores = {"accuracy": 0.7, "n": 8, "chance": 0.5, "start": 0.625, "end": None, "story": 0.125,
+              "starts": 8, "ends": 0, "stories": 3}
+    write(tmp_path / "real", "TRACIE-iid", 0, test=scores)
+    write(tmp_path / "mini", "TRACIE", 0, {"grounded": 0.875}, test=scores)
+    flags = ["--fine"] if fine else []
+    evaluate.main(["table", str(tmp_path / "real"), str(tmp_path / "mini"), *flags])
+    rows = rows_of(capsys.readouterr().out)
+    assert rows["MNLI dev"] == ["30.0", "9", "80.0 (n=1)", "not run"]
+    assert rows["diagnostics accuracy overall"] == ["40.0", "9", "60.0 (n=1)", "not run"]
+    assert rows["diagnostics Matthews Knowledge"] == ["0.0", "4", "25.0 (n=1)", "not run"]
+    assert ("diagnostics Matthews Logic: Negation" in rows) == fine
+    assert rows["TRACIE-iid test"] == ["50.0", "8", "70.0 (n=1)", "not run"]
+    assert rows["TRACIE-iid end"] == ["-", "0", "not defined", "not run"]
+    assert rows["TRACIE grounded"] == ["50.0", "10", "not run", "87.5 (n=1)"]
+    assert rows["TRACIE story"] == ["-", "3", "not run", "12.5 (n=1)"]
 
 
 def test_table_says_what_is_missing(tmp_path):
-    with pytest.raises(SystemExit, match="no run folder"):
+    with pytest.raises(model.UserError, match="no run folder"):
         evaluate.main(["table", str(tmp_path / "nowhere")])
-    with pytest.raises(SystemExit, match="finetune.py"):
+    with pytest.raises(model.UserError, match="finetune.py"):
         evaluate.main(["table", str(tmp_path)])
+    write(tmp_path, "no task", 0)
+    with pytest.raises(model.UserError, match="names no known task and seed"):
+        evaluate.main(["table", str(tmp_path)])
+
+
+# --------------------------------------------------------------------------------------------------
+# Retrieval
+
+
+def test_ties_and_what_is_no_number_count_against_a_text():
+    nan = float("nan")   # times 0 it is nan, too
+    scores = torch.tensor([[0.5, 0.5, 0.1], [0.9, 0.2, 0.1], [0.1, 0.2, nan]])
+    assert evaluate.search(scores, torch.eye(3))[0].tolist()[:2] == [2, 2]
+    ranks, _ = evaluate.search(torch.tensor([[0.1], [nan]]), torch.tensor([[1.0], [1.0]]))
+    assert ranks.tolist() == [2, 2]
+
+
+def test_search_in_pieces_is_the_whole_search():
+    """1,500 texts are searched in two pieces: against all scores at once, sorted."""
+    generator = torch.Generator().manual_seed(0)
+    texts, videos = torch.randn(2, 1500, 8, generator=generator, dtype=torch.float64)
+    order = (texts @ videos.T).argsort(1, descending=True)
+    ranks, best = evaluate.search(texts, videos)
+    own = order == torch.arange(1500)[:, None]
+    assert torch.equal(ranks, own.nonzero()[:, 1] + 1)
+    assert torch.equal(best, order[:, :3])
+
+
+def test_a_ridge_map_is_fitted_on_texts_of_known_nouns_alone():
+    nouns = {"pear", "kite", "drum", "sofa"}
+    known = {"pear", "kite"}
+    assert evaluate.names_only("we heat the pear and see me push a kite again", known, nouns)
+    assert not evaluate.names_only("we heat the pear and now we push the drum", known, nouns)
+    assert not evaluate.names_only("see what happens to it then", known, nouns)
+
+
+FLAGS = ["--batch", "16", "--steps", "2", "--size", "mini", "--precision", "fp32"]
+
+
+@pytest.fixture(scope="module")
+def runs(mini, tmp_path_factory):
+    """A folder of a teacher, its student and a text-only student of two steps each."""
+    folder = tmp_path_factory.mktemp("runs")
+    text = ["--text", str(mini / "text"), *FLAGS]
+    teacher.main(["--data", str(mini), "--out", str(folder / "teacher"), *FLAGS])
+    distill.main(["--teacher", str(folder / "teacher"), "--objective", "crd", "--crd-queue", "64",
+                  "--crd-tokens", "4", "--out", str(folder / "student"), *text])
+    distill.main(["--objective", "none", "--out", str(folder / "text-only"), *text])
+    return folder
+
+
+def test_a_student_needs_no_teacher_to_search(mini, runs, tmp_path, capsys):
+    """Moved, its teacher gone, even its args.json lost: the same ranks."""
+    before = evaluate.retrieve(runs / "student", mini)
+    shutil.copytree(runs, tmp_path / "moved")
+    shutil.rmtree(tmp_path / "moved" / "teacher")
+    moved = tmp_path / "moved" / "student"
+    (moved / "args.json").unlink()
+    evaluate.main(["retrieve", str(moved), "--data", str(mini)])
+    assert json.loads((moved / "retrieval.json").read_text())["ranks"] == before[1]
+    printed = capsys.readouterr().out
+    assert "among 288 clips of 288 held-out videos; mean of e_s(token) against e_t(v)" in printed
+
+
+def test_a_run_without_video_borrows_an_encoder(mini, runs, capsys):
+    names = [str(runs / name) for name in ("text-only", "teacher")]
+    evaluate.main(["retrieve", *names, "--data", str(mini)])
+    printed = capsys.readouterr().out
+    assert f"not defined (ridge map: video encoder of {names[1]})" in printed
+    written = json.loads((runs / "text-only" / "retrieval.json").read_text())
+    assert written["ranks"] == written["examples"] == []
+    assert 0 <= written["ridge map, R@1, new nouns"] <= 1
+    with pytest.raises(model.UserError, match="no trained video encoder .* list a teacher"):
+        evaluate.main(["retrieve", names[0], "--data", str(mini)])
+    with pytest.raises(model.UserError, match="text-only/model holds no trained video encoder"):
+        evaluate.retrieve(names[0], mini)
+
+
+def test_banks_of_training_videos_are_refused(mini, runs, tmp_path, capsys):
+    """Clips that the teacher learnt from tell nothing of retrieval; held-out ones are counted."""
+    rows = data.read_json(mini / "retrieval.json", "")
+    splits = data.read_json(mini / "splits.json", "")
+    bank = tmp_path / "bank.json"
+    command = ["retrieve", str(runs / "teacher"), "--data", str(mini), "--bank", str(bank)]
+    bank.write_text(json.dumps([*rows[:4], {**rows[5], "video": splits["train"][0]}]))
+    with pytest.raises(model.UserError, match="1 of 5 clips are not .* bank .*--split valid"):
+        evaluate.main(command)
+    later = {**rows[0], "start": rows[0]["end"], "end": rows[0]["end"] + 1}
+    bank.write_text(json.dumps([*rows[:4], later]))
+    evaluate.main(command)
+    assert "among 5 clips of 4 held-out videos" in capsys.readouterr().out
+
+
+def test_any_data_folder_has_a_pool(mini, runs, tmp_path, capsys):
+    """A user's own folder holds no retrieval.json: the opening of each held-out video serves."""
+    own = tmp_path / "own"
+    own.mkdir()
+    for path in mini.iterdir():
+        if path.name not in ("retrieval.json", "world.json", "splits.json"):
+            (own / path.name).symlink_to(path)
+    splits = data.read_json(mini / "splits.json", "")
+    (own / "splits.json").write_text(json.dumps({**splits, "valid": splits["valid"][:9]}))
+    evaluate.main(["retrieve", str(runs / "student"), "--data", str(own)])
+    assert "among 9 clips of 9 held-out videos" in capsys.readouterr().out
+    written = json.loads((runs / "student" / "retrieval.json").read_text())
+    assert len(written["ranks"]) == len(written["examples"]) == 9
+    assert written["data"] == str(own)
+    assert {example["own"]["video"] for example in written["examples"]} == set(splits["valid"][:9])
+    assert not any("new nouns" in key for key in written)
+
+
+def test_examples_agree_with_the_ranks(mini, runs):
+    evaluate.retrieve(runs / "teacher", mini)
+    written = json.loads((runs / "teacher" / "retrieval.json").read_text())
+    assert len(written["examples"]) == 12
+    for example in written["examples"]:
+        rank = written["ranks"][example["index"]]
+        assert example["rank"] == rank
+        if rank <= 3:
+            assert example["top"][rank - 1] == example["own"]
+        else:
+            assert example["own"] not in example["top"]
+
+
+@pytest.mark.parametrize("objective, head", [
+    ("crd", "mlp"), ("crd", "none"), ("regression", "mlp"), ("regression", "none"), ("nst", "mlp")])
+def test_students_search_as_their_objective_says(mini, runs, tmp_path, objective, head):
+    """Ranks against sums over tokens, a text and a clip at a time, from the saved weights."""
+    run = tmp_path / "run"
+    distill.main(["--teacher", str(runs / "teacher"), "--text", str(mini / "text"), "--head", head,
+                  "--objective", objective, "--crd-queue", "64", "--crd-tokens", "4",
+                  "--out", str(run), *FLAGS])
+    metrics, ranks, how = evaluate.retrieve(run, mini)
+    assert 0 <= metrics["ridge map, R@1, new nouns"] <= 1
+    if objective == "nst":
+        assert how == "not defined"
+        assert ranks == []
+        assert "R@1" not in metrics
+        return
+    weights = torch.load(run / "model" / "distill_heads.pt", weights_only=True)["weights"]
+    config, bert, _ = model.load_hf(run / "model")
+    encoder, settings = model.load_video_encoder(run / "model" / "video_encoder.pt")
+    tokenizer = data.load_tokenizer(run / "model")
+    clips = data.Clips(mini, "valid", settings["streams"], tokenizer, config.block,
+                       settings["max_steps_clip"])
+    mapped = torch.nn.Identity()
+    if head == "mlp":
+        mapped = model.DistillHead(config, config.hidden_size)
+        start = f"{objective}_head."
+        own = {key[len(start):]: weights[key] for key in weights if key.startswith(start)}
+        mapped.load_state_dict(own)
+
+    def embedded(name, x):
+        if objective == "crd":
+            x = weights[f"crd.{name}_embed.weight"] @ x + weights[f"crd.{name}_embed.bias"]
+        return x / x.norm()
+    texts = []
+    videos = []
+    pool = data.read_bank(mini / "retrieval.json")[:40]
+    with torch.no_grad():
+        for row in pool:
+            tokens = torch.tensor([tokenizer.encode(row["text"]).ids])
+            hidden = mapped(bert.eval()(tokens))[0, 1:-1]              # [L - 2, H]
+            total = sum(embedded("student", vector) for vector in hidden)
+            texts.append(total / total.norm())
+            features = torch.from_numpy(clips.clip(row["video"], row["start"], row["end"]))[None]
+            real = torch.ones(1, features.shape[1], dtype=torch.bool)
+            video = encoder.eval()(features, real)[0]
+            videos.append(embedded("teacher", video / video.norm()))
+    (tmp_path / "bank.json").write_text(json.dumps(pool))
+    _, ranks, _ = evaluate.retrieve(run, mini, tmp_path / "bank.json")
+    for index, rank in enumerate(ranks):
+        scores = [float(texts[index] @ video) for video in videos]
+        above = sum(score > scores[index] + 1e-5 for score in scores) + 1
+        near = sum(score >= scores[index] - 1e-5 for score in scores)
+        assert above <= rank <= near
+
+
+def test_probe_prints_and_writes_every_property(mini, runs, capsys):
+    evaluate.main(["probe", str(runs / "teacher"), "--data", str(mini)])
+    rows = rows_of(capsys.readouterr().out)
+    assert rows["chance"] == ["50.0", "50.0", "50.0", "50.0", "25.0", "50.0", "50.0"]
+    written = json.loads((runs / "teacher" / "probe.json").read_text())
+    assert set(written) == set(data.PROPERTIES)
+    shown = [f"{100 * written[name]['test']:.1f}" for name in data.PROPERTIES]
+    assert rows["teacher, test nouns"] == shown
+
+
+def test_ridge_probe_takes_the_strength_of_the_least_error():
+    """Against the normal equations at each strength, judged by the hat matrix's diagonal."""
+    generator = data.numpy_generator(0, "ridge")
+    x = generator.normal(size=(12, 3))
+    y = x @ generator.normal(size=(3, 2)) + 0.3 * generator.normal(size=(12, 2))
+    scaled = (x - x.mean(0)) / (x.std(0) + 1e-6)
+    centred = y - y.mean(0)
+    fits = []
+    for strength in (0.1, 1.0, 10.0, 100.0, 1000.0, 10000.0):
+        hat = scaled @ np.linalg.inv(scaled.T @ scaled + strength * np.eye(3)) @ scaled.T
+        left_out = (centred - hat @ centred) / (1 - np.diag(hat) - 1 / 12)[:, None]
+        fits.append(((left_out ** 2).mean(), strength, hat @ centred + y.mean(0)))
+    best = min(fits, key=lambda fit: fit[:2])
+    assert evaluate.ridge_probe(x, y, x) == pytest.approx(best[2])

@@ -1,13 +1,19 @@
-"""What the README tells a reader to type or to look up: commands parse, names exist, programs print what it says.
+"""What the README tells a reader: commands parse, names exist, programs print what it says, figures
+of the claims are those of the kept values, and it is short.
 
     python -m pytest -q tests/test_readme.py
 """
 import argparse
+import json
 import re
 import shlex
+import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+import torch.nn.functional as F
 
 import data
 import distill
@@ -15,44 +21,110 @@ import evaluate
 import finetune
 import model
 import teacher
+import why
 
 FILES = {module.__name__: module for module in (data, distill, evaluate, finetune, model, teacher)}
 HERE = Path(__file__).resolve().parent
-README = (HERE.parent / "README.md").read_text()
+README = (HERE.parent / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```\w*\n(.*?)^```", README, re.M | re.S)
-SPANS = re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```", "", README, flags=re.M | re.S))
-COMMANDS = sorted({found for line in "".join(BLOCKS).splitlines() + SPANS for found in
-                   re.findall(r"(?:python|torchrun \S+) ((?:data|distill|evaluate|finetune|teacher)\.py.*)", line)})
-NAMES = sorted({found for text in BLOCKS + SPANS for found in
-                re.findall(rf"(?<![\w./-])((?:{'|'.join(FILES)})(?:\.[A-Za-z_]\w*)+)", text)
-                if found.split(".")[1] not in ("py", "parameters")})
+CODE = "".join(BLOCKS).replace("\\\n", " ")
+PROSE = re.sub(r"^```.*?^```", "", README, flags=re.M | re.S)
+SPANS = [" ".join(span.split()) for span in re.findall(r"`([^`]+)`", PROSE)]
+STAGE = r"(?:python|torchrun \S+) ((?:data|distill|evaluate|finetune|teacher)\.py\b.*)"
+COMMANDS = sorted(set(re.findall(STAGE, "\n".join([CODE, *SPANS]))))
+NAME = rf"(?<![\w./-])((?:{'|'.join(FILES)})\.(?!py\b|parameters\b)[A-Za-z_]\w*)"
+NAMES = sorted(set(re.findall(NAME, "\n".join([CODE, *SPANS]))))
+PROGRAMS = re.findall(r'^python -c "\n(.*?)"$', CODE, re.M | re.S)
+# what make is asked for, without its variables and what follows a comment
+ASKED = re.findall(r"^make ([^#\n]*)", CODE + "\n".join(SPANS), re.M)
+TARGETS = sorted(set(re.findall(r"(?<![=\w/])(?:data/(?:tasks|weights)\S*|data/wiki|data/\S+json)",
+                                "\n".join(ASKED))))
+EFFECT = r"[+-][\d.]+ \[[+-][\d.]+, [+-][\d.]+\]"
+
+
+# --------------------------------------------------------------------------------------------------
+# Form
+
+
+def in_view():
+    """The text outside of <details>; the summary of an outermost one is in view, too."""
+    depth = 0
+    shown = []
+    for piece in re.split(r"(<details>|</details>|<summary>.*?</summary>)", README, flags=re.S):
+        if piece == "<details>":
+            depth += 1
+        elif piece == "</details>":
+            depth -= 1
+        elif depth == 0 or (depth == 1 and piece.startswith("<summary>")):
+            shown.append(piece)
+    assert depth == 0
+    return " ".join(shown)
+
+
+def test_it_takes_ten_minutes():
+    assert len(in_view().split()) <= 2500
+    long_lines = [line for line in README.splitlines() if len(line) >= 120]
+    assert long_lines == []
+
+
+def test_the_first_screen_shows_a_small_clip():
+    picture = README.index("(tests/readme.gif)")
+    assert README[:picture].count("\n") < 30
+    content = (HERE / "readme.gif").read_bytes()
+    assert content.startswith(b"GIF89a") and len(content) <= 300_000
+    assert b"NETSCAPE2.0" in content   # it loops
+
+
+def test_the_clip_is_of_the_mini_world():
+    """The caption and the question under the clip are as the mini world words them."""
+    caption, question = re.findall(r"^> \*\*.*?\*\*\s+\*(.*?)\*$", README, re.M)
+    templates = [line.format(a="drop", n="dumpling") for line in data.SPOKEN]
+    assert caption in templates
+    assert "dumpling" in data.NOUNS
+    assert question == "what does the dumpling do when you drop it ? it rises ."
+
+
+# --------------------------------------------------------------------------------------------------
+# Commands, names, programs
 
 
 class Parsed(Exception):
     """Carries the parser that a stage built, before it does anything."""
 
 
-def problem_of(command, monkeypatch):
-    """What is wrong with one command line of ours; None if its parser takes every flag as it is written."""
+def parser_of(stage, monkeypatch):
     def stop(parser, argv=None, namespace=None):
         raise Parsed(parser)
-    stage, *argv = shlex.split(command, comments=True)
+    module = FILES[stage[:-3]]
     with monkeypatch.context() as patched, pytest.raises(Parsed) as caught:
         patched.setattr(argparse.ArgumentParser, "parse_args", stop)
-        getattr(FILES[stage[:-3]], "parse_args", FILES[stage[:-3]].main)()
-    parsers, known = [caught.value.args[0]], set()
-    for parser in parsers:   # the list grows: the parsers of subcommands
-        known |= set(parser._option_string_actions)
-        parsers += [each for action in parser._actions if isinstance(action, argparse._SubParsersAction)
-                    for each in action.choices.values()]
-    # argparse itself would take a flag cut short
-    unknown = [word for word in argv if word.startswith("--") and word.split("=")[0] not in known]
+        getattr(module, "parse_args", module.main)()
+    return caught.value.args[0]
+
+
+def options_of(parser):
+    """Every flag of a parser and of its subcommands' parsers, written out."""
+    known = set(parser._option_string_actions)
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for command in action.choices.values():
+                known |= options_of(command)
+    return known
+
+
+def problem_of(command, monkeypatch):
+    """What is wrong with one command line of ours; None if its parser takes it as it is written."""
+    stage, *argv = shlex.split(command, comments=True)
+    parser = parser_of(stage, monkeypatch)
+    flags = {word.split("=")[0] for word in argv if word.startswith("--")}
+    unknown = flags - options_of(parser)   # argparse itself would take a flag cut short
     if unknown:
         return f"{stage} knows no {', '.join(unknown)}"
     try:
-        parsers[0].parse_args(argv)
+        parser.parse_args(argv)
     except SystemExit:
         return "its parser refuses it"
+    return None
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -60,34 +132,135 @@ def test_every_command_parses(command, monkeypatch, capsys):
     assert problem_of(command, monkeypatch) is None, capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", ["teacher.py --shuffle", "evaluate.py probes runs/student", "distill.py --head mpl",
-                                     "evaluate.py probe", "data.py bank --data a --runs b"])
+@pytest.mark.parametrize("command", [
+    "teacher.py --shuffle", "evaluate.py probes runs/student", "distill.py --head mpl",
+    "evaluate.py probe", "data.py bank --data a --runs b"])
 def test_a_wrong_command_is_noticed(command, monkeypatch):
     assert problem_of(command, monkeypatch)
 
 
+@pytest.mark.parametrize("target", TARGETS)
+def test_every_target_of_make_exists(target):
+    made = subprocess.run(["make", "-n", "PYTHON=python", target], cwd=HERE.parent,
+                          capture_output=True, text=True)
+    assert made.returncode == 0, made.stderr
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_every_name_exists(name):
-    place = FILES[name.split(".")[0]]
-    for part in name.split(".")[1:]:
-        assert hasattr(place, part), f"the README speaks of {name}"
-        place = getattr(place, part)
-
-
-PROGRAMS = re.findall(r'^python -c "\n(.*?)"$', "".join(BLOCKS), re.M | re.S)
+    module, attribute = name.split(".")
+    assert hasattr(FILES[module], attribute), f"the README speaks of {name}"
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
 def test_a_program_prints_what_the_readme_says(program, capsys):
     exec(program, {})
-    seen = re.findall(r"[\d.]+", capsys.readouterr().out)
+    printed = re.findall(r"[\d.]+", capsys.readouterr().out)
     after = README[README.index(program) + len(program):][:1000]
-    assert len(seen) >= 2
-    assert all(re.search(rf"(?<![\d.]){re.escape(number)}(?!\.?\d)", after) for number in seen), seen
+    said = re.findall(r"\d+(?:\.\d+)?", after)
+    assert len(printed) >= 2
+    assert set(printed) <= set(said)
 
 
 def test_the_section_for_teachers_was_read():
     chosen = re.findall(r"pytest -q (tests/\w+\.py) -k (\w+)", README)
-    assert chosen and all(name in (HERE.parent / place).read_text() for place, name in chosen)
+    assert chosen
+    for place, name in chosen:
+        assert name in (HERE.parent / place).read_text()
+    assert README.count("<summary>Answer</summary>") == 8
+    changed = re.search(r"In teacher.py write `pass` for `(.*?)`", README).group(1)
+    assert changed in (HERE.parent / "teacher.py").read_text()
     assert len(COMMANDS) > 20 and len(PROGRAMS) == 2
     assert {"distill.nst_loss", "teacher.nce_loss", "finetune.finetune"} <= set(NAMES)
+
+
+# --------------------------------------------------------------------------------------------------
+# Figures
+
+
+@pytest.fixture(scope="module")
+def judged(tmp_path_factory):
+    """The kept values, judged again here: {claim's number: claim}."""
+    out = tmp_path_factory.mktemp("claims") / "claims.json"
+    evaluate.main(["claims", "--values", str(HERE / "claims.jsonl"), "--out", str(out)])
+    return {claim["number"]: claim for claim in json.loads(out.read_text())["claims"]}
+
+
+def effect_of(part):
+    return f"{part['mean']:+.1f} [{part['low']:+.1f}, {part['high']:+.1f}]"
+
+
+def test_every_part_of_every_claim_is_that_of_the_kept_values(judged):
+    block = next(block for block in BLOCKS if block.startswith("claim "))
+    said = []
+    number = None
+    for line in block.splitlines()[1:]:
+        number = line.split("  ")[0] or number
+        effect = re.search(EFFECT, line).group()
+        arms = re.search(r"(\S+) - (\S+) ", line)
+        said.append((number.strip(), *arms.groups(), effect, line.split("]")[1].strip()))
+    expected = []
+    for number, claim in judged.items():
+        for part in claim["parts"]:
+            arm, against = part["name"].split(": ")[1].split(" - ")
+            expected.append((number, arm, against, effect_of(part), part["verdict"]))
+    assert sorted(said) == sorted(expected)
+
+
+def test_the_ten_claims_are_those_of_the_kept_values(judged):
+    rows = re.findall(rf"^\| (\d+) \| .*? \| .*?({EFFECT}) \| (.*?) \|$", README, re.M)
+    assert [number for number, _, _ in rows] == [str(number) for number in range(1, 11)]
+    for number, effect, verdict in rows:
+        assert effect in [effect_of(part) for part in judged[number]["parts"]]
+        assert verdict.strip("*") == judged[number]["verdict"]
+
+
+def test_nearest_clips_are_compared_with_their_article(mini, tmp_path, monkeypatch):
+    """A teacher whose every token is itself: at a noun the nearest clip shows that noun, at all
+    else it is clip 0."""
+    world = data.read_json(mini / "world.json", "")["nouns"]
+    tokenizer = data.load_tokenizer(mini)
+    filmed = [noun for noun in world if world[noun]["group"] != "unfilmed"]
+    names = {}   # noun -> a video whose narration is of its own clips alone
+    for name, entry in data.read_json(mini / "caption.json", "").items():
+        spoken = set(filmed)
+        for text in entry["text"]:
+            spoken &= set(text.split())
+        for noun in spoken:
+            names[noun] = name
+    bank_file = tmp_path / "bank.json"
+    bank_file.write_text(json.dumps([
+        {"video": names[noun], "start": 0, "end": 1, "text": "not what it shows"}
+        for noun in filmed]))
+    size = tokenizer.get_vocab_size()
+    bank = F.one_hot(torch.tensor([tokenizer.token_to_id(noun) for noun in filmed]), size).float()
+
+    class Itself(torch.nn.Module):
+        def forward(self, tokens):
+            return F.one_hot(tokens, size).float()
+    config = model.BertConfig(vocab_size=size, block=32)
+    monkeypatch.setattr(why, "BLOCKS", 640)
+    monkeypatch.setattr(why.data, "load_tokenizer", lambda folder: tokenizer)
+    monkeypatch.setattr(why.model, "load_hf", lambda folder: (config, Itself(), None))
+    monkeypatch.setattr(why.distill, "bank_vectors", lambda *_: bank)
+    monkeypatch.setattr(why.distill, "validate", lambda *_: {"valid_mlm": 1.5})
+    shares = why.nearest_clips(mini, tmp_path, bank_file)
+    assert why.mlm_on_text(mini, tmp_path) == (1.5, np.log(size))
+
+    hits = {"noun": {}, "others": {}}   # the same by hand
+    blocks = data.TextBlocks(mini / "text", "train", tokenizer, 32).batch(range(640))[:, 1:-1]
+    for block in blocks.tolist():
+        pieces = [tokenizer.id_to_token(token) for token in block]
+        named = {piece for piece in pieces if piece in world}
+        if len(named) != 1 or not named <= set(filmed):
+            continue
+        noun = named.pop()
+        for piece in pieces:
+            clip = piece if piece in filmed else filmed[0]   # none is near to a token of no noun
+            place = hits["noun" if piece == noun else "others"]
+            place.setdefault("noun", []).append(clip == noun)
+            for name in ("colour", "lift"):
+                place.setdefault(name, []).append(world[clip][name] == world[noun][name])
+    for place, by_name in hits.items():
+        for name, found in by_name.items():
+            assert shares[place][name] == pytest.approx(np.mean(found))

@@ -1,62 +1,34 @@
-"""Vocabularies, line filters and packed text: each against transformers, a slow loop or a known answer.
+"""Tokenizers and packed text, against transformers, a slow loop or a known answer.
 
     python -m pytest tests/test_text.py
-    REAL_DATA=/folder/of/real/files python -m pytest tests/test_text.py      # also the real corpus and vocabulary
+    REAL_DATA=/folder/of/real/files python -m pytest tests/test_text.py      # also the real files
 """
 import json
 import shutil
-import subprocess
 import sys
-from pathlib import Path
+import tracemalloc
 
 import numpy as np
 import pytest
+import tokenizers
 import torch
 
 import data
-import model
+from model import UserError
 
 # --- tokenizer
 
-TRICKY = ["Crème brûlée, naïve café!", "東京へ行く 2024", "a" * 99 + " " + "b" * 100 + " " + "c" * 101, "", "   \t\n ",
-          "don't e-mail", "x\u0000y\ufffdz\u200b", "ﬁne ½ №5", "😀 emoji", "Ünïcödé ÀÉ", "under_score #hash @at $5.00",
-          "[MASK] and [SEP] inside", "İstanbul", "한국어", "ελληνικά Σίσυφος", "unaffable tokenization",
-          "soft\u00adhyphen",
-          "\u3000wide space", "e\u0301 combined"]
-
-
-def test_tokenizer_equals_transformers(transformers, real_data):
-    vocab = real_data / "vocab" / "bert-base-uncased-vocab.txt"
-    ours, theirs = data.load_tokenizer(vocab), transformers.BertTokenizerFast(vocab=str(vocab), do_lower_case=True)
-    assert ours.get_vocab_size() == len(theirs) == 30522
-    assert data.special_ids(ours) == {"pad": 0, "unk": 100, "cls": 101, "sep": 102, "mask": 103}
-    for text in TRICKY:
-        assert ours.encode(text).ids == theirs(text)["input_ids"], repr(text)
-        assert ours.encode(text, add_special_tokens=False).ids == theirs(text, add_special_tokens=False)["input_ids"]
-    words = [text for text in TRICKY if text.strip()]   # transformers takes an empty second text for none
-    for first, second in zip(words, words[1:]):
-        pair, reference = ours.encode(first, second), theirs(first, second)
-        assert pair.ids == reference["input_ids"] and pair.type_ids == reference["token_type_ids"]
-    assert ours.encode("hello").ids == [101, 7592, 102]   # a known number, should both sides be wrong
-
-
-def test_tokenizer_training_is_repeatable(tmp_path, tiny_vocab, tiny_tokenizer):
-    words = tiny_vocab.read_text().splitlines()
-    assert words[:5] == data.SPECIAL and len(words) == len(set(words)) <= 120
-    data.train_tokenizer([tiny_vocab.parent / "text.txt"], 120, tmp_path / "vocab.txt")
-    assert (tmp_path / "vocab.txt").read_bytes() == tiny_vocab.read_bytes()
-    assert tiny_tokenizer.encode("the cat").tokens == ["[CLS]", "the", "cat", "[SEP]"]
-    (tmp_path / "bad.txt").write_text("[PAD]\n[UNK]\nhello\n")
-    with pytest.raises(ValueError, match=r"lacks \[CLS\], \[SEP\], \[MASK\]"):
-        data.load_tokenizer(tmp_path / "bad.txt")
-    with pytest.raises(FileNotFoundError, match="no vocabulary at"):
-        data.load_tokenizer(tmp_path / "none.txt")
-
+TRICKY = [
+    "Crème brûlée, naïve café!", "東京へ行く 2024", "a" * 99 + " " + "b" * 100 + " " + "c" * 101, "",
+    "   \t\n ", "don't e-mail", "x\u0000y\ufffdz\u200b", "ﬁne ½ №5", "😀 emoji", "Ünïcödé ÀÉ",
+    "under_score #hash @at $5.00", "[MASK] and [SEP] inside", "İstanbul", "한국어",
+    "ελληνικά Σίσυφος", "unaffable tokenization", "soft\u00adhyphen", "\u3000wide space",
+    "e\u0301 combined"]
 
 # Article 1 of the Universal Declaration of Human Rights, and what else case and accents can do.
 ARTICLE = """
-All human beings are born free and equal in dignity and rights. They are endowed with reason and conscience.
-Alle Menschen sind frei und gleich an Würde und Rechten geboren. Sie sind mit Vernunft und Gewissen begabt.
+All human beings are born free and equal in dignity and rights, endowed with reason and conscience.
+Alle Menschen sind frei und gleich an Würde und Rechten geboren, mit Vernunft und Gewissen begabt.
 Bütün insanlar hür, haysiyet ve haklar bakımından eşit doğarlar. IĞDIR, İSTANBUL, ırmak, İĞNE.
 人人生而自由,在尊严和权利上一律平等。他们赋有理性和良心,并应以兄弟关系的精神相对待。
 Όλοι οι άνθρωποι γεννιούνται ελεύθεροι και ίσοι στην αξιοπρέπεια και τα δικαιώματα.
@@ -64,29 +36,57 @@ Bütün insanlar hür, haysiyet ve haklar bakımından eşit doğarlar. IĞDIR, 
 すべての人間は、生まれながらにして自由であり、かつ、尊厳と権利とについて平等である。
 모든 인간은 태어날 때부터 자유로우며 그 존엄과 권리에 있어 동등하다.
 यह घोषणा सभी मनुष्यों के लिए है और सभी देशों में लागू होती है
-STRASSE, Straße, Größe, ÄRGER, Ångström, ŒUVRE, Dvořák 😀 👩‍👩‍👧 🇹🇷 naïve é İ
+STRASSE, Straße, Größe, ÄRGER, Ångström, ŒUVRE, Dvořák 😀 👩‍👩‍👧 🇹🇷 naïve é İ
 """.strip().split("\n")
+
+
+def test_tokenizer_equals_transformers(transformers, real_data):
+    vocab = real_data / "vocab" / "bert-base-uncased-vocab.txt"
+    ours = data.load_tokenizer(vocab)
+    theirs = transformers.BertTokenizerFast(vocab=str(vocab), do_lower_case=True)
+    assert ours.get_vocab_size() == len(theirs) == 30522
+    ids = {"pad": 0, "unk": 100, "cls": 101, "sep": 102, "mask": 103}
+    assert data.special_ids(ours) == ids
+    for text in TRICKY:
+        assert ours.encode(text).ids == theirs(text)["input_ids"], repr(text)
+    words = [text for text in TRICKY if text.strip()]   # transformers: an empty second text is none
+    for first, second in zip(words, words[1:]):
+        pair = ours.encode(first, second)
+        reference = theirs(first, second)
+        assert pair.ids == reference["input_ids"]
+        assert pair.type_ids == reference["token_type_ids"]
+    assert ours.encode("hello").ids == [101, 7592, 102]   # a known number
 
 
 @pytest.fixture(scope="session")
 def vocabularies(tmp_path_factory):
-    """{"cased": path, "uncased": path}: two vocabularies of one multilingual text, each alone in its folder."""
+    """{"cased": path, "uncased": path}: vocab.txt of one text in eight languages."""
     folder = tmp_path_factory.mktemp("vocabularies")
-    (folder / "text.txt").write_text("\n".join(ARTICLE[:8]) + "\n", encoding="utf-8")   # the rest meets unknown letters
+    # the last two lines bring unknown letters
+    (folder / "text.txt").write_text("\n".join(ARTICLE[:8]) + "\n", encoding="utf-8")
+    paths = {}
     for name in ("cased", "uncased"):
-        (folder / name).mkdir()
-        data.train_tokenizer([folder / "text.txt"], 600, folder / name / "vocab.txt", cased=name == "cased")
-    return {name: folder / name / "vocab.txt" for name in ("cased", "uncased")}
+        trained = folder / f"{name} trained"
+        trained.mkdir()
+        data.train_tokenizer([folder / "text.txt"], 600, trained, cased=name == "cased")
+        vocabulary = data.load_tokenizer(trained).get_vocab()
+        paths[name] = folder / name / "vocab.txt"
+        paths[name].parent.mkdir()
+        pieces = sorted(vocabulary, key=vocabulary.get)
+        paths[name].write_text("".join(piece + "\n" for piece in pieces), encoding="utf-8")
+        same = data.tokenizer_hash(data.load_tokenizer(paths[name]))   # case seen in the pieces
+        assert same == data.tokenizer_hash(data.load_tokenizer(trained))
+    return paths
 
 
 @pytest.mark.parametrize("name", ["cased", "uncased"])
 def test_any_vocabulary_equals_transformers(transformers, vocabularies, name):
     from transformers.models.bert.tokenization_bert_legacy import BertTokenizerLegacy
-    vocab, lower = vocabularies[name], name == "uncased"
+    vocab = vocabularies[name]
+    lower = name == "uncased"
     ours = data.load_tokenizer(vocab)
-    assert ours.normalizer.lowercase == lower   # found from the entries alone
     fast = transformers.BertTokenizerFast(vocab=str(vocab), do_lower_case=lower)
-    slow = BertTokenizerLegacy(str(vocab), do_lower_case=lower)   # Google's own Python, not the same library
+    slow = BertTokenizerLegacy(str(vocab), do_lower_case=lower)   # Google's own Python
     for text in ARTICLE + TRICKY:
         assert ours.encode(text).ids == fast(text)["input_ids"], text
         if "[MASK]" not in text and "\u200b" not in text and "\u00ad" not in text:
@@ -95,340 +95,332 @@ def test_any_vocabulary_equals_transformers(transformers, vocabularies, name):
     assert tokens == (["wurde", "rechten"] if lower else ["Würde", "Rechten"])
 
 
-def test_how_a_vocabulary_is_normalised(transformers, vocabularies, tmp_path):
-    """tokenizer_config.json before tokenizer.json before the entries; a flag before all; and it goes along."""
-    def lowercase(folder, **how):
-        return data.load_tokenizer(folder, **how).normalizer.lowercase
-    shutil.copy(vocabularies["cased"], tmp_path / "vocab.txt")
-    assert not lowercase(tmp_path) and lowercase(tmp_path, cased=False)
-    transformers.BertTokenizerFast(vocab=str(tmp_path / "vocab.txt"), do_lower_case=True).save_pretrained(tmp_path)
-    config = json.loads((tmp_path / "tokenizer_config.json").read_text())
-    config.pop("do_lower_case", None)
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config))
-    assert (tmp_path / "tokenizer.json").exists() and lowercase(tmp_path)
-    (tmp_path / "tokenizer_config.json").write_text('{"do_lower_case": false}')
-    assert not lowercase(tmp_path)
+def normalised(text, folder, **case):
+    return data.load_tokenizer(folder, **case).normalizer.normalize_str(text)
 
-    # a German uncased model keeps its umlauts: strip_accents is a choice of its own
-    (tmp_path / "tokenizer_config.json").write_text('{"do_lower_case": true, "strip_accents": false}')
-    assert data.load_tokenizer(tmp_path).normalizer.normalize_str("WÜRDE") == "würde"
+
+def test_how_a_vocab_txt_is_normalised(vocabularies, tmp_path):
+    """tokenizer_config.json before the entries, a flag before both; and it goes along."""
+    vocab = tmp_path / "vocab.txt"
+    shutil.copy(vocabularies["cased"], vocab)
+    assert normalised("WÜRDE", tmp_path) == "WÜRDE"
+    assert normalised("WÜRDE", tmp_path, cased=False) == "wurde"
+    config = tmp_path / "tokenizer_config.json"
+    config.write_text('{"do_lower_case": true}')
+    assert normalised("WÜRDE", vocab) == "wurde"
+    assert normalised("WÜRDE", vocab, cased=True) == "WÜRDE"
+    config.write_text('{"do_lower_case": true, "strip_accents": false}')   # as some German models
+    assert normalised("WÜRDE", vocab) == "würde"
     (tmp_path / "kept").mkdir()
-    kept = data.keep_vocab(tmp_path / "vocab.txt", tmp_path / "kept")
-    assert kept.read_bytes() == (tmp_path / "vocab.txt").read_bytes()
-    assert data.load_tokenizer(kept).normalizer.normalize_str("WÜRDE") == "würde"
-    data.keep_vocab(tmp_path / "vocab.txt", tmp_path / "kept", cased=True)
-    assert data.load_tokenizer(tmp_path / "kept").normalizer.normalize_str("WÜRDE") == "WÜRDE"
-    # what transformers 5 saves has no vocab.txt
-    transformers.BertTokenizerFast(vocab=str(vocabularies["uncased"])).save_pretrained(tmp_path / "five")
-    (tmp_path / "five" / "vocab.txt").unlink(missing_ok=True)
-    same = data.tokenizer_hash(data.load_tokenizer(vocabularies["uncased"], cased=False))
-    assert data.tokenizer_hash(data.load_tokenizer(tmp_path / "five")) == same
-    (tmp_path / "kept five").mkdir()
-    kept = data.keep_vocab(tmp_path / "five", tmp_path / "kept five")
-    assert kept.read_text() == vocabularies["uncased"].read_text()
-    assert data.tokenizer_hash(data.load_tokenizer(kept)) == same
-    specials = [*data.SPECIAL, "[unused1]", "[A B]", "haus"]
-    (tmp_path / "plain").mkdir()
-    (tmp_path / "plain" / "vocab.txt").write_text("\n".join(specials) + "\n")
-    assert lowercase(tmp_path / "plain")   # bracketed entries say nothing
+    data.keep_tokenizer(data.load_tokenizer(vocab), tmp_path / "kept")
+    assert normalised("WÜRDE", tmp_path / "kept") == "würde"
+    config.unlink()
+    vocab.write_text("\n".join([*data.SPECIAL, "[unused1]", "[A B]", "haus"]) + "\n")
+    assert normalised("WÜRDE", tmp_path) == "wurde"   # bracketed entries say nothing
 
 
-@pytest.mark.parametrize("name", ["cased", "uncased"])
-def test_a_saved_model_tokenises_as_its_data_did(transformers, vocabularies, tmp_path, name):
-    text = _write(tmp_path / "text.txt", ARTICLE)
-    data.pack_text([text], vocabularies[name], tmp_path / "text", "train", min_words=1)
-    tokenizer = data.load_tokenizer(tmp_path / "text")
-    config = model.BertConfig(vocab_size=tokenizer.get_vocab_size(), hidden_size=8, num_hidden_layers=1,
-                              num_attention_heads=1, intermediate_size=8, max_position_embeddings=16)
-    bert = model.Bert(config)
-    model.save_hf(tmp_path / "model", config, bert, model.MLMHead(config, bert.tokens), tokenizer)
-    (tmp_path / "model" / "tokenizer.json").unlink()   # what remains: vocab.txt and tokenizer_config.json
-    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "model")
-    again = data.load_tokenizer(tmp_path / "model")
-    for text in ARTICLE:
-        assert tokenizer.encode(text).ids == theirs(text)["input_ids"] == again.encode(text).ids
-    packed = np.fromfile(tmp_path / "text" / "train.bin", np.uint16).tolist()
-    assert packed == [i for text in ARTICLE for i in theirs(text, add_special_tokens=False)["input_ids"]]
+def added_tokens(tokenizer):
+    tokenizer.add_tokens(["[SUBJ]", "covid19"])
 
 
-# --- text
-
-def test_text_lines(tmp_path):
-    path = tmp_path / "text.txt"
-    good = ["this line has five words", "  spaces at both ends are cut  ", "= is the sign we use for it"]
-    lines = [" = A Title = ", " = = A longer section title = = ", '<doc id="1" url="x" title="one two three four">',
-             "</doc>", "", "only four words here", *good]
-    path.write_text("\ufeff" + "\n".join(lines) + "\n", encoding="utf-8")
-    assert list(data.text_lines(path)) == [line.strip() for line in good]
-    path.write_bytes(b"a first line of five words\n\nand a bad \xff\xfe byte in it\n")
-    with pytest.raises(ValueError, match="text.txt, line 3: not UTF-8"):
-        list(data.text_lines(path))
+def whitespace(tokenizer):
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
 
 
-@pytest.mark.parametrize("name", ["wiki.valid.raw", "wiki_00"])
-def test_real_text(real_data, name):
-    kept = list(data.text_lines(real_data / "corpus" / name))
-    raw = [line.strip() for line in (real_data / "corpus" / name).read_text(encoding="utf-8").split("\n")]
-    assert len(kept) > 100 and set(kept) <= set(raw)
-    assert not any(line.startswith("<doc") or len(line.split()) < 5 for line in kept)
-    assert not any(line.startswith("= ") and line.endswith(" =") for line in kept)
-    dropped = [line for line in raw if line and line not in set(kept)]
-    assert all(line.startswith(("<doc", "</doc", "= ")) or len(line.split()) < 5 for line in dropped)
+def no_normalizer(tokenizer):
+    tokenizer.normalizer = tokenizers.normalizers.NFC()
 
 
-def test_pack_text_equals_direct_tokenisation(tmp_path, tiny_vocab, tiny_tokenizer, capsys, monkeypatch):
-    lines = [f"the cat number {k} sat on a mat of size {k * k}" for k in range(4500)]   # more than two chunks of 2,000
-    (tmp_path / "a.txt").write_text("\n".join(lines[:3000]) + "\n")
-    (tmp_path / "b.txt").write_text("\n".join(lines[3000:]))   # no newline at the end
-    files = [tmp_path / "a.txt", tmp_path / "b.txt"]
-    data.pack_text(files, tiny_vocab, tmp_path, "train")
-    packed = np.fromfile(tmp_path / "train.bin", np.uint16)
-    direct = [i for line in lines for i in tiny_tokenizer.encode(line, add_special_tokens=False).ids]
-    assert packed.tolist() == direct
-    described = json.loads((tmp_path / "train.json").read_text())
-    assert described["tokens"] == len(direct) and described["dtype"] == "uint16"
-
-    blocks = data.TextBlocks(tmp_path, "train", tiny_tokenizer, block=10)
-    assert len(blocks) == len(direct) // 8
-    some = blocks.batch(np.array([0, len(blocks) - 1, 3]))
-    ids = data.special_ids(tiny_tokenizer)
-    assert some.dtype == torch.int64 and some.shape == (3, 10)
-    assert (some[:, 0] == ids["cls"]).all() and (some[:, -1] == ids["sep"]).all()
-    last = 8 * (len(blocks) - 1)
-    assert some[2, 1:-1].tolist() == direct[24:32] and some[1, 1:-1].tolist() == direct[last:last + 8]
-
-    # Done from the same files: nothing is read again, wherever the folder lies now. Another text: made anew.
-    with monkeypatch.context() as patched:
-        patched.setattr(data, "_tokens", lambda *job: pytest.fail("tokenised again"))
-        data.pack_text(files, tiny_vocab, tmp_path, "train")
-        shutil.copytree(tmp_path, tmp_path / "moved")
-        data.pack_text(files, tiny_vocab, tmp_path / "moved", "train")
-    assert capsys.readouterr().out.count("up to date") == 2
-    files[1].write_text("the dog ran to the mat\n")
-    data.pack_text(files, tiny_vocab, tmp_path, "train")
-    assert len(np.fromfile(tmp_path / "train.bin", np.uint16)) < len(direct)
-
-    whole = (tmp_path / "train.bin").read_bytes()
-    (tmp_path / "train.bin").write_bytes(whole[:-20])
-    with pytest.raises(ValueError, match=rf"holds {len(whole) // 2 - 10} tokens, train.json says {len(whole) // 2}"):
-        data.TextBlocks(tmp_path, "train", tiny_tokenizer, block=10)
-    files[0].write_text("too short\n")
-    with pytest.raises(ValueError, match="not one line of 5 words"):
-        data.pack_text(files[:1], tiny_vocab, tmp_path, "empty")
-    with pytest.raises(FileNotFoundError, match="no text file"):
-        data.pack_text([tmp_path / "none.txt"], tiny_vocab, tmp_path, "none")
+@pytest.mark.parametrize("change", [added_tokens, whitespace, no_normalizer])
+def test_tokenizer_json_is_followed_as_it_stands(transformers, vocabularies, tmp_path, change):
+    backend = data.load_tokenizer(vocabularies["uncased"])
+    change(backend)
+    transformers.PreTrainedTokenizerFast(tokenizer_object=backend).save_pretrained(tmp_path)
+    (tmp_path / "vocab.txt").write_text("another\n")   # tokenizer.json goes first
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    ours = data.load_tokenizer(tmp_path)
+    plain = data.load_tokenizer(vocabularies["uncased"])
+    for text in ["[SUBJ] has covid19", "Frei, gleich!! naïve", *ARTICLE]:
+        assert ours.encode(text).ids == theirs(text)["input_ids"]
+    assert data.tokenizer_hash(ours) != data.tokenizer_hash(plain)
+    with pytest.raises(UserError, match="followed as it stands: --cased, --uncased are for"):
+        data.load_tokenizer(tmp_path, cased=True)
 
 
-def test_smallest_integer():
-    assert data.smallest_integer(2 ** 16) == np.uint16 and data.smallest_integer(2 ** 16 + 1) == np.uint32
+def test_tokenizer_json_is_found_and_cuts_nothing(vocabularies, tmp_path):
+    tokenizer = data.load_tokenizer(vocabularies["uncased"])
+    wanted = tokenizer.encode(ARTICLE[0]).ids
+    tokenizer.enable_truncation(8)
+    tokenizer.enable_padding(length=100)
+    tokenizer.post_processor = tokenizers.processors.TemplateProcessing(single="$A")
+    data.keep_tokenizer(tokenizer, tmp_path)
+    for path in (tmp_path, tmp_path / "tokenizer.json", tmp_path / "vocab.txt"):
+        assert data.load_tokenizer(path).encode(ARTICLE[0]).ids == wanted
+    same = data.tokenizer_hash(data.load_tokenizer(vocabularies["uncased"]))
+    assert data.tokenizer_hash(data.load_tokenizer(tmp_path)) == same
 
 
-def _write(path, lines):
+def test_tokenizers_that_are_not_berts_are_refused(tmp_path):
+    def message(name, content):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(UserError) as caught:
+            data.load_tokenizer(tmp_path / name)
+        return str(caught.value)
+    with pytest.raises(UserError, match="no vocabulary at .*vocab.txt; `python data.py mini`"):
+        data.load_tokenizer(tmp_path)
+    assert "lacks [CLS], [SEP], [MASK]" in message("vocab.txt", b"[PAD]\n[UNK]\nhello\n")
+    assert "vocab.txt is not a vocabulary: not UTF-8" in message("vocab.txt", b"\xff\xfe\n")
+    twice = "\n".join([*data.SPECIAL, "a", "b", "a", ""]).encode()
+    assert "vocab.txt, line 8: 'a' stands in line 6 too" in message("vocab.txt", twice)
+    assert "not a tokenizer.json" in message("tokenizer.json", b"{}")
+    bpe = tokenizers.Tokenizer(tokenizers.models.BPE()).to_str().encode()
+    assert "tokenizer.json holds a BPE tokenizer, BERT's is" in message("tokenizer.json", bpe)
+    with pytest.raises(UserError, match="no vocabulary at .*none"):
+        data.load_tokenizer(tmp_path / "none")
+
+
+def test_tokenizer_training_is_repeatable(tmp_path):
+    text = tmp_path / "text.txt"
+    text.write_text("the cat sat on the Mat\nthe dog and the cat ran\n")
+    data.train_tokenizer([text], 40, tmp_path)
+    first = (tmp_path / "tokenizer.json").read_bytes()
+    data.train_tokenizer([text], 40, tmp_path)
+    assert (tmp_path / "tokenizer.json").read_bytes() == first
+    tokenizer = data.load_tokenizer(tmp_path)
+    vocabulary = tokenizer.get_vocab()
+    pieces = sorted(vocabulary, key=vocabulary.get)
+    letters = sorted(set("thecatsatonthematdogandran"))
+    inside = ["##" + letter for letter in letters]
+    assert pieces == data.SPECIAL + letters + inside + ["the", "cat", "and", "dog", "mat", "on",
+                                                        "ran", "sat"][:40 - 5 - 2 * len(letters)]
+    assert tokenizer.encode("the cat").tokens == ["[CLS]", "the", "cat", "[SEP]"]
+
+
+# --- lines
+
+def write(path, lines):
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return path
 
 
 def test_line_filters_are_vokenization_s(tmp_path):
-    """Against its rule written out: WikiText headings, marks of WikiExtractor, single words, fewer than 5 words."""
-    lines = [" = Title = ", " = = A section of many words = = ", "= not a heading but a line",
-             " plain text as WikiText has it ", "a  b  c", "a b c d", "a b c d e", "word", "", "   ", "\t",
-             '<doc id="12" url="u" title="a b c d e">', "</doc>", "the last line of an article </doc>",
-             "<document> is no mark of it , so stays", "one two three\tfour five six",
-             "non\u00a0breaking\u00a0spaces\u00a0join\u00a0words", "five words and a CR here\r"]
+    """Against its rule written out: headings, marks of WikiExtractor, fewer than 5 words."""
+    lines = [
+        "\ufeff = Title = ", " = = A section of many words = = ", "= not a heading but a line",
+        " plain text as WikiText has it ", "a  b  c", "a b c d", "a b c d e", "word", "", "   ",
+        '<doc id="12" url="u" title="a b c d e">', "</doc>", "the last line of an article </doc>",
+        "<document> is no mark of it , so stays", "one two three\tfour five six",
+        "non\u00a0breaking\u00a0spaces\u00a0join\u00a0words", "five words and a CR here\r"]
+
     def kept(line):
-        if line.startswith(" = ") or line.startswith("<doc id=") or line.strip().endswith("</doc>"):
+        mark = line.startswith("<doc id=") or line.strip().endswith("</doc>")
+        if line.startswith(" = ") or mark:
             return False
         return len(line.strip().split(" ")) >= 5
-    path = _write(tmp_path / "text.txt", lines)
-    assert list(data.text_lines(path)) == [line.strip() for line in lines if kept(line)]
-    assert len(list(data.text_lines(path))) == 7
-    assert list(data.text_lines(path, min_words=1))[-2:] == ["non\u00a0breaking\u00a0spaces\u00a0join\u00a0words",
-                                                             "five words and a CR here"]
-    assert "word" in data.text_lines(path, min_words=1) and "" not in data.text_lines(path, min_words=1)
+    path = write(tmp_path / "text.txt", lines)
+    lines[0] = lines[0].removeprefix("\ufeff")
+    wanted = [line.strip() for line in lines if kept(line)]
+    assert list(data.text_lines(path)) == wanted and len(wanted) == 7
+    every = list(data.text_lines(path, min_words=1))
+    assert "word" in every and "" not in every
+    assert every[-2:] == [lines[-2], "five words and a CR here"]
 
 
-# --- several processes, corpora in many files
+@pytest.mark.parametrize("name", ["wiki.valid.raw", "wiki_00"])
+def test_real_text(real_data, name):
+    kept = set(data.text_lines(real_data / "corpus" / name))
+    raw = (real_data / "corpus" / name).read_text(encoding="utf-8").split("\n")
+    raw = {line.strip() for line in raw} - {""}
+    assert len(kept) > 100 and kept <= raw
+    for line in raw:
+        short = len(line.split()) < 5
+        assert (line in kept) != (line.startswith(("<doc", "</doc", "= ")) or short)
+
+
+def test_json_of_wikiextractor_is_read_as_text(tmp_path):
+    """WikiExtractor --json: one object a line; each line of its text counts; entities undone."""
+    texts = ["Bread &amp; butter is a food\n\nIt is café fare, and 5 &lt; 6",
+             "Salt\nis a mineral used on food today"]
+    rows = [json.dumps({"id": "1", "title": "T", "text": text}) for text in texts]
+    path = write(tmp_path / "wiki_00", [rows[0], "", rows[1]])
+    assert list(data.text_lines(path)) == [
+        "Bread & butter is a food", "It is café fare, and 5 < 6", "is a mineral used on food today"]
+    write(path, [rows[0], '{"id": "2", "text": "cut o'])
+    with pytest.raises(UserError, match='wiki_00, line 2: no JSON object with a "text"'):
+        list(data.text_lines(path))
+    plain = ['{ begins a line of plain text', "and { this one follows it"]
+    assert list(data.text_lines(write(path, plain))) == plain
+
+
+def test_what_is_not_text_is_refused(tmp_path, tiny_vocab, monkeypatch):
+    path = tmp_path / "file.txt"
+
+    def message(content):
+        path.write_bytes(content)
+        with pytest.raises(UserError) as caught:
+            data.pack_text([path], tiny_vocab, tmp_path / "out", "train")
+        assert not (tmp_path / "out" / "train.json").exists()
+        assert not (tmp_path / "out" / "train.bin").exists()
+        return str(caught.value)
+    assert message(b"") == f"{tmp_path}/file.txt is empty"
+    assert "line 2: a zero byte or 64 MB" in message(b"one good line of words\n\0\0\1 x y z w\n")
+    assert "line 1: a zero byte" in message("five words in another coding".encode("utf-16"))
+    assert "line 1: not UTF-8" in message("fünf Wörter in anderer Kodierung".encode("latin-1"))
+    assert "line 702: not UTF-8 (invalid start byte at byte 15)" in message(
+        b"a line of five words here\n" * 700 + b"\n" + b"and then a bad \xff byte\n")
+    assert "0 lines of 5 words or more" in message(b"too short\n\n\n")
+    monkeypatch.setattr(data, "LONGEST_LINE", 1000)
+    assert "line 3: a zero byte or 64 MB" in message(b"a b c d e\n" * 2 + b"word " * 300)
+    (tmp_path / "nothing").mkdir()
+    with pytest.raises(UserError, match="nothing is empty"):
+        data.text_files([tmp_path / "nothing"])
+    with pytest.raises(UserError, match="no text file .*none"):
+        data.text_files([tmp_path / "none"])
+
+
+# --- packing
 
 @pytest.fixture(scope="session")
 def tree(tmp_path_factory):
-    """A corpus as WikiExtractor leaves it: AA/wiki_00 ... BB/wiki_01, made in another order than the sorted one."""
-    folder, number = tmp_path_factory.mktemp("corpus") / "extracted", 0
+    """A corpus as WikiExtractor leaves it: AA/wiki_02 ... BB/wiki_01, made in another order."""
+    folder = tmp_path_factory.mktemp("corpus") / "extracted"
+    number = 0
     for place in ("BB/wiki_00", "AA/wiki_10", "AA/wiki_02", "AB/wiki_00", "BB/wiki_01"):
         (folder / place).parent.mkdir(parents=True, exist_ok=True)
         lines = []
         for _ in range(300):
             number += 1
-            lines += [f'<doc id="{number}" url="u" title="t t t t t">', "Title", "",
-                      f"Article {number} of {place} says that the cat sat on the mat . {ARTICLE[number % 10]}",
-                      "</doc>"]
-        _write(folder / place, lines)
+            text = f"Article {number} of {place} says {ARTICLE[number % 10]}"
+            lines += [f'<doc id="{number}" title="t t t t t">', "Title", "", text, "</doc>"]
+        write(folder / place, lines)
     (folder / "AB" / "wiki_01").touch()   # opened, nothing to write
-    (folder / ".DS_Store").write_bytes(b"\0\1")
+    (folder / "._wiki_00").write_bytes(b"\0\1")
     return folder
 
 
 @pytest.fixture(scope="session")
 def direct(transformers, tree, vocabularies):
-    """The tree's token ids, by a loop over transformers' tokenizer."""
-    theirs, ids = transformers.BertTokenizerFast(vocab=str(vocabularies["cased"]), do_lower_case=False), []
+    """The token ids of each of the tree's lines, by a loop over transformers' tokenizer."""
+    vocab = str(vocabularies["cased"])
+    theirs = transformers.BertTokenizerFast(vocab=vocab, do_lower_case=False)
+    ids = []
     for path in sorted(tree.rglob("wiki_*")):
         for line in path.read_text(encoding="utf-8").split("\n"):
-            if not line.startswith("<doc id=") and not line.endswith("</doc>") and len(line.strip().split(" ")) >= 5:
-                ids += theirs(line, add_special_tokens=False)["input_ids"]
+            if line.startswith("Article"):
+                ids.append(theirs(line, add_special_tokens=False)["input_ids"])
     return ids
 
 
-@pytest.mark.parametrize("workers", [1, 2, 3])
-def test_bytes_do_not_depend_on_the_number_of_processes(tree, direct, vocabularies, tmp_path, monkeypatch, workers):
-    monkeypatch.setattr(data, "PIECE", 20_000)   # bytes; so that there are many pieces, some within a file, some across
-    ranges = [(path, 0, path.stat().st_size) for path in data.text_files([tree])]
-    groups = list(data._cut(ranges))
-    assert len(groups) > 10 and any(len(group) > 1 for group in groups)
-    assert [path.relative_to(tree).as_posix() for path, *_ in ranges] == [
-        "AA/wiki_02", "AA/wiki_10", "AB/wiki_00", "BB/wiki_00", "BB/wiki_01"]
-    data.load_tokenizer(vocabularies["cased"]).encode_batch(ARTICLE * 10)   # its threads run before we fork
-    data.pack_text([tree], vocabularies["cased"], tmp_path, "train", workers)
-    assert np.fromfile(tmp_path / "train.bin", np.uint16).tolist() == direct
-    assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "tokenizer_config.json", "train.bin", "train.json", "vocab.txt"]
+def packed(folder, name):
+    described = json.loads((folder / f"{name}.json").read_text())
+    tokens = np.fromfile(folder / f"{name}.bin", described["dtype"])
+    assert len(tokens) == described["tokens"]
+    return tokens.tolist()
 
 
-@pytest.mark.parametrize("size", [1, 7, 100, 4096, 10 ** 6])
-def test_cutting_loses_no_line(tree, monkeypatch, size):
-    monkeypatch.setattr(data, "PIECE", size)
-    files = data.text_files([tree])[:2]
-    pieces = [piece for group in data._cut([(path, 0, path.stat().st_size) for path in files]) for piece in group]
-    lines = [line for path, start, stop in pieces for line in data.text_lines(path, start, stop)]
-    assert lines == [line for path in files for line in data.text_lines(path)]
+@pytest.mark.parametrize("lines", [0, 1, 299, 300, 301, 1499])
+def test_packed_text_equals_a_slow_loop(tree, direct, vocabularies, tmp_path, lines):
+    """The last `lines` lines are held out, as the authors held out the end of Wikipedia."""
+    data.pack_text([tree], vocabularies["cased"], tmp_path, "train", valid_lines=lines)
+    assert packed(tmp_path, "train") == sum(direct[:1500 - lines], [])
+    names = {"tokenizer.json", "train.bin", "train.json"}
+    if lines:
+        assert packed(tmp_path, "valid") == sum(direct[1500 - lines:], [])
+        names |= {"valid.bin", "valid.json"}
+    assert {path.name for path in tmp_path.iterdir()} == names
 
 
-@pytest.mark.parametrize("lines", [1, 299, 300, 301, 1499])
-def test_last_lines_are_held_out(tree, monkeypatch, lines):
-    monkeypatch.setattr(data, "PIECE", 5000)
-    files = data.text_files([tree])
-    everything = [line for path in files for line in data.text_lines(path)]
-    train, valid = ([line for piece in part for line in data.text_lines(*piece)]
-                    for part in data.last_lines(files, lines))
-    assert len(everything) == 1500 and train + valid == everything and len(valid) == lines
+def test_packing_is_done_again_only_for_changed_inputs(vocabularies, tmp_path, capsys):
+    files = [write(tmp_path / "a.txt", ["a line of five words"] * 3),
+             write(tmp_path / "b.txt", ["and this is the second"] * 3)]
 
-
-@pytest.mark.parametrize("lines", [10, 11])
-def test_last_lines_leave_lines_to_train_on(tmp_path, lines):
-    path = _write(tmp_path / "text.txt", ["a line of five words"] * 10)
-    with pytest.raises(ValueError, match=f"--valid-lines {lines}: the corpus has 10 usable lines; at least one more is"):
-        data.last_lines([path], lines)
-
-
-@pytest.mark.parametrize("workers", [1, 2])
-def test_bad_bytes_in_a_process_name_file_and_line(tmp_path, tiny_vocab, monkeypatch, workers):
-    monkeypatch.setattr(data, "PIECE", 5000)
-    good = b"a line of five words here\n"
-    (tmp_path / "a.txt").write_bytes(good * 1000)
-    (tmp_path / "b.txt").write_bytes(good * 700 + b"\n" + b"and then a bad \xff byte\n" + good * 1000 + b"\xfe\n")
-    with pytest.raises(ValueError, match=r"b.txt, line 702: not UTF-8 \(invalid start byte at byte 15\)"):
-        data.pack_text([tmp_path / "a.txt", tmp_path / "b.txt"], tiny_vocab, tmp_path / "out", "train", workers)
-    assert not (tmp_path / "out" / "train.json").exists() and not (tmp_path / "out" / "train.bin").exists()
-
-
-def test_what_is_not_text_is_refused(tmp_path, tiny_vocab, monkeypatch):
-    def message(content, name="file.txt"):
-        (tmp_path / name).write_bytes(content)
-        with pytest.raises(ValueError) as caught:
-            data.pack_text([tmp_path / name], tiny_vocab, tmp_path / "out", "train")
-        assert not list(tmp_path.glob("out/train.[bj]*[no]"))
-        return str(caught.value)
-    assert message(b"") == f"{tmp_path}/file.txt is empty"
-    assert "line 2: holds a zero byte, so this is not" in message(b"one good line of words\n\0\0\1 x y z w\n")
-    assert "line 1: holds a zero byte" in message("five words in another coding".encode("utf-16"))
-    assert "line 1: not UTF-8" in message("fünf Wörter in anderer Kodierung".encode("latin-1"))
-    assert "line 1: not UTF-8" in message(b"BZh91AY&SY\x93\x9b\xff\x01 a b c d")
-    assert "not one line of 5 words or more" in message(b"too short\n\n\n")
-    monkeypatch.setattr(data, "LONGEST_LINE", 1000)
-    assert "line 3: over 64 MB without a newline" in message(b"a b c d e\n" * 2 + b"word " * 300)
-    (tmp_path / "nothing").mkdir()
-    with pytest.raises(ValueError, match="nothing is empty"):
-        data.text_files([tmp_path / "nothing"])
-    (tmp_path / "vocab.txt").write_bytes(b"\xff\xfe\n")
-    with pytest.raises(ValueError, match="vocab.txt is not a vocabulary: not UTF-8"):
-        data.load_tokenizer(tmp_path / "vocab.txt")
-    (tmp_path / "vocab.txt").write_text("\n".join([*data.SPECIAL, "a", "b", "a", ""]))
-    with pytest.raises(ValueError, match="vocab.txt, line 6: 'a' stands again in line 8"):
-        data.load_tokenizer(tmp_path / "vocab.txt")
+    def packs(out=tmp_path, vocab=vocabularies["cased"], **settings):
+        data.pack_text(files, vocab, out, "train", **settings)
+        return "up to date" not in capsys.readouterr().out
+    assert packs() and not packs()
+    shutil.copytree(tmp_path, tmp_path / "moved")
+    assert not packs(tmp_path / "moved")
+    assert not packs(vocab=tmp_path)   # its own tokenizer
+    assert packs(vocab=vocabularies["uncased"]) and packs(cased=False)
+    assert packs() and packs(min_words=2) and packs(valid_lines=1) and not packs(valid_lines=1)
+    (tmp_path / "valid.json").unlink()
+    assert packs(valid_lines=1)
+    write(files[1], ["another text of five words"])
+    assert packs(valid_lines=1)
 
 
 def test_an_interrupted_run_counts_for_nothing(tree, direct, vocabularies, tmp_path, monkeypatch):
-    monkeypatch.setattr(data, "PIECE", 20_000)
-    data.pack_text([sorted(tree.rglob("wiki_*"))[0]], vocabularies["cased"], tmp_path, "train")
-    before = {name: (tmp_path / name).read_bytes() for name in ("train.bin", "train.json")}
-    whole, calls = data.text_lines, []
-    def interrupted(*piece):
-        calls.append(piece)
-        if len(calls) == 5:
-            raise KeyboardInterrupt
-        return whole(*piece)
+    data.pack_text([tree / "AA"], vocabularies["cased"], tmp_path, "train")
+    before = packed(tmp_path, "train")
+
+    def interrupted(*_):
+        yield "a line of five words"
+        raise KeyboardInterrupt
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr(data, "text_lines", interrupted)
         data.pack_text([tree], vocabularies["cased"], tmp_path, "train")
-    assert {name: (tmp_path / name).read_bytes() for name in before} == before   # the older tokens, still whole
+    assert packed(tmp_path, "train") == before   # the older tokens, still whole
     data.pack_text([tree], vocabularies["cased"], tmp_path, "train")
-    assert np.fromfile(tmp_path / "train.bin", np.uint16).tolist() == direct
+    assert packed(tmp_path, "train") == sum(direct, [])
 
 
-# --- as a command
+def test_blocks_of_packed_text(tree, direct, vocabularies, tmp_path):
+    data.pack_text([tree], vocabularies["cased"], tmp_path, "train")
+    tokens = sum(direct, [])
+    tokenizer = data.load_tokenizer(tmp_path)
+    blocks = data.TextBlocks(tmp_path, "train", tokenizer, block=10)
+    assert len(blocks) == len(tokens) // 8
+    chosen = blocks.batch(np.array([0, len(blocks) - 1, 3]))
+    ids = data.special_ids(tokenizer)
+    assert chosen.dtype == torch.int64 and chosen.shape == (3, 10)
+    assert (chosen[:, 0] == ids["cls"]).all() and (chosen[:, -1] == ids["sep"]).all()
+    last = 8 * (len(blocks) - 1)
+    assert chosen[2, 1:-1].tolist() == tokens[24:32]
+    assert chosen[1, 1:-1].tolist() == tokens[last:last + 8]
+    whole = (tmp_path / "train.bin").read_bytes()
+    (tmp_path / "train.bin").write_bytes(whole[:-20])
+    with pytest.raises(UserError, match=f"holds {len(tokens) - 10} tokens, train.json says"):
+        data.TextBlocks(tmp_path, "train", tokenizer, block=10)
+
+
+def test_smallest_integer():
+    assert data.smallest_integer(2 ** 16) == np.uint16
+    assert data.smallest_integer(2 ** 16 + 1) == np.uint32
+
 
 def test_text_command(tree, direct, vocabularies, tmp_path, monkeypatch, capsys):
-    def command(*words):
+    def run(*words):
         monkeypatch.setattr(sys, "argv", ["data.py", "text", *map(str, words)])
-        try:
-            data.main()
-        except SystemExit as stopped:
-            return str(stopped.code)
-        return capsys.readouterr().out
-    own = ["--train", tree, "--valid-lines", 200, "--vocab", vocabularies["cased"], "--out", tmp_path]
-    assert command(*own).count("tokens, cased") == 2
-    train, valid = (np.fromfile(tmp_path / f"{name}.bin", np.uint16).tolist() for name in ("train", "valid"))
-    assert train + valid == direct
-    assert command(*own).count("up to date") == 2
-    assert command(*own, "--uncased").count("tokens, uncased") == 2
-    assert data.load_tokenizer(tmp_path).normalizer.normalize_str("A") == "a"
-    assert command().startswith("python data.py text NAME")
-    for words, message in ((["--train", tree], "--vocab vocab.txt is needed"),
-                           (own[:2] + own[4:], "one of --valid FILES"),
-                           ([*own, "--valid", tree], "one of --valid FILES"),
-                           (["nonsense", "--out", tmp_path], "unknown: nonsense; there are wikitext-103-raw")):
-        assert message in command(*words)
+        data.main()
+    own = ["--train", tree, "--vocab", vocabularies["cased"], "--out", tmp_path]
+    run(*own, "--valid-lines", 200)
+    assert packed(tmp_path, "train") == sum(direct[:1300], [])
+    run(*own, "--valid", tree / "BB", "--uncased", "--min-words", 1)
+    assert normalised("A", tmp_path) == "a"
+    assert len(packed(tmp_path, "valid")) < len(packed(tmp_path, "train"))
+    for words, message in [([], "one of the arguments --valid --valid-lines is required"),
+                           (["--valid", tree, "--valid-lines", 3], "not allowed with"),
+                           (["--valid-lines", 1500], "no more than 1500 lines of 5 words"),
+                           (["--valid-lines", 0], "--valid-lines 0: needs at least 1")]:
+        capsys.readouterr()
+        with pytest.raises((UserError, SystemExit)) as caught:
+            run(*own, *words)
+        assert message in str(caught.value) + capsys.readouterr().err
 
 
 def test_text_without_spaces(vocabularies, tmp_path):
-    (tmp_path / "zh.txt").write_text(ARTICLE[3] + "\n", encoding="utf-8")
-    with pytest.raises(ValueError, match="--min-words 1 suits languages written without spaces"):
-        data.pack_text([tmp_path / "zh.txt"], vocabularies["cased"], tmp_path, "train")
-    data.pack_text([tmp_path / "zh.txt"], vocabularies["cased"], tmp_path, "train", min_words=1)
-    assert json.loads((tmp_path / "train.json").read_text())["tokens"] == len(ARTICLE[3])
+    path = write(tmp_path / "zh.txt", [ARTICLE[3]])
+    with pytest.raises(UserError, match="--min-words 1 suits languages written without spaces"):
+        data.pack_text([path], vocabularies["cased"], tmp_path, "train")
+    data.pack_text([path], vocabularies["cased"], tmp_path, "train", min_words=1)
+    assert len(packed(tmp_path, "train")) == len(ARTICLE[3])
 
 
-PEAK = """
-import resource, sys
-import data
-data.PIECE = 1 << 18
-data.pack_text([sys.argv[1]], sys.argv[2], sys.argv[3], "train", int(sys.argv[4]))
-own = next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM"))
-print("peak", own, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)   # ru_maxrss of SELF would be our parent's
-"""
-
-
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
-@pytest.mark.parametrize("workers", [1, 2])
-def test_memory_does_not_grow_with_the_corpus(tiny_vocab, tmp_path, workers):
-    """16 times the text, peak memory of the process and of its children. All text at once would be 12 MB more, and as
-    Python's integers 100 MB."""
-    peaks = []
-    for name, repeats in (("small", 16), ("large", 256)):
-        path = tmp_path / f"{name}.txt"
-        path.write_text("".join(f"the cat {k} sat on the mat and the dog ran to it\n" for k in range(1000)) * repeats)
-        ran = subprocess.run([sys.executable, "-c", PEAK, path, tiny_vocab, tmp_path / name, str(workers)], text=True,
-                             capture_output=True, cwd=Path(data.__file__).parent, timeout=300)
-        assert ran.returncode == 0, ran.stderr
-        peaks.append([int(kilobytes) / 1024 for kilobytes in ran.stdout.split("peak")[1].split()])
-    grown = np.array(peaks[1]) - np.array(peaks[0])
-    assert (grown < 8).all(), f"MB, (process, children): {peaks}"
+def test_memory_does_not_grow_with_the_corpus(vocabularies, tmp_path):
+    """Of text whose 1.2 million tokens would be 10 MB and more as Python's integers."""
+    path = write(tmp_path / "text.txt", ["the cat sat on the mat and the dog ran to it"] * 40_000)
+    tracemalloc.start()
+    data.pack_text([path], vocabularies["cased"], tmp_path, "train")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(packed(tmp_path, "train")) > 1.2e6 and peak < 4e6

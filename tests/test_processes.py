@@ -1,0 +1,284 @@
+"""Processes, random numbers that do not depend on their number, the log and the run folder.
+
+    python -m pytest tests/test_processes.py
+"""
+import json
+import os
+import socket
+import threading
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+import data
+import model
+
+# --- randomness
+
+
+def test_streams_repeat_and_differ():
+    def draw(*key):
+        return data.numpy_generator(*key).random(4).tolist(), torch.rand(
+            4, generator=data.torch_generator(*key)).tolist()
+
+    keys = [(0, "mask", 1), (0, "mask", 2), (1, "mask", 1), (0, "order", 1)]
+    assert all(draw(*key) == draw(*key) for key in keys)
+    assert len({str(draw(*key)) for key in keys}) == 4
+
+
+def test_dropout_differs_by_step_and_rank():
+    draws = set()
+    for key in ((0, 1, 0), (0, 2, 0), (0, 1, 1), (1, 1, 0)):
+        data.seed_dropout(*key)
+        first = torch.rand(3)
+        data.seed_dropout(*key)
+        assert torch.equal(first, torch.rand(3))
+        draws.add(str(first))
+    assert len(draws) == 4
+
+
+@pytest.mark.parametrize("count, batch", [(10, 5), (10, 4), (7, 3), (9, 8), (300, 256)])
+def test_no_example_twice_in_a_batch_or_an_epoch(count, batch):
+    epochs = []
+    for epoch in range(6):
+        first = epoch * (count // batch)
+        steps = range(first, first + count // batch)
+        rows = np.concatenate([data.batch_indices(count, batch, 1, step) for step in steps])
+        assert len(rows) == count // batch * batch
+        assert len(set(rows.tolist())) == len(rows) and set(rows.tolist()) <= set(range(count))
+        epochs.append(tuple(rows.tolist()))
+    assert len(set(epochs)) == 6   # reshuffled
+    assert set(sum(epochs, ())) == set(range(count))   # what one epoch leaves over comes later
+    assert epochs[0] != tuple(data.batch_indices(count, batch, 2, 0).tolist())
+    # resuming at a step, in any order, gives the same batch
+    assert data.batch_indices(count, batch, 1, 0).tolist() == list(epochs[0][:batch])
+
+
+@pytest.mark.parametrize("count, batch", [(5, 8), (3, 10), (1, 4)])
+def test_a_batch_larger_than_the_data_repeats_as_little_as_it_can(count, batch):
+    seen = set()
+    for step in range(20):
+        rows = data.batch_indices(count, batch, 0, step)
+        times = np.bincount(rows, minlength=count)
+        assert len(rows) == batch
+        assert times.min() == batch // count and times.max() == -(-batch // count)
+        seen.add(tuple(rows.tolist()))
+    assert len(seen) > 1 or count == 1
+
+
+def test_one_permutation_of_four_bytes_an_example_is_kept():
+    data._permutation.cache_clear()
+    for step in range(30):
+        assert data.batch_indices(1000, 100, 0, step).dtype == np.int32
+    assert data._permutation.cache_info().currsize == 1
+    assert data._permutation(1000, 0, 2).nbytes == 4000
+
+
+def test_derangement():
+    seen = set()
+    for trial in range(300):
+        order = data.derangement(4, data.numpy_generator(trial))
+        assert sorted(order) == [0, 1, 2, 3] and (order != np.arange(4)).all()
+        seen.add(tuple(order.tolist()))
+    assert len(seen) == 9   # all derangements of four do occur
+    with pytest.raises(model.UserError, match="at least 2"):
+        data.derangement(1, data.numpy_generator(0))
+
+
+def test_prefetch_keeps_order_and_passes_errors_on():
+    threads = set()
+
+    def make_batch(step):
+        threads.add(threading.current_thread().name)
+        if step == 9:
+            raise model.UserError("video 9 is missing")
+        return 10 * step
+
+    assert list(data.prefetch(make_batch, 3, 8)) == [30, 40, 50, 60, 70]
+    assert threading.current_thread().name not in threads
+    with pytest.raises(model.UserError, match="video 9 is missing"):
+        list(data.prefetch(make_batch, 7, 12))
+    assert list(data.prefetch(make_batch, 5, 5)) == []
+
+
+# --- log and run folder
+
+
+def test_log_resumes_at_the_checkpoint(tmp_path):
+    path = tmp_path / "log.jsonl"
+    log = data.Log(path, True, 0)
+    for step in (10, 20, 30):
+        log(step, 100, loss=step / 7, note="x")
+    log.file.close()
+    with open(path, "a") as file:
+        file.write('{"step": 40, "loss": 1.')   # killed while writing
+    log = data.Log(path, True, 20)              # the checkpoint is of step 20: 30 will come again
+    log(30, 100, loss=0.5)
+    log.file.close()
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [(row["step"], row["loss"]) for row in rows] == [(10, 10 / 7), (20, 20 / 7), (30, 0.5)]
+    assert "seconds" in rows[0] and rows[0]["note"] == "x"
+    quiet = data.Log(tmp_path / "other.jsonl", False, 0)
+    quiet(1, 2, loss=1.0)
+    assert not (tmp_path / "other.jsonl").exists()   # only the master writes
+
+
+def test_bad_json_names_file_and_line(tmp_path):
+    path = tmp_path / "a.json"
+    with pytest.raises(model.UserError, match="a.json is missing; `make it` makes it"):
+        data.read_json(path, "make it")
+    path.write_text('{"a": 1,\n oops}')
+    with pytest.raises(model.UserError, match="a.json, line 2: not valid JSON"):
+        data.read_json(path, "")
+    path.write_bytes(b'{"a": "\xff"}')
+    with pytest.raises(model.UserError, match=r"a.json: not UTF-8 \(byte 7\)"):
+        data.read_json(path, "")
+    path.write_bytes(b'\xef\xbb\xbf{"a": 1}')
+    assert data.read_json(path, "") == {"a": 1}
+
+
+ARGUMENTS = {"seed": 0, "lr": 1e-3, "device": "auto", "data": "data/mini", "log_every": 5}
+INPUTS = {"captions": "a1", "tokenizer": "b2"}
+
+
+def start(folder, arguments={}, precision="fp32", inputs=INPUTS):
+    data.open_run(folder, {**ARGUMENTS, **arguments}, data.Processes("cpu"), precision, inputs)
+
+
+def test_a_run_folder_keeps_arguments_and_inputs(tmp_path):
+    start(tmp_path / "run")
+    written = json.loads((tmp_path / "run" / "args.json").read_text())
+    assert written["arguments"] == ARGUMENTS and written["inputs"] == INPUTS
+    assert written["precision"] == "fp32" and written["torch"] == torch.__version__
+
+
+@pytest.mark.parametrize("changes", [
+    {"device": "cpu"}, {"log_every": 1}, {"data": "./data/mini"}, {"data": "/elsewhere/"}])
+def test_paths_and_what_changes_no_number_may_change(tmp_path, changes):
+    start(tmp_path / "run")
+    start(tmp_path / "run", changes)
+
+
+@pytest.mark.parametrize("changes, message", [
+    ({"arguments": {"lr": 2e-3}}, r"\(--lr 0.001 -> 0.002\); choose another --out"),
+    ({"precision": "bf16"}, r"\(precision fp32 -> bf16\)"),
+    ({"inputs": {**INPUTS, "captions": "a2"}}, r"\(another captions\)"),
+    ({"inputs": {"tokenizer": "b3"}}, r"\(another captions, another tokenizer\)"),
+])
+def test_what_changed_is_named(tmp_path, changes, message):
+    start(tmp_path / "run")
+    with pytest.raises(model.UserError, match=message):
+        start(tmp_path / "run", **changes)
+
+
+def test_a_run_without_git_has_no_commit(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    facts = data.provenance(torch.device("cpu"))
+    assert facts["commit"] is None and not facts["uncommitted changes"]
+    assert facts["torch"] == torch.__version__
+
+
+# --- devices and processes
+
+
+def test_precision(monkeypatch):
+    cpu = torch.device("cpu")
+    assert data.settle_precision("fp32", cpu) == ("fp32", None)
+    assert data.settle_precision("bf16", cpu) == ("bf16", torch.bfloat16)
+    assert data.settle_precision("auto", cpu)[0] in ("fp32", "bf16")
+    with pytest.raises(ValueError, match="unknown precision 'fp8'"):
+        data.settle_precision("fp8", cpu)
+
+
+@pytest.mark.parametrize("capability, precision", [
+    ((7, 0), "fp32"), ((7, 5), "fp32"), ((8, 0), "bf16"), ((9, 0), "bf16")])
+def test_bf16_is_not_emulated(monkeypatch, capability, precision):
+    """V100, T4 and RTX 2080 Ti are below 8.0, though PyTorch says that they support bf16."""
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert data.settle_precision("auto", torch.device("cuda:0"))[0] == precision
+
+
+@pytest.mark.parametrize("rank, said", [("0", "4 processes train on the CPU"), ("1", "")])
+def test_torchrun_without_a_gpu_is_said_once(monkeypatch, capsys, rank, said):
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setattr(data.dist, "init_process_group", lambda backend: None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    data.Processes("cpu")
+    assert capsys.readouterr().out == ""   # who asks for it knows
+    assert data.Processes("auto").device.type == "cpu"
+    printed = capsys.readouterr().out
+    assert said in printed and (said or not printed)
+
+
+def test_rows_cover_the_batch():
+    processes = data.Processes("cpu")
+    assert (processes.rank, processes.world, processes.master) == (0, 1, True)
+    assert processes.rows(6) == slice(0, 6) and processes.sum(2.5) == 2.5
+    processes.world = 3
+    taken = []
+    for rank in range(3):
+        processes.rank = rank
+        taken += range(12)[processes.rows(12)]
+    assert taken == list(range(12))
+    with pytest.raises(model.UserError, match="global batch 10 does not divide by 3 processes"):
+        processes.rows(10)
+
+
+B, H = 6, 4   # of the two-process check
+
+
+def make_loss(weight, inputs, targets, processes):
+    """Every row meets every other, through gather; each process counts its own rows."""
+    rows = processes.rows(B)
+    vectors = torch.tanh(inputs[rows] @ weight)
+    everyone = processes.gather(vectors)   # [B, H]
+    scores = everyone[rows] @ everyone.T
+    return F.cross_entropy(scores, targets[rows], reduction="sum") / B, everyone
+
+
+def inputs_of_all():
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(H, H, generator=generator).requires_grad_()
+    inputs = torch.randn(B, H, generator=generator)
+    return weight, inputs, torch.randint(B, (B,), generator=generator)
+
+
+def worker(rank, port, folder):
+    os.environ.update(RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK=str(rank))
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    torch.set_num_threads(1)
+    processes = data.Processes("cpu")
+    weight, inputs, targets = inputs_of_all()
+    unused = torch.zeros(3, requires_grad=True)   # without a gradient it must not disturb
+    loss, everyone = make_loss(weight, inputs, targets, processes)
+    loss.backward()
+    processes.sum_gradients([weight, unused])
+    state = {"loss": processes.sum(loss.detach().clone()), "gradient": weight.grad,
+             "everyone": everyone.detach(), "rows": str(processes.rows(B)),
+             "master": processes.master, "count": processes.sum(rank + 1), "unused": unused.grad}
+    torch.save(state, f"{folder}/{rank}.pt")
+    processes.barrier()
+    processes.close()
+
+
+def test_two_processes_equal_one(tmp_path):
+    """Loss and gradients through gather and sum_gradients: 2 gloo processes against one."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    torch.multiprocessing.spawn(worker, args=(port, str(tmp_path)), nprocs=2)
+    weight, inputs, targets = inputs_of_all()
+    loss, everyone = make_loss(weight, inputs, targets, data.Processes("cpu"))
+    loss.backward()
+    assert weight.grad.abs().max() > 0.01
+    for rank, rows in enumerate((slice(0, 3), slice(3, 6))):
+        state = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        assert state["rows"] == str(rows) and state["master"] == (rank == 0)
+        assert (state["everyone"] - everyone).abs().max() < 1e-6      # rank order
+        assert (state["loss"] - loss).abs() < 1e-6
+        assert state["count"] == 3 and state["unused"] is None
+        assert (state["gradient"] - weight.grad).abs().max() < 1e-6
