@@ -301,18 +301,14 @@ def matthews(labels, predictions):
     return float((right * rows - labelled @ predicted) / math.sqrt(spread)) if spread > 0 else 0.0
 
 
-def correlation(function, labels, predictions):
+def pearson(labels, predictions):
     if np.ptp(labels) == 0 or np.ptp(predictions) == 0:
         return math.nan
-    return float(function(np.float64(labels), np.float64(predictions)).statistic)
-
-
-def pearson(labels, predictions):
-    return correlation(scipy.stats.pearsonr, labels, predictions)
+    return float(scipy.stats.pearsonr(np.float64(labels), np.float64(predictions)).statistic)
 
 
 def spearman(labels, predictions):
-    return correlation(scipy.stats.spearmanr, labels, predictions)
+    return pearson(scipy.stats.rankdata(labels), scipy.stats.rankdata(predictions))
 
 
 def normal_words(text):
@@ -454,8 +450,8 @@ class Task:
     labels: tuple      # as files write them, in the order of the outputs; a regression's range
     reader: Callable   # (path, split) -> [Example]
     metrics: list      # [(name, function)], the main one first
-    files: str         # {split: name}; "a|b": the first that exists
-    rows: tuple        # {split: rows of the published file}, to notice a wrong one; None: not known
+    files: str         # a name a split, then {split: name}; "a|b": the first that exists
+    rows: tuple        # published rows of each, then {split: rows}, to notice a wrong file
     splits: tuple = ("train", "dev", "test")
     folders: tuple = ()       # under --data, besides the task's name and that in lower case
     answered_by: str = None   # the task whose model answers it; nothing is trained on it
@@ -625,13 +621,16 @@ def load_task(args, name):
     folder = task_folder(args.data, name)
     if folder is None:
         raise UserError(f"no folder {name} under {args.data}; {GET}")
+    needed = "dev" if args.split_dev else "train"
     splits = {}
     for split in task.splits:
         path = task.path(folder, split)
+        if split == "train" and args.split_dev:
+            continue
         if path.exists():
             splits[split] = read_split(name, folder, split)
-        elif split == "train" and not args.split_dev:
-            raise UserError(f"{path} is missing; {GET}, and --split-dev does without")
+        elif split == needed:
+            raise UserError(f"{path} is missing; {GET}; --split-dev trains on half of the dev file")
         elif split in ("dev", "test"):
             print(f"{name}: no {split} split ({path} is missing), so nothing is said about it")
     for other, place in also_answered(args.data, name):
@@ -641,8 +640,6 @@ def load_task(args, name):
         else:
             print(f"{name}: {path} is missing, so {other} is not answered")
     if args.split_dev:
-        if "dev" not in splits:
-            raise UserError(f"--split-dev needs the dev file of {name} in {folder}; {GET}")
         dev = splits["dev"]
         half = len(dev.examples) // 2
         splits["train"] = dev.cut(0, half)
@@ -657,11 +654,11 @@ def load_task(args, name):
 # Token ids: made once a task, shared by its seeds
 
 
-def encoded(tokenizer, texts, **flags):
-    """Yields the encoding of each text or pair, a thousand made at a time: one is far larger than
-    its ids."""
+def encoded(tokenizer, texts, special=True):
+    """Yields the encoding of each text or pair, made by the thousand: far larger than its ids."""
     for start in range(0, len(texts), 1024):
-        yield from tokenizer.encode_batch(texts[start:start + 1024], **flags)
+        chunk = texts[start:start + 1024]
+        yield from tokenizer.encode_batch(chunk, add_special_tokens=special)
 
 
 class Rows:
@@ -753,10 +750,10 @@ class Windows(Rows):
         self.offsets = {}   # context -> [pieces, 2], first character of a piece and that after it
         ids = {}            # context -> [pieces]
         contexts = list(dict.fromkeys(example.texts[0][1] for example in examples))
-        for context, encoding in zip(contexts, bare(tokenizer, contexts)):
+        for context, encoding in zip(contexts, encoded(tokenizer, contexts, False)):
             self.offsets[context] = np.array(encoding.offsets, dtype=np.int32).reshape(-1, 2)
             ids[context] = encoding.ids
-        questions = bare(tokenizer, [example.texts[0][0] for example in examples])
+        questions = encoded(tokenizer, [example.texts[0][0] for example in examples], False)
         special = data.special_ids(tokenizer)
         # in short windows a question keeps less, so that no piece of the context is stepped over
         asked = min(QUESTION_PIECES, max_length - 3 - stride)
@@ -791,10 +788,6 @@ class Windows(Rows):
         self.first = places[:, 1]      # [windows], the context's first piece in the window
         self.targets = places[:, 3:]
         self.keep(texts, places[:, 2], 1, tokenizer)
-
-
-def bare(tokenizer, texts):
-    return encoded(tokenizer, texts, add_special_tokens=False)
 
 
 def answer_span(offsets, text, start):
@@ -1031,7 +1024,7 @@ def settings_for(args, name, size, config):
 
 
 def make_head(kind, classes, config):
-    """On [CLS]; for SQuAD on every token, row 0 start and row 1 end, as BertForQuestionAnswering."""
+    """On [CLS]; for SQuAD on every token, row 0 start, row 1 end, as transformers has it."""
     if kind != "span":
         return model.SequenceHead(config, classes if kind == "classification" else 1)
     head = torch.nn.Linear(config.hidden_size, 2)
@@ -1273,15 +1266,13 @@ def summary(metrics):
     """One line on a finished run."""
     shown = []
     for split in [key for key in metrics if key.startswith(("dev", "test")) or key in TASKS]:
-        words = [split]
+        words = []
         for metric, _ in TASKS[split if split in TASKS else metrics["task"]].metrics:
             value = metrics[split][metric]
             words.append(f"{metric} not defined" if value is None else f"{metric} {value:.3f}")
         cells = metrics["parts"].get(split, {})
         parts = [f"{part} {cells[part]['accuracy']:.3f}" for part in PARTS if part in cells]
-        if parts:
-            words.append(f"({', '.join(parts)})")
-        shown.append(" ".join(words))
+        shown.append(f"{split} {' '.join(words)}" + (f" ({', '.join(parts)})" if parts else ""))
     scores = "; ".join(shown) or "no labelled split"
     stuck = "  ! one answer for every row" if metrics["majority"] else ""
     return f"{metrics['task']} seed {metrics['seed']}: {scores}; {metrics['seconds']:.0f} s{stuck}"
@@ -1336,10 +1327,8 @@ def main(argv=None):
     if size not in DEFAULTS:
         source = "the default"
         size = "base"
-    config = model.BertConfig.from_dict(data.read_json(model_folder / "config.json", "distill.py"))
-    weights = [path for path in model_folder.iterdir()
-               if path.name == "config.json" or path.suffix in (".bin", ".safetensors")]
-    weights_hash = hash_of(weights)
+    config = model.read_config(model_folder)
+    weights_hash = data.weights_hash(model_folder)
     bert = None
 
     for name in tasks_of(args):

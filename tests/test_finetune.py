@@ -450,7 +450,7 @@ def test_mistakes_are_answered_in_words(run, flags, message):
 
 def test_missing_files_are_named(run, tmp_path, capsys):
     write(tmp_path / "RTE/dev.tsv", rte(16, True))
-    with pytest.raises(model.UserError, match="train.tsv is missing; .*--split-dev does without"):
+    with pytest.raises(model.UserError, match="train.tsv is missing; .*--split-dev trains on"):
         start(run, "--data", tmp_path, "--task", "RTE", out=tmp_path)
     with pytest.raises(model.UserError, match="no task folder"):
         start(run, "--data", tmp_path, out=tmp_path)
@@ -459,7 +459,7 @@ def test_missing_files_are_named(run, tmp_path, capsys):
     assert metrics_of(tmp_path / "finetune/RTE/seed-0")["dev"]["n"] == 8
     assert "no test split" in capsys.readouterr().out
     (tmp_path / "RTE/dev.tsv").rename(tmp_path / "RTE/train.tsv")
-    with pytest.raises(model.UserError, match="--split-dev needs the dev file of RTE"):
+    with pytest.raises(model.UserError, match="dev.tsv is missing"):
         start(run, "--data", tmp_path, "--task", "RTE", "--split-dev", out=tmp_path)
 
 

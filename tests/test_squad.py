@@ -782,7 +782,8 @@ def test_defaults_are_the_recipe():
 def test_two_processes_equal_one(tasks, tmp_path):
     flags = ["--model", tasks / "run", "--data", tasks / "tasks", "--task", "SQuAD2", "--device",
              "cpu", "--batch", 7, "--dropout", 0, "--lr", "1e-3", "--epochs", 1, "--train-limit",
-             29, "--max-length", 24, "--stride", 6, "--precision", "fp32", "--log-every", 1, "--out"]
+             29, "--max-length", 24, "--stride", 6, "--precision", "fp32", "--log-every", 1,
+             "--out"]
     flags = [str(flag) for flag in flags]
     finetune.main([*flags, str(tmp_path / "one")])
     done = subprocess.run(

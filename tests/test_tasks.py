@@ -461,7 +461,8 @@ def test_fine_categories_are_split_at_semicolons(tmp_path):
         "overall": (0.5, 2), "Lexical Semantics": (1, 1), "Predicate-Argument Structure": (0, 1),
         "Logic": (0, 1), "Knowledge": (1, 1), "Lexical Semantics: Factivity": (1, 1),
         "Lexical Semantics: Named entities": (1, 1),
-        "Predicate-Argument Structure: Datives": (0, 1), "Logic: Negation": (0, 1), "Knowledge: World knowledge": (1, 1)}
+        "Predicate-Argument Structure: Datives": (0, 1), "Logic: Negation": (0, 1),
+        "Knowledge: World knowledge": (1, 1)}
 
 
 # --- TRACIE
