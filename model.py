@@ -550,10 +550,10 @@ def read_safetensors(path):
     All little-endian; the JSON gives each tensor's type, shape and place among the numbers.
     """
     content = memoryview(path.read_bytes())
-    end = 8 + int.from_bytes(content[:8], "little")
-    header = json.loads(bytes(content[8:end]))
+    size = int.from_bytes(content[:8], "little")
+    header = json.loads(bytes(content[8:8 + size]))
     header.pop("__metadata__", None)
-    numbers = content[end:]
+    numbers = content[8 + size:]
     state = {}
     for name, described in header.items():
         start, end = described["data_offsets"]
@@ -578,7 +578,7 @@ def read_file(path, way_out):
             raise ValueError("a checksum does not fit")
         return dict(**torch.load(path, map_location="cpu", weights_only=True))
     except Exception as error:   # a damaged file fails in many ways: zip, pickle, JSON, its end
-        reason = str(error).partition("\n")[0]
+        reason = str(error).partition("\n")[0] or "it ends too early"
         raise UserError(f"{path} cannot be read: {reason}; {way_out}") from None
 
 
