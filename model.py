@@ -215,8 +215,7 @@ def sentence_vectors(hidden, mask):
 class Bottleneck(nn.Module):
     """relu(conv1(conv3(conv1 x)) + shortcut), each convolution normalised (He et al. 2016).
 
-    Conv, Norm: the 2D or the 3D layers; groups > 1: Xie et al. 2017. The middle convolution has
-    the stride, in all its dimensions.
+    Conv, Norm: of 2D or 3D; groups > 1: Xie et al. 2017; stride: of the middle convolution.
     """
 
     def __init__(self, Conv, Norm, inputs, middle, outputs, stride, groups):
@@ -328,8 +327,7 @@ class VideoEncoder(nn.Module):
         self.stream_dims = dict(stream_dims)
         width = config.hidden_size
         total = sum(stream_dims.values())
-        # each channel is standardised over the training set: a layer norm over a step's features
-        # would erase how strong a motion is
+        # fit_scale's; a layer norm over a step's features would erase how strong a motion is
         self.register_buffer("feature_mean", torch.zeros(total))
         self.register_buffer("feature_std", torch.ones(total))
         self.project = nn.Sequential(nn.Linear(total, width), nn.GELU(), nn.Linear(width, width))
@@ -578,8 +576,8 @@ def read_file(path, way_out):
             raise ValueError("a checksum does not fit")
         return dict(**torch.load(path, map_location="cpu", weights_only=True))
     except Exception as error:   # a damaged file fails in many ways: zip, pickle, JSON, its end
-        reason = str(error).partition("\n")[0] or "it ends too early"
-        raise UserError(f"{path} cannot be read: {reason}; {way_out}") from None
+        sentence = str(error).partition("\n")[0].partition(". ")[0]
+        raise UserError(f"{path} cannot be read: {sentence or 'too short'}; {way_out}") from None
 
 
 def save_video_encoder(path, video_encoder, settings):
