@@ -122,80 +122,54 @@ def test_a_changed_tokenizer_is_followed_by_transformers(transformers, tiny_toke
     tokenizer = tokenizers.Tokenizer.from_str(tiny_tokenizer.to_str())
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
     tokenizer.add_tokens(["covid19"])
-    bert, head = make()
-    model.save_hf(tmp_path / "model", CONFIG, bert, head, tokenizer)
+    model.save_hf(tmp_path / "model", CONFIG, *make(), tokenizer)
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "model")
     for text in ("the cat saw covid19", "the cat !! ran"):
         assert theirs(text)["input_ids"] == tokenizer.encode(text).ids
 
 
-@pytest.mark.parametrize("shard", ["10GB", "50KB"])
-def test_transformers_safetensors_open_here(theirs, tmp_path, shard):
-    theirs.save_pretrained(tmp_path, max_shard_size=shard)
+@pytest.mark.parametrize("kind, shard", [
+    (torch.float32, "10GB"), (torch.float32, "50KB"), (torch.float64, "10GB"),
+    (torch.float16, "10GB"), (torch.bfloat16, "10GB")])
+def test_transformers_safetensors_open_here(theirs, tmp_path, kind, shard):
+    theirs.to(kind).save_pretrained(tmp_path, max_shard_size=shard)
     assert (tmp_path / "model.safetensors").exists() == (shard == "10GB")
     torch.save({}, tmp_path / "pytorch_model.bin")   # an older file beside: transformers passes it
-    config = assert_opens_as(tmp_path, theirs)
+    config = assert_opens_as(tmp_path, theirs.float())
     assert config.block == 40   # made elsewhere: every position counts as trained
 
 
-@pytest.mark.parametrize("kind, tolerance", [
-    (torch.float64, 1e-5), (torch.float16, 0.05), (torch.bfloat16, 0.4)])
-def test_safetensors_of_other_types(transformers, theirs, tmp_path, kind, tolerance):
-    from safetensors.torch import save_file
-    write_bin(tmp_path, theirs)
-    (tmp_path / "pytorch_model.bin").unlink()
-    state = {}
+@pytest.mark.parametrize("absent", [
+    [], ["cls.predictions.decoder.bias"], ["cls.predictions.bias"],
+    ["cls.predictions.decoder.weight", "cls.predictions.decoder.bias"],
+    ["bert.embeddings.word_embeddings.weight"]])
+def test_old_files_open_here(theirs, tmp_path, absent, capsys):
+    """Old names of layer norms, tied tensors stored once, tensors that MLM does not have."""
+    state = {"bert.embeddings.position_ids": torch.arange(40)[None],
+             "bert.pooler.dense.weight": torch.randn(48, 48),
+             "cls.seq_relationship.weight": torch.randn(2, 48)}
     for key, value in theirs.state_dict().items():
-        if "decoder" not in key:
-            state[key] = value.to(kind)
-    state["bert.embeddings.position_ids"] = torch.arange(40)[None]
-    state["nothing"] = torch.zeros(0, 3)
-    save_file(state, tmp_path / "model.safetensors", {"format": "pt"})
-    read = model.read_weights(tmp_path / "model.safetensors", "")
-    assert read.keys() == state.keys()
-    assert all(torch.equal(read[key], state[key]) for key in state)
-    assert_opens_as(tmp_path, theirs, tolerance)
-
-
-def test_pytorch_bin_and_its_shards_open_here(theirs, tmp_path):
-    state = theirs.state_dict()
-    state["bert.embeddings.position_ids"] = torch.arange(40)[None]   # transformers 3 wrote it
-    state["bert.pooler.dense.weight"] = torch.randn(48, 48)          # heads that MLM does not have
-    state["cls.seq_relationship.weight"] = torch.randn(2, 48)
+        if key not in absent:
+            key = key.replace("LayerNorm.weight", "LayerNorm.gamma")
+            state[key.replace("LayerNorm.bias", "LayerNorm.beta")] = value
     write_bin(tmp_path, theirs, state)
     assert_opens_as(tmp_path, theirs)
+    assert "no MLM head" not in capsys.readouterr().out
+
+
+def test_shards_of_pytorch_bin_open_here(theirs, tmp_path):
+    write_bin(tmp_path, theirs)
     (tmp_path / "pytorch_model.bin").unlink()
-    keys = sorted(state)
-    weight_map = {}
-    for number, part in enumerate((keys[:30], keys[30:])):
-        torch.save({key: state[key] for key in part}, tmp_path / f"part-{number}.bin")
-        weight_map |= {key: f"part-{number}.bin" for key in part}
+    state = theirs.state_dict()
+    weight_map = {key: f"part-{number % 2}.bin" for number, key in enumerate(state)}
+    for part in ("part-0.bin", "part-1.bin"):
+        torch.save({key: state[key] for key in state if weight_map[key] == part}, tmp_path / part)
     index = tmp_path / "pytorch_model.bin.index.json"
     index.write_text(json.dumps({"weight_map": weight_map}))
     assert_opens_as(tmp_path, theirs)
     (tmp_path / "part-1.bin").unlink()
-    with pytest.raises(model.UserError, match="part-1.bin is missing, pytorch_model.bin.index"):
+    with pytest.raises(model.UserError, match="part-1.bin cannot be read: .*No such file"):
         model.load_hf(tmp_path)
-
-
-def test_old_layer_norm_names(theirs, tmp_path):
-    state = {}
-    for key, value in theirs.state_dict().items():
-        key = key.replace("LayerNorm.weight", "LayerNorm.gamma")
-        state[key.replace("LayerNorm.bias", "LayerNorm.beta")] = value
-    write_bin(tmp_path, theirs, state)
-    assert_opens_as(tmp_path, theirs)
-
-
-@pytest.mark.parametrize("absent", [
-    ["cls.predictions.decoder.bias"], ["cls.predictions.bias"],
-    ["cls.predictions.decoder.weight", "cls.predictions.decoder.bias"],
-    ["bert.embeddings.word_embeddings.weight"]])
-def test_a_tied_tensor_may_be_stored_once(theirs, tmp_path, absent, capsys):
-    state = {key: value for key, value in theirs.state_dict().items() if key not in absent}
-    write_bin(tmp_path, theirs, state)
-    assert_opens_as(tmp_path, theirs)
-    assert "no MLM head" not in capsys.readouterr().out
 
 
 def test_bare_encoder(theirs, tmp_path, capsys):
@@ -206,7 +180,7 @@ def test_bare_encoder(theirs, tmp_path, capsys):
     with torch.no_grad():
         hidden = theirs.bert(tokens, attention_mask=mask.long(), token_type_ids=segments)[0]
         assert (hidden - bert.eval()(tokens, mask, segments))[mask].abs().max() < 1e-5
-    assert "no MLM head, which therefore starts at random (5 tensors)" in capsys.readouterr().out
+    assert "no MLM head, which therefore starts at random" in capsys.readouterr().out
     assert head.dense.weight.std() > 0
 
 
@@ -218,13 +192,12 @@ def test_bare_encoder(theirs, tmp_path, capsys):
     ({"tie_word_embeddings": False}, "says tie_word_embeddings False"),
     ({"hidden_act": "gelu_new"}, "says hidden_act 'gelu_new'"),
     ({"position_embedding_type": "relative_key"}, "says position_embedding_type 'relative_key'"),
-    ({"type_vocab_size": 1}, "says type_vocab_size 1; only a BERT with two segments"),
-    ({"num_attention_heads": 5}, "hidden_size 48 is not a multiple of num_attention_heads 5"),
+    ({"type_vocab_size": 1}, "says type_vocab_size 1; only a plain BERT is read here .*2"),
 ])
 def test_what_is_not_a_plain_bert_is_refused_before_a_weight_is_read(
         theirs, tmp_path, monkeypatch, changes, message):
     write_bin(tmp_path, theirs, **changes)
-    monkeypatch.setattr(model, "read_weights", None)
+    monkeypatch.setattr(model, "weight_files", None)
     with pytest.raises(model.UserError, match=message) as caught:
         model.load_hf(tmp_path)
     assert "\n" not in str(caught.value)
@@ -233,50 +206,41 @@ def test_what_is_not_a_plain_bert_is_refused_before_a_weight_is_read(
 def test_an_encoder_that_does_not_fit_its_config_is_refused(theirs, tmp_path):
     state = theirs.state_dict()
     name = "bert.encoder.layer.1.attention.self.key.weight"
-    less = {key: value for key, value in state.items() if key != name}
-    write_bin(tmp_path, theirs, less)
-    with pytest.raises(model.UserError, match=f"{tmp_path}: .*1 tensors are missing.* {name}"):
+    write_bin(tmp_path, theirs, {key: state[key] for key in state if key != name})
+    with pytest.raises(model.UserError, match=f"{tmp_path}: the weights lack {name}"):
         model.load_hf(tmp_path)
     write_bin(tmp_path, theirs, {**state, name: torch.zeros(48, 47)})
     with pytest.raises(model.UserError, match=r"\[48, 47\], config.json asks for \[48, 48\]"):
         model.load_hf(tmp_path)
     write_bin(tmp_path, theirs, num_hidden_layers=2)   # not a shallower network without a word
-    with pytest.raises(model.UserError, match="layer.2.* config.json does not describe"):
+    with pytest.raises(model.UserError, match="config.json does not describe bert.*layer.2"):
         model.load_hf(tmp_path)
 
 
 def test_missing_files_are_named(theirs, tmp_path):
-    with pytest.raises(model.UserError, match="config.json is missing.*make teacher distill"):
+    with pytest.raises(model.UserError, match="config.json cannot be read.*make teacher distill"):
         model.load_hf(tmp_path)
     write_bin(tmp_path, theirs)
     (tmp_path / "pytorch_model.bin").unlink()
     with pytest.raises(model.UserError, match="neither model.safetensors nor pytorch_model.bin"):
         model.load_hf(tmp_path)
     (tmp_path / "config.json").write_text("[1]")
-    with pytest.raises(model.UserError, match="config.json is not a JSON object"):
+    with pytest.raises(model.UserError, match="config.json cannot be read: .* must be a mapping"):
         model.load_hf(tmp_path)
 
 
-POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 91420\n"
-
-
 @pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
-@pytest.mark.parametrize("damage, message", [
-    ("cut", "cannot be read: .*; download or copy it again"),
-    ("cut at its head", "cannot be read: .*; download or copy it again"),
-    ("empty", "cannot be read: it is empty; download or copy it again"),
-    ("pointer", "is a git-lfs pointer; `git lfs pull`"),
-    ("page", "cannot be read"),
-])
-def test_a_damaged_file_is_named_in_one_line(theirs, tmp_path, name, damage, message):
+@pytest.mark.parametrize("damage", ["cut", "cut at its head", "empty", "pointer", "page"])
+def test_a_damaged_file_is_named_in_one_line(theirs, tmp_path, name, damage):
     write_bin(tmp_path, theirs)
     if name == "model.safetensors":
         theirs.save_pretrained(tmp_path)
     whole = (tmp_path / name).read_bytes()
     content = {"cut": whole[:len(whole) // 2], "cut at its head": whole[:100], "empty": b"",
-               "pointer": POINTER, "page": b"<html>not found</html>"}
+               "pointer": b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n",
+               "page": b"<html>not found</html>"}
     (tmp_path / name).write_bytes(content[damage])
-    with pytest.raises(model.UserError, match=f"{name} {message}") as caught:
+    with pytest.raises(model.UserError, match=f"{name} cannot be read: .+; .*git lfs") as caught:
         model.load_hf(tmp_path)
     assert "\n" not in str(caught.value)
 
@@ -298,7 +262,7 @@ def test_padding_changes_nothing():
         assert (hidden - bert(tokens, None, segments))[2, :9].abs().max() > 1e-2
 
 
-def test_order_and_segments_matter_and_length_is_checked():
+def test_order_and_segments_matter():
     bert, _ = make()
     tokens, _, segments = batch()
     with torch.no_grad():
@@ -306,8 +270,6 @@ def test_order_and_segments_matter_and_length_is_checked():
         assert (hidden.mean(1) - bert(tokens.flip(1)).mean(1)).abs().max() > 1e-3
         assert (hidden - bert(tokens, None, segments)).abs().max() > 1e-3
         assert torch.equal(hidden, bert(tokens, None, torch.zeros_like(segments)))
-    with pytest.raises(ValueError, match="text of 41 tokens, but this model has 40 positions"):
-        bert(torch.zeros(1, 41, dtype=torch.long))
 
 
 def test_sizes():
@@ -322,31 +284,19 @@ def test_sizes():
 def test_mlm_loss_is_cross_entropy_at_masked_positions(label_count):
     bert, head = make()
     tokens, mask, _ = batch()
-    places = [(0, 2), (0, 5), (2, 8), (4, 0)]
     labels = torch.full_like(tokens, -100)
-    for row, column in places:
-        labels[row, column] = (tokens[row, column] + 3) % CONFIG.vocab_size
-    parameters = [*bert.parameters(), *head.parameters()]
-    logits = head(bert(tokens, mask))
+    hidden = bert(tokens, mask)
+    assert model.mlm_loss(head, hidden, labels).item() == 0.0   # nothing masked: not 0 / 0
     slow = 0.0
-    for place in places:
-        slow = slow - F.log_softmax(logits[place], 0)[labels[place]] / (label_count or 4)
-    loss = model.mlm_loss(head, bert(tokens, mask), labels, label_count)
+    for place in ((0, 2), (0, 5), (2, 8), (4, 0)):
+        labels[place] = (tokens[place] + 3) % CONFIG.vocab_size
+        slow = slow - F.log_softmax(head(hidden)[place], 0)[labels[place]] / (label_count or 4)
+    loss = model.mlm_loss(head, hidden, labels, label_count)
     assert loss.item() == pytest.approx(slow.item(), abs=1e-5) and loss > 0.1
-    ours = torch.autograd.grad(loss, parameters, allow_unused=True)
-    for one, other in zip(ours, torch.autograd.grad(slow, parameters, allow_unused=True)):
-        assert (one is None) == (other is None)
-        assert one is None or (one - other).abs().max() < 1e-5
-
-
-def test_a_batch_without_a_masked_token_costs_nothing():
-    bert, head = make()
-    tokens, mask, _ = batch()
-    loss = model.mlm_loss(head, bert(tokens, mask), torch.full_like(tokens, -100))
-    assert loss.item() == 0.0   # not 0 / 0
-    loss.backward()
-    for parameter in bert.parameters():
-        assert parameter.grad is None or torch.isfinite(parameter.grad).all()
+    parameters = [*bert.parameters(), *head.parameters()]
+    ours = torch.autograd.grad(loss, parameters, retain_graph=True)
+    for one, other in zip(ours, torch.autograd.grad(slow, parameters)):
+        assert (one - other).abs().max() < 1e-5
 
 
 def test_sentence_vectors():
@@ -399,35 +349,17 @@ def test_every_video_parameter_gets_a_gradient():
 def test_fit_scale():
     encoder = make_video()
     features = torch.randn(300, 8, generator=torch.Generator().manual_seed(0))
-    features *= torch.tensor([1, 5, 100, 1e-3, 2, 1, 1, 1.])
-    features += torch.tensor([0, 3, -700, 0, 0, 0, 0, 0.])
-    features[:, 5] = 7.25   # constant channels: a large one and a blank one
-    features[:, 6] = 0.0
+    features = features * torch.tensor([1, 5, 100, 1e-3, 2, 0, 0, 1.])
+    features += torch.tensor([0, 3, -700, 0, 0, 7.25, 0, 0])   # channels 5 and 6 never vary
     encoder.fit_scale(features)
     scaled = (features - encoder.feature_mean) / encoder.feature_std
-    varying = [0, 1, 2, 3, 4, 7]
-    assert scaled[:, varying].mean(0).abs().max() < 1e-3
-    assert (scaled[:, varying].std(0) - 1).abs().max() < 1e-3
-    assert (scaled[:, [5, 6]] == 0).all()
+    assert scaled.mean(0).abs().max() < 1e-3
+    assert (scaled.std(0) - torch.tensor([1, 1, 1, 1, 1, 0, 0, 1])).abs().max() < 1e-3
     clip, mask = clips()
     odd = clip.clone()
     odd[:, :, 5] += 1000   # what never varied in training says nothing, whatever it does later
     with torch.no_grad():
         assert torch.equal(encoder(clip, mask), encoder(odd, mask))
-    with pytest.raises(ValueError, match="7 wide.*add up to 8"):
-        encoder.fit_scale(features[:, :7])
-
-
-def test_video_refusals():
-    encoder = make_video()
-    features, mask = clips()
-    with pytest.raises(ValueError, match="clip of 13 steps, but this encoder has 12"):
-        encoder(torch.zeros(1, 13, 8), torch.ones(1, 13, dtype=torch.bool))
-    mask[2] = False
-    with pytest.raises(ValueError, match="without a single real step"):
-        encoder(features, mask)
-    with pytest.raises(ValueError, match="at least one feature stream"):
-        model.VideoEncoder(CONFIG, {})
 
 
 def test_video_encoder_file(tmp_path):
@@ -443,22 +375,6 @@ def test_video_encoder_file(tmp_path):
         assert torch.equal(encoder(features, mask), again.eval()(features, mask))
     with pytest.raises(model.UserError, match="teacher.py"):
         model.load_video_encoder(tmp_path / "other.pt")
-
-
-# --- heads
-
-
-def test_heads():
-    torch.manual_seed(0)
-    hidden = torch.randn(3, 6, 48)
-    distil = model.DistillHead(CONFIG, 20).eval()
-    sequence = model.SequenceHead(CONFIG, 3).eval()
-    assert distil(hidden).shape == (3, 6, 20)
-    assert sequence(hidden).shape == (3, 3)
-    changed = hidden.clone()
-    changed[:, 1:] += 1
-    assert torch.equal(sequence(hidden), sequence(changed))   # reads [CLS] only
-    assert not torch.equal(distil(hidden), distil(changed))
 
 
 # --- optimiser, schedule, checkpoint
@@ -494,16 +410,12 @@ def test_checkpoint(tmp_path, monkeypatch):
     path = tmp_path / "checkpoint.pt"
     assert model.load_checkpoint(path) is None
     bert, _ = make()
-    optimizer = model.optimizer_for([bert], 0.1, 0.01)
-    bert(torch.ones(1, 3, dtype=torch.long)).sum().backward()
-    optimizer.step()
-    model.save_checkpoint(path, step=7, bert=bert.state_dict(), optimizer=optimizer.state_dict())
+    model.save_checkpoint(path, step=7, bert=bert.state_dict())
     assert [entry.name for entry in tmp_path.iterdir()] == ["checkpoint.pt"]
     state = model.load_checkpoint(path)
     assert state["step"] == 7
     for key, value in bert.state_dict().items():
         assert torch.equal(value, state["bert"][key])
-    assert state["optimizer"]["param_groups"] == optimizer.state_dict()["param_groups"]
 
     def cut(state, file):   # killed in the middle of writing
         file.write_bytes(b"half")
@@ -519,29 +431,26 @@ def test_a_damaged_checkpoint_is_named_with_the_way_out(tmp_path, damage):
     path = tmp_path / "checkpoint.pt"
     model.save_checkpoint(path, step=7, weights=torch.randn(100, 100))
     content = bytearray(path.read_bytes())
-    if damage == "cut":
-        content = content[:20000]
-    if damage == "empty":
-        content = b""
-    if damage == "flipped":   # one bit of one weight: torch.load itself does not see it
-        content[20000] ^= 16
-    path.write_bytes(content)
+    content[20000] ^= 16   # one bit of one weight: torch.load itself does not see it
+    damaged = {"cut": content[:20000], "empty": b"", "flipped": content}
     if damage == "list":
         torch.save([1], path)
+    else:
+        path.write_bytes(damaged[damage])
     with pytest.raises(model.UserError, match="checkpoint.pt cannot be read: .* delete it, and"):
         model.load_checkpoint(path)
 
 
 def test_gradient_norm():
     bert, head = make()
-    tokens, mask, _ = batch()
+    tokens, _, _ = batch()
+    # each of 120 logits counts every token once; two equal processes
+    loss = head(bert(tokens)).sum()
+    norm = model.gradient_norm(loss, [head.bias], lambda flat: 2 * flat)
+    assert norm == pytest.approx(2 * tokens.numel() * math.sqrt(120), rel=1e-4)
     parameters = list(bert.parameters())
-    loss = bert(tokens, mask).pow(3).mean()
-    norm = model.gradient_norm(loss, parameters)
+    norm = model.gradient_norm(loss, parameters, torch.clone)
     assert all(parameter.grad is None for parameter in parameters)   # left untouched
     loss.backward()
-    squares = [float((each.grad ** 2).sum()) for each in parameters if each.grad is not None]
+    squares = [float((each.grad ** 2).sum()) for each in parameters]
     assert norm == pytest.approx(math.sqrt(sum(squares)), rel=1e-5) and norm > 0
-    # each of 120 logits counts every token once
-    of_bias = model.gradient_norm(head(bert(tokens)).sum(), [head.bias])
-    assert of_bias == pytest.approx(tokens.numel() * math.sqrt(120), rel=1e-4)
