@@ -1556,7 +1556,9 @@ def tag(name, *content, **attributes):
 
 
 def html_table(header, rows):
-    """A table in a box that scrolls by itself; a row's first cell names it."""
+    """A table in a box that scrolls by itself; a row's first cell names it. "" of no rows."""
+    if not rows:
+        return ""
     body = []
     for first, *others in rows:
         cells = [tag("td", str(cell).replace(" ± ", "\u00a0±\u00a0")) for cell in others]
@@ -1694,10 +1696,10 @@ def result(names, facts, cells):
     for who in told:
         mean = statistics.fmean(scores[who][key] for key in shared)
         texts.append(f"{who} got {mean:.1f} %")
-    sentence = f"On average over {len(shared)} tasks {', '.join(texts)}."
+    sentence = f"On average over {len(shared)} tasks, {', '.join(texts)}."
     if grounded:
         chance = once([key_chance(cells, key) for key in shared])
-        sentence = (f"Of the questions that only film answers {', '.join(texts)} right; chance is "
+        sentence = (f"Of the questions that only film answers, {', '.join(texts)}; chance is "
                     f"{chance} %.")
     figures = []
     for key in keys:
