@@ -1506,7 +1506,7 @@ tbody th { position: sticky; left: 0; background: Canvas; max-width: 40vw }
 figure { margin: 0; min-width: 0 }
 figcaption { font-weight: bold }
 figcaption span { display: block }
-.key, .rows, small { font-size: .9rem; color: var(--soft) }
+.key, .rows, small { font: .9rem system-ui, sans-serif; color: var(--soft) }
 svg { width: 100% }
 svg text { font: 12px system-ui, sans-serif; fill: var(--soft) }
 .key svg { width: 28px; height: 10px }
