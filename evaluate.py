@@ -1498,7 +1498,7 @@ nav li, .key li { display: inline-block; margin: 4px 20px 4px 0 }
 .wide { overflow-x: auto }
 table { border-collapse: collapse }
 td, th { padding: 5px 16px 5px 0; text-align: left; vertical-align: top;
-  border-bottom: 1px solid var(--line) }
+  overflow-wrap: break-word; border-bottom: 1px solid var(--line) }
 tbody th { position: sticky; left: 0; background: Canvas; max-width: 40vw }
 .grid, .clips { display: grid; gap: 32px;
   grid-template-columns: repeat(auto-fit, minmax(min(100%, 420px), 1fr)) }
