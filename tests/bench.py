@@ -1,7 +1,7 @@
 """Speed against references, on this machine, in one run. A command, not a test: `make bench`.
 
     python tests/bench.py                                  # every row, 6 minutes on two quiet cores
-    python tests/bench.py --only mlm nst --repeats 15      # some rows
+    python tests/bench.py --only mlm nst --repeats 15
     python tests/bench.py --small                          # tiny sizes: only shows that it runs
 
 A row builds a reference and ours, compares their numbers where both compute the same thing, warms
@@ -22,7 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Callable, NamedTuple
@@ -31,7 +31,6 @@ import numpy as np
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from tokenizers import BertWordPieceTokenizer
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
@@ -52,7 +51,7 @@ class Row(NamedTuple):
     reference: str          # what the reference is
     theirs: Callable
     ours: dict              # {variant: callable}; the target is the last one's
-    target: float | None    # theirs / ours is to be at least this
+    target: float | None = None   # theirs / ours is to be at least this
     cost: bool = False      # instead: ours / theirs is to be at most the target
     scale: float = 1.0      # the reference does 1 / scale of the work: its time counts so often
     cpu: bool = False       # CPU seconds are shown and judged, too
@@ -76,17 +75,12 @@ def gradient_norm(loss, modules):
 # Pretraining steps
 
 
-def shape_of(size, settings):
-    """The network's shape, with a stage's dropout."""
-    return dataclasses.replace(model.SIZES[size], hidden_dropout_prob=settings["dropout"],
-                               attention_probs_dropout_prob=settings["dropout"])
-
-
 def networks(args, objectives, size=None, batch=BATCH):
     """What distill.py trains, at the same random weights at every call, and random tokens."""
     size = size or args.size
     settings = distill.DEFAULTS[size]
-    config = shape_of(size, settings)
+    config = dataclasses.replace(model.SIZES[size], hidden_dropout_prob=settings["dropout"],
+                                 attention_probs_dropout_prob=settings["dropout"])
     torch.manual_seed(0)
     student = model.Bert(config)
     teacher = model.Bert(config)
@@ -224,19 +218,24 @@ def share(args):
 
     On a GPU: size base and 64 sequences, since 8 short ones leave it idle.
     """
-    size, batch, n, target = args.size, BATCH, 2048, 0.6
-    if args.processes.device.type == "cuda":
-        size, batch, n, target = "base", 64, 8192, 0.5
+    device = args.processes.device
+    size = args.size
+    batch = BATCH
+    n = 2048
+    if device.type == "cuda":
+        size = "base"
+        batch = 64
+        n = 8192
     step = our_step(args, (), args.autocast_type, size=size, batch=batch)
     with FlopCounterMode(display=False) as counter:
         step()
     work = counter.get_total_flops()
     kind = args.autocast_type or torch.float32
-    a, b = torch.randn(2, n, n, device=args.processes.device, dtype=kind)
+    a, b = torch.randn(2, n, n, device=device, dtype=kind)
     return Row(f"share of the matmul rate, MLM step, {size}",
                f"its {work / 1e9:.0f} GFLOP as {n} x {n} products",
-               partial(torch.mm, a, b, out=torch.empty_like(a)), {args.precision: step}, target,
-               scale=work / (2 * n ** 3))
+               partial(torch.mm, a, b, out=torch.empty_like(a)), {args.precision: step},
+               0.5 if device.type == "cuda" else 0.6, scale=work / (2 * n ** 3))
 
 
 # --------------------------------------------------------------------------------------------------
@@ -276,126 +275,68 @@ def authors_ntxent(student, teacher):
     return total / L
 
 
-def objective(what, theirs, ours, scale, args):
-    """One objective, forward and backward; our gradient is `scale` times the authors'."""
+def nst(args):
+    """NST alone, forward and backward; our gradient is L / B times the authors'."""
     config = model.SIZES[args.size]
     shape = BATCH, config.block, config.hidden_size
     torch.manual_seed(0)
     student, teacher = F.normalize(torch.randn(2, *shape), dim=-1).to(args.processes.device)
     student.requires_grad_(True)
+    real = torch.ones(shape[:2], dtype=torch.bool, device=student.device)
 
-    def gradient(loss):
-        return torch.autograd.grad(loss(student, teacher), student)[0]
-    expected = scale(*shape) * gradient(theirs)
-    distance = (expected - gradient(ours)).norm() / expected.norm()
-    same(f"{what} gradient", 1.0, 1.0 + distance.item(), 1e-3)
+    def theirs():
+        return torch.autograd.grad(authors_nst(student, teacher), student)[0]
+
+    def ours():
+        return torch.autograd.grad(distill.nst_loss(student, teacher, real), student)[0]
+
+    expected = config.block / BATCH * theirs()
+    distance = (expected - ours()).norm() / expected.norm()
+    same("NST gradient", 1.0, 1.0 + distance.item(), 1e-3)
     size = " x ".join(map(str, shape))
-    return Row(f"{what}, forward + backward, {size}", "authors' form, fp32",
-               partial(gradient, theirs), {"fp32": partial(gradient, ours)}, None)
-
-
-def nst(args):
-    def ours(student, teacher):
-        real = torch.ones(student.shape[:2], dtype=torch.bool, device=student.device)
-        return distill.nst_loss(student, teacher, real)
-    return objective("NST", authors_nst, ours, lambda B, L, D: L / B, args)
-
-
-def ntxent(args):
-    ours = partial(distill.ntxent_loss, temperature=1.0)
-    return objective("NT-Xent", authors_ntxent, ours, lambda B, L, D: 2 * B, args)
+    return Row(f"NST, forward + backward, {size}", "authors' form, fp32", theirs, {"fp32": ours})
 
 
 # --------------------------------------------------------------------------------------------------
 # Fine-tuning, video, text
 
 
-@lru_cache
-def corpus(folder, small):
-    """A text of the mini world, 8 MB of it unless small, and a vocabulary trained on it."""
-    text = folder / "text.txt"
-    lines = "\n".join(data.make_text(data.make_world(0), 0, 1000)) + "\n"
-    text.write_text(lines)
-    trained = BertWordPieceTokenizer()
-    trained.train([str(text)], vocab_size=2048, min_frequency=1, show_progress=False)
-    trained.save_model(str(folder))
-    copies = 1 if small else -(-8_000_000 // len(lines))
-    text.write_text(lines * copies)
-    return text, folder / "vocab.txt"
-
-
-def random_rows(tokenizer, count, longest):
-    """Rows as finetune.py keeps them; lengths as GLUE's, lognormal, 40 tokens in the mean."""
-    generator = data.numpy_generator(0, "bench")
-    lengths = generator.lognormal(np.log(40) - 0.18, 0.6, count).clip(5, longest).astype(int)
-    examples = []
-    for length in lengths:
-        text = " ".join(generator.choice(["the", "kitchen", "drop"], length - 2))
-        examples.append(finetune.Example([(text, None)], "0", "0", "bench"))
-    return finetune.Rows(examples, generator.integers(2, size=count), tokenizer, longest)
-
-
 def finetuning(args):
-    """One batch in five of an epoch, across its lengths: batches as finetune.py makes them, padded
-    to their longest row, against the same rows padded to the maximum."""
-    settings = finetune.DEFAULTS["base"]
+    """One batch in five of an epoch, padded to its longest row as finetune.py does, against all of
+    126 tokens. Lengths as GLUE's: lognormal, 40 tokens in the mean."""
+    batch = 4 if args.small else finetune.DEFAULTS["base"]["batch"]
+    generator = data.numpy_generator(0, "bench")
+    lengths = generator.lognormal(np.log(40) - 0.18, 0.6, 50 * batch).clip(5, 126).astype(int)
+    batches = finetune.length_sorted_batches(lengths, batch, 0, 0)
+    batches = sorted(batches, key=lambda rows: lengths[rows].sum())[2::5]
+    nets = networks(args, ())
     device = args.processes.device
-    longest = settings["max_length"]
-    batch, every = (4, 10) if args.small else (settings["batch"], 5)
-    tokenizer = data.load_tokenizer(corpus(args.folder, args.small)[1])
-    rows = random_rows(tokenizer, 50 * batch, longest)
-    batches = finetune.length_sorted_batches(rows.lengths, batch, 0, 0)
-    batches.sort(key=lambda chosen: rows.lengths[chosen].sum())
-    batches = batches[every // 2::every]
-    config = shape_of(args.size, settings)
-    torch.manual_seed(0)
-    bert = model.Bert(config).to(device).eval()
-    head = model.SequenceHead(config, 2).to(device).eval()
-    optimizer = model.optimizer_for([bert, head], settings["lr"], settings["weight_decay"])
+    head = model.SequenceHead(nets.config, 2).to(device)
+    modules = [nets.student, head]
 
     def losses_of(padded, autocast_type, step):
-        chosen = batches[step % len(batches)]
-        tokens, mask, segments = rows.batch(chosen)                                 # [B, L] each
-        if padded:
-            missing = longest - tokens.shape[1]
-            tokens = F.pad(tokens, (0, missing), value=rows.pad)
-            mask = F.pad(mask, (0, missing), value=False)
-            segments = F.pad(segments, (0, missing), value=0)
-        inputs = [tensor.to(device) for tensor in (tokens, mask, segments)]
-        targets = torch.from_numpy(rows.targets[chosen]).to(device)
+        own = torch.from_numpy(lengths[batches[step % len(batches)]])               # [B]
+        mask = torch.arange(126 if padded else own.max()) < own[:, None]            # True = real
+        tokens = mask * nets.tokens[0, 1]                                           # [B, L]
+        inputs = [tensor.to(device) for tensor in (tokens, mask, 0 * tokens)]
         with torch.autocast(device.type, dtype=autocast_type, enabled=autocast_type is not None):
-            scores = finetune.scores_of("classification", bert, head, inputs, 1)
-        return {"task": finetune.loss_of("classification", scores, targets) / len(chosen)}
+            scores = finetune.scores_of("classification", nets.student, head, inputs, 1)
+        return {"task": F.cross_entropy(scores.float(), (own % 2).to(device))}
+
+    nn.ModuleList(modules).eval()
+    same("task loss", losses_of(True, None, 0)["task"].item(),
+         losses_of(False, None, 0)["task"].item())
+    optimizer = model.optimizer_for(modules, 1e-4, 0.01)
+    theirs = stepper(modules, optimizer, partial(losses_of, True, args.autocast_type))
+    ours = stepper(modules, optimizer, partial(losses_of, False, args.autocast_type))
 
     def epoch(step):
         for _ in batches:
             step()
-    same("task loss", losses_of(True, None, 0)["task"].item(),
-         losses_of(False, None, 0)["task"].item())
-    theirs = stepper([bert, head], optimizer, partial(losses_of, True, args.autocast_type))
-    ours = stepper([bert, head], optimizer, partial(losses_of, False, args.autocast_type))
-    width = np.mean([rows.lengths[chosen].max() for chosen in batches])
-    mean = rows.lengths.mean()
-    return Row(f"fine-tuning, {len(batches)} x {batch} rows of {mean:.0f} tokens in {width:.0f}",
-               f"padded to {longest}, {args.precision}", partial(epoch, theirs),
+
+    return Row(f"fine-tuning, {len(batches)} x {batch} rows of {lengths.mean():.0f} tokens",
+               f"padded to 126, {args.precision}", partial(epoch, theirs),
                {args.precision: partial(epoch, ours)}, 3.0)
-
-
-def ffmpeg_pictures(path, filters, height, width):
-    """What the ffmpeg command shows, uint8 [N, height, width, 3]."""
-    command = ["ffmpeg", "-v", "error", "-i", path, "-vf", filters, "-f", "rawvideo",
-               "-pix_fmt", "rgb24", "-"]
-    shown = subprocess.run(command, capture_output=True, check=True).stdout
-    return np.frombuffer(shown, np.uint8).reshape(-1, height, width, 3)
-
-
-def our_pictures(path):
-    """The pictures of both CNN streams, from one decode."""
-    views = [data.STREAMS[name].view() for name in ("resnet152", "resnext101")]
-    pictures = {view: [] for view in views}
-    for view, picture, _ in data.decode(path, views):
-        pictures[view].append(picture)
-    return [np.stack(pictures[view]) for view in views]
 
 
 def video(args):
@@ -403,40 +344,54 @@ def video(args):
     path = args.folder / "clip.mp4"
     seconds = 1 if args.small else 15
     picture = f"testsrc2=size=480x360:rate=30:duration={seconds}"
-    subprocess.run(["ffmpeg", "-v", "error", "-f", "lavfi", "-i", picture, "-pix_fmt", "yuv420p",
-                    path], check=True)
+    ffmpeg = ["ffmpeg", "-v", "error"]
+    subprocess.run([*ffmpeg, "-f", "lavfi", "-i", picture, "-pix_fmt", "yuv420p", path], check=True)
 
     def theirs():
-        return [ffmpeg_pictures(path, "fps=1,scale=298:224", 224, 298),
-                ffmpeg_pictures(path, "fps=24,scale=149:112,crop=112:112:18:0", 112, 112)]
-    for a, b in zip(theirs(), our_pictures(path)):
-        # versions of ffmpeg differ by one picture at the end
-        same("number of pictures", len(a), len(b), 1 / len(a))
-        same("pictures", a[:len(b)].mean(), b[:len(a)].mean(), 1e-3)
+        streams = []
+        for filters in ("fps=1,scale=298:224", "fps=24,scale=149:112,crop=112:112:18:0"):
+            command = [*ffmpeg, "-i", path, "-vf", filters, "-f", "rawvideo", "-pix_fmt", "rgb24",
+                       "-"]
+            shown = subprocess.run(command, capture_output=True, check=True).stdout
+            streams.append(np.frombuffer(shown, np.uint8))
+        return streams
+
+    def ours():
+        views = [data.STREAMS[name].view() for name in ("resnet152", "resnext101")]
+        pictures = {view: [] for view in views}
+        for view, picture, _ in data.decode(path, views):
+            pictures[view].append(picture)
+        return [np.stack(pictures[view]).ravel() for view in views]
+
+    for a, b in zip(theirs(), ours()):
+        shorter = min(len(a), len(b))   # versions of ffmpeg differ by one picture at the end
+        same("pictures", a[:shorter].mean(), b[:shorter].mean(), 1e-3)
     return Row(f"both views of a video, {seconds} s of 480 x 360", "two ffmpeg passes", theirs,
-               {"": partial(our_pictures, path)}, 1.8, cpu=True)
+               {"": ours}, 1.8, cpu=True)
 
 
 def tokens(args):
     """Text to packed tokens on disk, against the tokenizers library alone on lines in memory."""
-    text, vocab = corpus(args.folder, args.small)
-    tokenizer = data.load_tokenizer(vocab)
-    lines = text.read_text().splitlines()
+    lines = data.make_text(data.make_world(0), 0, 1000)
+    text = args.folder / "text.txt"
+    text.write_text("\n".join(lines) + "\n")
+    data.train_tokenizer([text], 2048, args.folder)
+    tokenizer = data.load_tokenizer(args.folder)
+    lines *= 1 if args.small else 8_000_000 // text.stat().st_size
+    text.write_text("\n".join(lines) + "\n")
     count = itertools.count()
 
     def theirs():
         total = 0
         for start in range(0, len(lines), 1000):
-            some = lines[start:start + 1000]
-            encodings = tokenizer.encode_batch_fast(some, add_special_tokens=False)
-            total += sum(len(encoding) for encoding in encodings)
+            batch = tokenizer.encode_batch_fast(lines[start:start + 1000], add_special_tokens=False)
+            total += sum(map(len, batch))
         return total
 
     def ours():
-        # a new folder each time: what is up to date is left alone
-        out = args.folder / f"packed{next(count)}"
+        out = args.folder / f"packed{next(count)}"   # what is up to date would be left alone
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            data.pack_text([text], vocab, out, "train")
+            data.pack_text([text], args.folder, out, "train")
         return data.read_json(out / "train.json", "")["tokens"]
     same("tokens", theirs(), ours(), 0)
     return Row(f"tokenising {text.stat().st_size / 1e6:.1f} MB of the mini world",
@@ -449,7 +404,6 @@ def tokens(args):
 ROWS = {   # name: (row, repeats)
     "mlm": (partial(pretraining, (), "MLM step", "transformers + AdamW, fp32", 2.5), 9),
     "nst": (nst, 5),
-    "ntxent": (ntxent, 15),
     "distill": (partial(pretraining, ("nst", "crd"), "distillation step", "authors' form, fp32",
                         8.0), 5),
     "cost": (cost, 15),
@@ -490,7 +444,7 @@ def measure(row, repeats, device):
 
 
 def judge(row, seconds):
-    """One dict a line of the table: medians in ms, their ratio and its quartiles, the verdict."""
+    """The table's lines: medians in ms, their ratio and its quartiles, the verdict, as texts."""
     lines = []
     for suffix, measured in zip(("", ", CPU time"), seconds[:2 if row.cpu else 1]):
         theirs = measured[0]
@@ -500,37 +454,33 @@ def judge(row, seconds):
             asked = ""
             if row.target is not None and variant == list(row.ours)[-1]:
                 met = ratio <= row.target if row.cost else ratio >= row.target
-                asked = f"{'<=' if row.cost else '>='} {row.target}, {'met' if met else 'NOT MET'}"
-            lines.append({"what": f"{row.what} {variant}".strip() + suffix,
-                          "reference": row.reference, "reference_ms": 1000 * np.median(theirs),
-                          "ours_ms": 1000 * np.median(ours), "ratio": ratio,
-                          "quartiles": f"[{low:.2f}, {high:.2f}]", "target": asked})
+                asked = f"{row.target}: {'met' if met else 'NOT MET'}"
+            lines.append((f"{row.what} {variant}".strip() + suffix, row.reference,
+                          f"{1000 * np.median(theirs):,.1f}", f"{1000 * np.median(ours):,.1f}",
+                          f"{ratio:.2f} [{low:.2f}, {high:.2f}]", asked))
     return lines
 
 
 def show(*cells):
     widths = 62, 36, 10, 10, 22, 15
-    padded = [f"{cell:{width}}" for cell, width in zip(cells, widths)]
-    print("| " + " | ".join(padded) + " |", flush=True)
+    print("|", " | ".join(map(str.ljust, cells, widths)), "|", flush=True)
 
 
 def run_row(name, args):
-    """Builds, checks, times and shows one row; returns its lines, none if it cannot be run here."""
+    """Builds, checks, times and shows one row."""
     make, repeats = ROWS[name]
     try:
         row = make(args)
     except (ImportError, FileNotFoundError) as missing:   # transformers, ffmpeg
-        show(name, f"not run: {missing}", *[""] * 4)
-        return []
+        show(name, f"not run: {missing}")
+        return
     if args.small:
         row = row._replace(target=None)
     torch.set_float32_matmul_precision("high")   # as in the stages; numbers are compared without
     lines = judge(row, measure(row, args.repeats or repeats, args.processes.device))
     torch.set_float32_matmul_precision("highest")
     for line in lines:
-        show(line["what"], line["reference"], f"{line['reference_ms']:,.1f}",
-             f"{line['ours_ms']:,.1f}", f"{line['ratio']:.2f} {line['quartiles']}", line["target"])
-    return lines
+        show(*line)
 
 
 def main(argv=None):
@@ -554,12 +504,10 @@ def main(argv=None):
         print("Not to be quoted: the sizes are tiny, or the machine is busy with other work.")
     show("what", "reference", "its ms", "our ms", "ratio [quartiles]", "target")
     show(*["---"] * 6)
-    lines = {}
     with tempfile.TemporaryDirectory() as folder:
         args.folder = Path(folder)
         for name in args.only:
-            lines[name] = run_row(name, args)
-    return lines
+            run_row(name, args)
 
 
 if __name__ == "__main__":

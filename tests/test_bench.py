@@ -8,57 +8,53 @@ import sys
 
 import numpy as np
 import pytest
+import torch
+import torch.nn.functional as F
 
 import bench
 import distill
 import model
 
 
-def lines_of(*rows):
-    """The table's lines of some rows at tiny sizes, one repeat: {row: lines}."""
-    return bench.main(["--small", "--repeats", "1", "--device", "cpu", "--only", *rows])
+def run_rows(*rows):
+    """Some rows at tiny sizes, one repeat."""
+    bench.main(["--small", "--repeats", "1", "--device", "cpu", "--only", *rows])
 
 
 def test_every_row_runs(transformers, capsys):
-    found = lines_of(*bench.ROWS)
-    shown = capsys.readouterr().out
-    for name, lines in found.items():
-        if name == "video" and not lines:
-            assert "not run" in shown   # no ffmpeg here
-            continue
-        assert lines
-        for line in lines:
-            ratio = line["reference_ms"] / line["ours_ms"]
-            if name == "cost":
-                ratio = 1 / ratio
-            assert line["ratio"] == pytest.approx(ratio)
-            assert line["what"] in shown
+    run_rows(*bench.ROWS)
+    lines = capsys.readouterr().out.splitlines()[4:]
+    # MLM and distillation are timed in fp32 and what "auto" chose, video by wall and CPU clock
+    assert len(lines) == len(bench.ROWS) + 3 or "not run" in "".join(lines)
 
 
 def test_a_missing_reference_is_said_and_the_rest_runs(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "transformers", None)   # its import fails
     monkeypatch.setenv("PATH", "")                           # no ffmpeg
-    found = lines_of("mlm", "distill", "video", "ntxent")
-    assert [len(lines) for lines in found.values()] == [0, 0, 0, 1]
-    shown = capsys.readouterr().out
-    assert shown.count("not run") == 3
-    assert "ffmpeg" in shown
+    run_rows("mlm", "video", "nst")
+    mlm, video, nst = capsys.readouterr().out.splitlines()[-3:]
+    assert "not run" in mlm and "not run" in video and "ffmpeg" in video
+    assert "NST, forward" in nst
 
 
-@pytest.mark.parametrize("row, broken", [("nst", "nst_loss"), ("ntxent", "ntxent_loss")])
-def test_two_different_things_are_not_timed(row, broken, monkeypatch):
-    right = getattr(distill, broken)
-    monkeypatch.setattr(distill, broken, lambda *args, **named: 1.01 * right(*args, **named))
+def test_two_different_things_are_not_timed(monkeypatch):
+    right = distill.nst_loss
+    monkeypatch.setattr(distill, "nst_loss", lambda *args: 1.01 * right(*args))
     with pytest.raises(model.UserError, match="there is nothing to time"):
-        lines_of(row)
+        run_rows("nst")
+
+
+def test_the_authors_ntxent_is_ours_but_for_its_scale():
+    student, teacher = F.normalize(torch.randn(2, 4, 6, 16), dim=-1)
+    ours = distill.ntxent_loss(student, teacher, temperature=1.0)
+    assert 8 * bench.authors_ntxent(student, teacher).item() == pytest.approx(ours.item())
 
 
 @pytest.mark.parametrize("cost, target, verdict", [
-    (False, 3.9, ">= 3.9, met"), (False, 4.1, ">= 4.1, NOT MET"),
-    (True, 0.24, "<= 0.24, NOT MET"), (True, 0.26, "<= 0.26, met")])
+    (False, 3.9, "met"), (False, 4.1, "NOT MET"), (True, 0.24, "NOT MET"), (True, 0.26, "met")])
 def test_judgement(cost, target, verdict):
     row = bench.Row("x", "y", None, {"": None}, target, cost=cost)
     seconds = np.array([[[4.0, 4.0, 5.0], [1.0, 2.0, 1.0]]] * 2)
     (line,) = bench.judge(row, seconds)
-    assert line["ratio"] == (0.25 if cost else 4.0)
-    assert line["target"] == verdict
+    ratio = "0.25 [0.23, 0.38]" if cost else "4.00 [3.00, 4.50]"
+    assert line == ("x", "y", "4,000.0", "1,000.0", ratio, f"{target}: {verdict}")

@@ -4,7 +4,6 @@
 
 The browser tests need Debian's chromium and chromium-driver and skip without them.
 """
-import argparse
 import base64
 import html.parser
 import io
@@ -17,6 +16,7 @@ import time
 import av
 import numpy as np
 import pytest
+import torch
 
 import data
 import evaluate
@@ -24,7 +24,6 @@ import model
 
 HOSTILE = "<img src=x onerror=\"alert('1')\"> & </script><script>alert(1)</script>"
 SEEDS = {"text-only": (50.0, 51.5, 48.0), "student": (88.75, 71.25, 80.5)}
-OBJECTIVES = {"text-only": [], "student": ["crd", "nst"]}
 
 
 def write_log(folder, lines):
@@ -33,63 +32,58 @@ def write_log(folder, lines):
 
 
 def make_films(folder):
-    """Five films of 3 seconds, 64 x 48 at 8 frames a second; a white bar tells the time. Returns a
-    pool of four clips of them."""
+    """Four films of 3 seconds, 64 x 48 at 8 frames a second; a white bar tells the time."""
     folder.mkdir(parents=True)
-    for number in range(5):
+    for number in range(4):
         with av.open(str(folder / f"v{number}.mp4"), "w") as container:
             stream = container.add_stream("libx264", rate=8)
-            stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+            stream.width = 64
+            stream.height = 48
+            stream.pix_fmt = "yuv420p"
             for step in range(24):
                 picture = np.full((48, 64, 3), 20 * number, np.uint8)
                 picture[:, 2 * step:2 * step + 8] = 255
                 frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
                 container.mux(stream.encode(frame))
             container.mux(stream.encode())
-    return [{"video": f"v{number}", "start": 1.0, "end": 2.5, "text": f"text {number} <b>"}
-            for number in range(4)]
 
 
 def make_runs(folder):
     """Run folders with all that a report can show, as the stages write it; nothing is trained."""
-    pool = make_films(folder / "data" / "videos")
+    make_films(folder / "data" / "videos")
+    pool = [{"video": f"v{number}", "start": 1.0, "end": 2.5, "text": f"text {number} <b>"}
+            for number in range(4)]
     for index, (name, scores) in enumerate(SEEDS.items()):
         run = folder / "runs" / name
-        write_log(run, [{"step": step, "mlm": 9 / step, "lr": 0.1, "seconds": step}
-                        for step in range(1, 1001, 10)] + [{"step": 1000, "valid_mlm": 0.5,
-                                                            "odd": math.nan}])
-        arguments = {"objective": OBJECTIVES[name], "size": "mini", "index": index, "seed": 0}
+        lines = [{"step": step, "mlm": 9 / step, "lr": 0.1, "seconds": step}
+                 for step in range(1, 1001, 10)]
+        write_log(run, [*lines, {"step": 1000, "valid_mlm": 0.5, "odd": math.nan}])
+        arguments = {"objective": ["crd", "nst"][:2 * index], "index": index, "seed": 0}
         data.write_json(run / "args.json", {"arguments": arguments, "hardware": f"cpu <{index}>"})
         for seed, value in enumerate(scores):
             fine = run / "finetune" / "PIQA" / f"seed-{seed}"
-            write_log(fine, [{"step": step, "loss": 1 / step} for step in (1, 5, 9)])
+            fine.mkdir(parents=True)
             part = {"accuracy": value / 100, "n": 400, "chance": 0.5}
             data.write_json(fine / "metrics.json", {
                 "task": "PIQA", "seed": seed, "majority": False, "seconds": 12.5, "test": part,
                 "parts": {"test": {"grounded": part}}})
-        data.write_json(run / "probe.json", {
-            "lift": {"test": 0.5125 + 0.4 * index, "unfilmed": 0.5}})
+        data.write_json(run / "probe.json", {"lift": {"test": 0.9125, "unfilmed": 0.5}})
         examples = []
         for number, row in enumerate(pool):
             top = [pool[(number + index + k) % 4] for k in range(3)]
             examples.append({"index": number, "rank": 1 + index, "own": row, "top": top})
         data.write_json(run / "retrieval.json", {
-            "R@1": 0.40625, "median rank": 2.0, "how": "mean of h against v",
-            "ranks": [1 + index] * 4, "pool": "4 clips of 4 held-out videos",
+            "R@1": 0.40625, "median rank": 2.0, "ranks": [1 + index] * 4, "pool": "4 clips",
             "data": str(folder / "data"), "examples": examples})
-    part = {"name": "grounded <i>", "kind": "better", "n": 3, "seeds": [1, 2, 3],
-            "verdict": "holds", "values": [20.0, 23.0, 29.0], "mean": 24.0, "low": 12.6,
-            "high": 35.4}
-    alone = {**part, "name": "alone", "values": [-1.2], "mean": -1.2, "low": None, "high": None,
+    part = {"name": "grounded <i>", "kind": "better", "verdict": "holds", "mean": 24.0,
+            "values": [20.0, 23.0, 29.0], "low": 12.6, "high": 35.4}
+    alone = {**part, "values": [-1.2], "mean": -1.2, "low": None, "high": None,
              "verdict": "one seed"}
     empty = {**part, "name": "empty", "values": [], "mean": None, "verdict": "not run"}
     claim = {"number": "1", "text": "student > text-only", "kind": "mechanism", "note": "by <b>",
-             "parts": [part, alone, empty], "verdict": "holds", "holm": 0.0123, "of": 10,
-             "controls": {"pairs": "fails"}}
+             "parts": [part, alone, empty], "verdict": "holds", "controls": {"pairs": "fails"}}
     data.write_json(folder / "runs" / "claims.json", {
         "commit": "fedcba9876", "hardware": "2 cores", "seeds": [1, 2, 3], "claims": [claim],
-        "arms": {"text-only": {"grounded PIQA": [50.0, 51.0]},
-                 "nst+crd": {"grounded PIQA": [80.0, 84.0], "R@1": [33.3]}},
         "curve": {"steps": [10, 100, 1000], "two-stage": [[80, 82], [70, 71], [55, 52]],
                   "distilled": [[60, 61], [70, 72], []]}})
     return [str(folder / "runs" / name) for name in SEEDS]
@@ -98,11 +92,11 @@ def make_runs(folder):
 class Page(html.parser.HTMLParser):
     """The page's elements in order: (tag, attributes, text inside)."""
 
-    def __init__(self, text):
+    def __init__(self, file):
         super().__init__()
         self.elements = []
         self.open = []
-        self.feed(text)
+        self.feed(file.read_text(encoding="utf-8"))
         self.close()
 
     def handle_starttag(self, tag, attributes):
@@ -117,18 +111,12 @@ class Page(html.parser.HTMLParser):
         for _, _, inside in self.open:
             inside.append(text.replace("\u00a0", " "))
 
-    def every(self, *tags):
-        return [(attributes, "".join(inside)) for tag, attributes, inside in self.elements
-                if tag in tags]
+    def every(self, tag):
+        return [(attributes, "".join(inside)) for name, attributes, inside in self.elements
+                if name == tag]
 
-
-def report(runs, **flags):
-    given = {"names": None, "out": None, "texts": 12, "videos": None, "claims": None, **flags}
-    evaluate.report(argparse.Namespace(runs=runs, **given))
-
-
-def texts(page, tag):
-    return [text for _, text in page.every(tag)]
+    def texts(self, tag):
+        return [text for _, text in self.every(tag)]
 
 
 @pytest.fixture(scope="module")
@@ -140,22 +128,19 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def text(folder):
-    return (folder / "runs" / "report.html").read_text(encoding="utf-8")
+def page(folder):
+    return Page(folder / "runs" / "report.html")
 
 
-def test_structure(text):
-    page = Page(text)
+def test_structure(page):
     assert not page.open
     ids = [attributes["id"] for _, attributes, _ in page.elements if "id" in attributes]
-    assert len(ids) == len(set(ids)) > 8
-    for attributes, _ in page.every("a"):
-        assert attributes["href"][1:] in ids
-    levels = [int(tag[1]) for tag, _, _ in page.elements if tag in ("h1", "h2", "h3")]
-    assert levels[0] == 1 and levels.count(1) == 1 and set(levels) == {1, 2, 3}
-    order = [heading.partition(",")[0] for heading in texts(page, "h2")]
-    assert order == ["Clips found by text", "Results", "Probes", "Curves", "Claims",
-                     "Arms of the claims", "Forgetting", "What was run"]
+    assert len(ids) == len(set(ids))
+    linked = [attributes["href"][1:] for attributes, _ in page.every("a")]
+    assert linked == [attributes["id"] for attributes, _ in page.every("section")]
+    assert linked == ["clips", "results", "probes", "curves", "claims", "forgetting", "runs"]
+    levels = [tag for tag, _, _ in page.elements if tag in ("h1", "h2", "h3")]
+    assert levels[0] == "h1" and levels.count("h1") == 1 and levels.count("h2") == 7
     for attributes, inside in page.every("svg"):
         assert attributes.get("role") != "img" or inside.strip()   # its title says what it shows
     for attributes, _ in page.every("video"):
@@ -165,92 +150,79 @@ def test_structure(text):
         assert attributes["scope"] in ("row", "col")
 
 
-def test_nothing_is_loaded_from_elsewhere(text):
-    for tag, attributes, _ in Page(text).elements:
+def test_nothing_is_loaded_from_elsewhere(folder, page):
+    for tag, attributes, _ in page.elements:
         for name in ("src", "href", "poster", "action", "data", "srcset"):
             assert tag == "a" or attributes.get(name, "data:").startswith("data:")
+    text = (folder / "runs" / "report.html").read_text(encoding="utf-8")
     bare = re.sub(r"base64,[A-Za-z0-9+/=]*", "", text)
     assert not re.search(r"https?:|url\(|@import|//[a-z]", bare)
 
 
-def test_names_and_texts_are_escaped(text):
-    page = Page(text)
-    assert "<img" not in text and len(page.every("script")) == 1
-    assert HOSTILE in texts(page, "th")
-    assert "“text 3 <b>”" in texts(page, "h3")
+def test_names_and_texts_are_escaped(page):
+    assert page.every("img") == [] and len(page.every("script")) == 1
+    assert HOSTILE in page.texts("th")
+    assert "“text 3 <b>”" in page.texts("h3")
     given = evaluate.tag("p", '<b>"', class_='"><')
     assert given == '<p class="&quot;&gt;&lt;">&lt;b&gt;&quot;</p>'
 
 
-def test_numbers_are_those_of_the_files(text):
-    page = Page(text)
-    scores, arms, runs = [next(inside for inside in texts(page, "table") if word in inside)
-                          for word in ("PIQA grounded", "nst+crd", "hardware")]
+def test_numbers_are_those_of_the_files(page):
+    tables = "".join(page.texts("table"))
     for values in SEEDS.values():
         entries = [{"value": value, "stuck": False, "split_dev": False} for value in values]
-        assert evaluate.show_cell(entries) in scores   # the cells of `table`
-    pictures = texts(page, "title")
+        assert evaluate.show_cell(entries) in tables   # the cells of `table`
+    for text in ("cpu <1>", "crd", "38", "40.6 %", "4 clips"):   # 37.5 s of fine-tuning
+        assert text in tables
+    pictures = "".join(page.texts("title"))
     # 80.1667 +- 4.30265 x 8.7547 / sqrt(3), by hand
-    assert any("80.2, interval 58.4 to 101.9" in inside for inside in pictures)
-    assert any("text-only: 9 at 1, 0.009082 at 991" in inside for inside in pictures)
-    assert any("two-stage: 81 at 10, 53.5 at 1000" in inside for inside in pictures)
-    assert "nst+crd" in arms and "82.0 ± 2.8" in arms and "33.3" in arms
-    assert "cpu <1>" in runs and "crd" in runs and "38" in runs   # 37.5 s of fine-tuning
-    rows = texts(page, "li")
-    for row in ("grounded <i> (better)", "+24.0 [+12.6, +35.4] holds", "-1.2 one seed", "not run",
-                "holds; its control pairs: fails (p 0.012 after Holm's correction)", "91.2"):
-        assert any(row in inside for inside in rows), row
-    assert "1. student > text-only (mechanism; by <b>)" in texts(page, "b")
-    assert "Clips found by text, among 4 clips of 4 held-out videos" in texts(page, "h2")
+    for text in ("80.2, interval 58.4 to 101.9", "text-only: 0.009082 at 991",
+                 "two-stage: 53.5 at 1000"):
+        assert text in pictures
+    rows = "".join(page.texts("li"))
+    for text in ("grounded <i> (better)+24.0 [+12.6, +35.4] holds", "-1.2 one seed", "not run",
+                 "test nouns91.2"):
+        assert text in rows
+    claim = "1. student > text-only (mechanism; by <b>): holds; its control pairs: fails"
+    assert claim in page.texts("figcaption")
 
 
-def entries(*values, chance=50.0):
-    return [{"seed": seed, "value": value, "chance": chance, "stuck": False, "split_dev": False}
+def entries(*values):
+    return [{"seed": seed, "value": value, "chance": 50.0, "stuck": False, "split_dev": False}
             for seed, value in enumerate(values)]
 
 
 STUDENT = {"arguments": {"objective": ["nst"]}}
 TEXT_ONLY = {"arguments": {"objective": []}}
-OTHER = {"arguments": {"contrastive": "nce"}}
+TWO_STAGE = {"arguments": {"objective": [], "init": "runs/teacher"}}
 MINI = {("QNLI", "grounded"): entries(80.0, 90.0), ("PIQA", "grounded"): entries(95.0),
         ("PIQA", "unfilmed"): entries(1.0), ("MNLI", "grounded"): entries(None)}
 MINI_PLAIN = {("QNLI", "grounded"): entries(50.0), ("PIQA", "grounded"): entries(52.0)}
-REAL = {("RTE", "dev"): entries(60.0), ("STS-B", "dev"): entries(80.0, 90.0, chance=None),
+REAL = {("RTE", "dev"): entries(60.0), ("STS-B", "dev"): entries(80.0, 90.0),
         ("MNLI", "dev-mismatched"): entries(1.0)}
-REAL_PLAIN = {("RTE", "dev"): entries(61.0), ("STS-B", "dev"): entries(80.0, chance=None)}
-
-
+REAL_PLAIN = {("RTE", "dev"): entries(61.0), ("MNLI", "dev"): entries(1.0)}
 FILM = "Of the questions that only film answers, "
+WHO = "the student that never saw a frame got "
 
 
 @pytest.mark.parametrize("facts, cells, sentence", [
-    ([TEXT_ONLY, STUDENT], [MINI_PLAIN, MINI],
-     FILM + "the student that never saw a frame got 90.0 % right, the text-only student 51.0 %; "
-     "chance is 50."),
-    ([STUDENT], [MINI],
-     FILM + "the student that never saw a frame got 90.0 % right; chance is 50."),
-    ([OTHER], [MINI], FILM + "run 0 got 90.0 % right; chance is 50."),
-    ([STUDENT, OTHER, TEXT_ONLY], [REAL, MINI, REAL_PLAIN],
-     "Over 2 tasks the distilled student scores 2.0 points above the text-only one on average."),
-    ([{}], [REAL], "Over 2 tasks run 0 scores 72.5 on average."),
-    ([STUDENT], [{}], "Nothing is fine-tuned yet: `python finetune.py --model RUN` does it."),
+    ([TWO_STAGE, TEXT_ONLY, STUDENT], [MINI, MINI_PLAIN, MINI],
+     FILM + WHO + "90.0 %, the text-only student got 51.0 %; chance is 50.0 %."),
+    ([STUDENT], [MINI], FILM + WHO + "90.0 %; chance is 50.0 %."),
+    ([{}], [MINI], FILM + "run 0 got 90.0 %; chance is 50.0 %."),
+    ([STUDENT, {}, TEXT_ONLY], [REAL, REAL, REAL_PLAIN],
+     "On average over 1 tasks, " + WHO + "60.0 %, the text-only student got 61.0 %."),
+    ([{}], [REAL], "On average over 2 tasks, run 0 got 72.5 %."),
+    ([STUDENT], [{}], "No result yet: `python finetune.py --model RUN` fine-tunes a run."),
 ])
 def test_result_sentence(facts, cells, sentence):
     names = [f"run {number}" for number in range(len(facts))]
-    assert evaluate.result_sentence(names, facts, cells) == sentence
+    assert evaluate.result(names, facts, cells)[0] == sentence
 
 
-def test_report_opens_and_ends_with_its_result(folder, text, capsys):
-    report([str(folder / "runs" / name) for name in SEEDS], out=folder / "again.html")
-    sentence = FILM + ("the student that never saw a frame got 80.2 % right, the text-only student "
-                       "49.8 %; chance is 50.")
-    assert capsys.readouterr().out.splitlines()[-1] == sentence
-    assert texts(Page(text), "h1") == [sentence]
-
-
-def test_clips_are_what_was_asked_for(text):
+def test_clips_are_what_was_asked_for(page):
     """Each clip decodes as H.264 and shows the seconds of its row."""
-    clips = Page(text).every("video")
+    clips = page.every("video")
     assert len({attributes["src"] for attributes, _ in clips}) == 4
     for attributes, _ in clips:
         head, _, coded = attributes["src"].partition(",")
@@ -273,78 +245,55 @@ def test_clips_are_cut_at_four_seconds(tmp_path, monkeypatch):
     assert asked == [(3.0, 7.0, 10, 112)]
 
 
-@pytest.mark.parametrize("kept", ["splits.json", "--videos", "videos/"])
+@pytest.mark.parametrize("kept", ["splits.json", "--videos"])
 def test_clips_of_any_data_folder_that_still_has_its_films(tmp_path, kept):
     runs = make_runs(tmp_path)
-    given = None
-    if kept != "videos/":
-        (tmp_path / "data" / "videos").rename(tmp_path / "films")
+    films = str(tmp_path / "films")
+    (tmp_path / "data" / "videos").rename(films)
     if kept == "splits.json":
-        splits = {"train": [], "valid": [], "videos": str(tmp_path / "films")}
-        data.write_json(tmp_path / "data" / "splits.json", splits)
-    if kept == "--videos":
-        given = str(tmp_path / "films")
-    report(runs, videos=given)
-    assert (tmp_path / "runs" / "report.html").read_text(encoding="utf-8").count("<video") > 4
+        data.write_json(tmp_path / "data" / "splits.json", {"videos": films})
+        evaluate.main(["report", *runs])
+    else:
+        evaluate.main(["report", *runs, "--videos", films])
+    assert len(Page(tmp_path / "runs" / "report.html").every("video")) > 4
 
 
-def test_what_is_missing_is_named(tmp_path, capsys):
+def test_what_is_missing_is_named_and_the_result_comes_last(tmp_path, capsys):
     runs = make_runs(tmp_path)
-    page = tmp_path / "page.html"
     (tmp_path / "data" / "videos" / "v0.mp4").write_bytes(b"no film")
     (tmp_path / "data" / "videos" / "v1.mp4").unlink()
-    (tmp_path / "runs" / "claims.json").unlink()
-    for run in SEEDS:
-        (tmp_path / "runs" / run / "probe.json").unlink()
-    report(runs, out=page)
-    shown = page.read_text(encoding="utf-8")
-    assert "no film v1 in" in shown and "cannot be decoded" in shown
-    printed = capsys.readouterr().out
-    for line in (f"No probes: `python evaluate.py probe {' '.join(runs)}` makes them.",
-                 "No forgetting: `make claims` makes them."):
-        assert line in shown and line in printed
-    shutil.rmtree(tmp_path / "data")
-    report(runs, out=page)
-    assert "<video" not in page.read_text(encoding="utf-8")
-    bare = tmp_path / "bare"
-    bare.mkdir()
-    data.write_json(bare / "args.json", {})
-    report([str(bare)])
-    assert texts(Page((tmp_path / "report.html").read_text()), "h2") == ["What was run"]
-    with pytest.raises(model.UserError, match="no run in .*nowhere"):
-        report([str(tmp_path / "nowhere")])
-
-
-def test_claims_are_found_beside_the_runs_and_one_folder_below(tmp_path):
-    """`report runs/*` after `make claims`: runs/claims is no run, but holds claims.json."""
-    runs = make_runs(tmp_path)
+    # `make claims` writes runs/claims, which is no run
     (tmp_path / "runs" / "claims").mkdir()
     (tmp_path / "runs" / "claims.json").rename(tmp_path / "runs" / "claims" / "claims.json")
-    report([str(tmp_path / "runs" / "claims"), *runs])
-    assert "grounded &lt;i&gt;" in (tmp_path / "runs" / "report.html").read_text(encoding="utf-8")
+    for run in SEEDS:
+        (tmp_path / "runs" / run / "probe.json").unlink()
+    evaluate.main(["report", *runs, str(tmp_path / "runs" / "claims")])
+    page = Page(tmp_path / "runs" / "report.html")
+    shown = "".join(page.texts("p"))
+    assert "no film v1" in shown and "cannot be decoded" in shown
+    assert "claims" in [attributes.get("id") for attributes, _ in page.every("section")]
+    line = f"No probes: `python evaluate.py probe {' '.join(runs)}` makes them."
+    sentence = FILM + WHO + "80.2 %, the text-only student got 49.8 %; chance is 50.0 %."
+    printed = capsys.readouterr().out.splitlines()
+    assert line in shown and line in [text.strip() for text in printed]
+    assert [printed[-1]] == page.texts("h1") == [sentence]
 
-
-def test_size_is_kept(folder, text, monkeypatch):
-    """Clips stop where their share is used up; a page that is too large is not written."""
-    runs = [str(folder / "runs" / name) for name in SEEDS]
-    monkeypatch.setattr(evaluate, "CLIP_BYTES", len(text) // 4)
-    report(runs, out=folder / "few.html")
-    shown = (folder / "few.html").read_text(encoding="utf-8")
-    assert 0 < int(re.search(r"(\d) of 4 texts", shown)[1]) < 4
-    monkeypatch.setattr(evaluate, "REPORT_BYTES", 10_000)
-    with pytest.raises(model.UserError, match="give it fewer runs"):
-        report(runs, out=folder / "none.html")
-    assert not (folder / "none.html").exists()
+    shutil.rmtree(tmp_path / "data")
+    evaluate.main(["report", *runs])
+    assert Page(tmp_path / "runs" / "report.html").every("video") == []
+    with pytest.raises(model.UserError, match="no run in .*nowhere"):
+        evaluate.main(["report", str(tmp_path / "nowhere")])
 
 
 def test_long_logs_are_thinned(tmp_path):
-    """Nine runs of 20,000 logged lines stay a small page."""
-    for number in range(9):
+    """Two runs of 20,000 logged lines, and nothing else, stay a small page."""
+    for number in range(2):
         run = tmp_path / f"arm-{number}"
         write_log(run, ({"step": 50 * step, "mlm": 7 / (1 + step)} for step in range(20_000)))
         data.write_json(run / "args.json", {"arguments": {"size": "base"}})
-    report(sorted(map(str, tmp_path.glob("arm-*"))))
-    assert (tmp_path / "report.html").stat().st_size < 200_000
+    evaluate.main(["report", *sorted(map(str, tmp_path.glob("arm-*")))])
+    assert (tmp_path / "report.html").stat().st_size < 60_000
+    assert Page(tmp_path / "report.html").texts("h2") == ["Training", "What was run"]
 
 
 @pytest.mark.parametrize("values, ticks", [
@@ -360,20 +309,19 @@ def test_axis(values, ticks):
 
 def test_retrieval_draws_texts_before_scores():
     pool = [{"video": f"v{number}"} for number in range(50)]
-    clips = evaluate.torch.eye(50, dtype=evaluate.torch.float64)
+    clips = torch.eye(50, dtype=torch.float64)
     drawn = []
     for seed in (0, 1):
         scores = np.random.default_rng(seed).normal(size=(50, 50))
-        ranks, best = evaluate.search(evaluate.torch.tensor(scores), clips)
-        drawn.append(evaluate.retrieval_examples(ranks, best, pool))
-        for row in drawn[-1]:   # the drawn text's best three, by sorting its scores
+        ranks, best = evaluate.search(torch.tensor(scores), clips)
+        examples = evaluate.retrieval_examples(ranks, best, pool)
+        drawn.append([row["index"] for row in examples])
+        for row in examples:   # the drawn text's best three, by sorting its scores
             order = np.argsort(-scores[row["index"]]).tolist()
             assert row["top"] == [pool[other] for other in order[:3]]
             assert row["own"] == pool[row["index"]]
             assert row["rank"] == order.index(row["index"]) + 1
-    first, second = drawn
-    assert [row["index"] for row in first] == [row["index"] for row in second]
-    assert len(first) == 12
+    assert drawn[0] == drawn[1] and len(drawn[0]) == 12
 
 
 # --------------------------------------------------------------------------------------------------
@@ -382,21 +330,20 @@ def test_retrieval_draws_texts_before_scores():
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory):
-    """Headless Chromium that notes its console and its requests."""
+    """Headless Chromium that notes its console."""
     webdriver = pytest.importorskip("selenium.webdriver")
     from selenium.webdriver.chrome.service import Service
-    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    chromium = shutil.which("chromium")
+    driver = shutil.which("chromedriver")
     if not chromium or not driver:
         pytest.skip("no chromium and chromedriver (Debian: apt-get install chromium-driver)")
     options = webdriver.ChromeOptions()
     options.binary_location = chromium
-    for flag in ("headless", "no-sandbox", "disable-gpu", "disable-quic", "no-first-run",
-                 "disable-background-networking", "disable-component-update", "disable-sync",
+    for flag in ("headless", "no-sandbox", "disable-gpu",
                  f"user-data-dir={tmp_path_factory.mktemp('profile')}"):
         options.add_argument(f"--{flag}")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     opened = webdriver.Chrome(options=options, service=Service(driver))
-    opened.set_script_timeout(30)
     yield opened
     opened.quit()
 
@@ -411,16 +358,6 @@ def show(browser, path, width, scheme="light", motion="reduce"):
     browser.get(path.as_uri())
 
 
-def requests(browser):
-    """Addresses asked for since the last call, but for those of the browser's own start page."""
-    messages = [json.loads(entry["message"])["message"]
-                for entry in browser.get_log("performance")]
-    sent = [message["params"] for message in messages
-            if message["method"] == "Network.requestWillBeSent"]
-    return [asked["request"]["url"] for asked in sent
-            if not asked["documentURL"].startswith("chrome:")]
-
-
 def brightness(colour):
     """Relative luminance of "rgb(r, g, b)" (WCAG 2)."""
     parts = np.array([int(number) for number in re.findall(r"\d+", colour)[:3]]) / 255
@@ -428,26 +365,16 @@ def brightness(colour):
     return float(linear @ [0.2126, 0.7152, 0.0722])
 
 
-PLAY = """const done = arguments[0], clips = [...document.querySelectorAll("video")];
-Promise.all(clips.map(async clip => { await clip.play(); const start = clip.currentTime;
-  for (let k = 0; k < 200 && clip.currentTime === start; k++)
-    await new Promise(next => setTimeout(next, 50));
-  const moved = clip.currentTime !== start; clip.pause(); return [moved, clip.videoWidth]; }))
-  .then(done, error => done(String(error)));"""
 COLOURS = """const colour = (place, kind) => getComputedStyle(document.querySelector(place))[kind];
 return [colour("body", "backgroundColor"), colour("body", "color"), colour("nav a", "color"),
-  colour("figcaption", "color"), colour("svg text", "fill")].concat(
+  colour("figcaption small", "color"), colour("svg text", "fill")].concat(
   [...document.querySelectorAll("circle")].map(dot => getComputedStyle(dot).stroke)
   .filter(stroke => stroke !== "none"))"""
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [360, 1280, 1920])
+@pytest.mark.parametrize("width, scheme", [(360, "light"), (360, "dark"), (1920, "light")])
 def test_page_in_a_browser(folder, browser, width, scheme):
-    path = folder / "runs" / "report.html"
-    requests(browser)              # forget what came before
-    browser.get_log("browser")
-    show(browser, path, width, scheme)
+    show(browser, folder / "runs" / "report.html", width, scheme)
     used = browser.execute_script("return document.querySelector('main').clientWidth")
     assert used > 0.9 * width
     scrolled = browser.execute_script("return document.documentElement.scrollWidth")
@@ -466,13 +393,7 @@ def test_page_in_a_browser(folder, browser, width, scheme):
     plots = browser.execute_script(
         "return [...document.querySelectorAll('svg[viewBox]')].map(plot => plot.clientWidth)")
     assert min(plots) / 360 * 12 >= 10   # pixels of a letter
-    clips = browser.execute_async_script(PLAY)
-    assert isinstance(clips, list) and len(clips) > 4, clips
-    assert all(moved and pixels == 148 for moved, pixels in clips)
-    # chrome-untrusted: the browser's own panels, now and then
-    schemes = {address.partition(":")[0] for address in requests(browser)}
-    assert "file" in schemes and schemes <= {"file", "data", "chrome-untrusted"}
-    assert browser.get_log("browser") == []
+    assert browser.get_log("browser") == []   # no error, nothing that could not be loaded
 
 
 def wait_for(browser, script):
@@ -484,20 +405,20 @@ def wait_for(browser, script):
 
 
 def test_keyboard_and_motion(folder, browser):
-    """The first Tab reaches the skip link; the button stops by Enter what plays in view alone."""
+    """The first Tab reaches the sections' links; Space stops what plays, which is in view alone."""
     from selenium.webdriver.common.action_chains import ActionChains
     from selenium.webdriver.common.keys import Keys
     show(browser, folder / "runs" / "report.html", 360, motion="no-preference")
     ActionChains(browser).send_keys(Keys.TAB).perform()
-    focused = "return document.activeElement.className + document.activeElement.offsetLeft"
-    assert re.fullmatch(r"skip\d+", browser.execute_script(focused))   # in sight
+    assert browser.execute_script("return document.activeElement.hash") == "#clips"
     playing = "[...document.querySelectorAll('video')].filter(clip => !clip.paused).length"
-    button = browser.find_element("id", "play")
-    browser.execute_script("arguments[0].scrollIntoView()", button)
+    box = browser.find_element("id", "play")
+    browser.execute_script("arguments[0].scrollIntoView()", box)
     wait_for(browser, f"return {playing} > 0")
+    wait_for(browser, "return document.querySelector('video').currentTime > 0")
     assert browser.execute_script(
         f"return {playing} < document.querySelectorAll('video').length")
-    button.send_keys(Keys.ENTER)
+    box.send_keys(Keys.SPACE)
     wait_for(browser, f"return {playing} === 0")
     for place in browser.find_elements("css selector", ".wide"):
         assert place.get_attribute("tabindex") == "0"   # a table is scrolled by its keys

@@ -8,11 +8,10 @@ It prints, of each world's teacher on the plain text that students learn from:
     noun      of the clips nearest to an article's noun (distill.voken_labels, "nearest"): how many
               show that noun, and how many something of its colour, its size, ...
     others    the same of the clips nearest to the article's other words
-    mlm       the teacher's MLM loss on held-out text (nats a masked token); guessing by lot costs
-              log(vocabulary)
+    mlm       the teacher's MLM loss on held-out text (nats a masked token), and guessing by lot's
 
-Articles are the blocks that name one filmed noun, once or more often. A clip shows what its
-video's narration names most often.
+Articles are the blocks that name one filmed noun. A clip shows what its video's narration names
+most often. Axes: N nouns, C clips, H width.
 """
 import argparse
 import math
@@ -33,26 +32,21 @@ DEVICE = torch.device("cpu")
 BLOCKS = 2048   # of training text
 
 
-def shown_nouns(folder, bank_file, nouns):
-    """The noun that each clip of a bank shows."""
+def agreement(world, folder, bank_file):
+    """{"noun" or a property: bool [N, C]}: does clip c show noun n, or something alike in it?"""
+    nouns = {noun: {**world["nouns"][noun], "noun": noun} for noun in world["nouns"]}
     spoken = data.read_json(folder / "caption.json", "python data.py mini")
-    shown = []
+    shown = []   # the noun of each clip
     for row in data.read_bank(bank_file):
         words = " ".join(spoken[row["video"]]["text"]).split()
-        counts = Counter(word for word in words if word in nouns)
-        shown.append(counts.most_common(1)[0][0])
-    return shown
-
-
-def agreement(world, shown):
-    """{"noun" or a property: bool [N, C]}: does clip c show noun n, or something alike in it?"""
-    nouns = world["nouns"]
+        shown.append(Counter(word for word in words if word in nouns).most_common(1)[0][0])
     tables = {}
     for name in ["noun", *world["properties"]]:
-        value = {noun: properties.get(name, noun) for noun, properties in nouns.items()}
-        numbers = {each: number for number, each in enumerate(set(value.values()))}
-        ours = torch.tensor([numbers[value[noun]] for noun in nouns])                # [N]
-        theirs = torch.tensor([numbers[value[noun]] for noun in shown])              # [C]
+        numbers = {}
+        for noun in nouns.values():
+            numbers.setdefault(noun[name], len(numbers))
+        ours = torch.tensor([numbers[noun[name]] for noun in nouns.values()])        # [N]
+        theirs = torch.tensor([numbers[nouns[noun][name]] for noun in shown])        # [C]
         tables[name] = ours[:, None] == theirs
     return tables
 
@@ -68,9 +62,9 @@ def nearest_clips(folder, run, bank_file):
     text = data.TextBlocks(folder / "text", "train", tokenizer, config.block)
     bank = distill.bank_vectors(SimpleNamespace(teacher=run, data=folder, bank=bank_file),
                                 tokenizer, DEVICE, False)                           # [C, H]
-    nouns = list(world["nouns"])
-    row_of = {tokenizer.token_to_id(noun): row for row, noun in enumerate(nouns)}
-    tables = agreement(world, shown_nouns(folder, bank_file, nouns))
+    groups = [properties["group"] for properties in world["nouns"].values()]
+    row_of = {tokenizer.token_to_id(noun): row for row, noun in enumerate(world["nouns"])}
+    tables = agreement(world, folder, bank_file)
     hits = {"noun": {name: [] for name in tables}, "others": {name: [] for name in tables}}
     for low in range(0, min(BLOCKS, len(text)), 64):
         tokens = text.batch(range(low, min(low + 64, len(text))))                   # [64, L]
@@ -78,19 +72,16 @@ def nearest_clips(folder, run, bank_file):
         labels = distill.voken_labels("nearest", tokens, vectors, bank, None, None, None)
         for block, label in zip(tokens, labels):
             is_noun = torch.tensor([token in row_of for token in block.tolist()])
-            named = set(block[is_noun].tolist())
-            if len(named) != 1:
-                continue
-            noun = row_of[named.pop()]
-            if world["nouns"][nouns[noun]]["group"] == "unfilmed":
+            rows = {row_of[token] for token in block[is_noun].tolist()}
+            if len(rows) != 1 or groups[min(rows)] == "unfilmed":
                 continue
             for place, chosen in (("noun", is_noun), ("others", ~is_noun & (label >= 0))):
                 for name, table in tables.items():
-                    hits[place][name].append(table[noun, label[chosen]])
+                    hits[place][name].append(table[min(rows), label[chosen]])
     shares = {"noun": {}, "others": {}}
     for place, by_name in hits.items():
-        for name, found in by_name.items():
-            shares[place][name] = torch.cat(found).float().mean().item()
+        for name, agrees in by_name.items():
+            shares[place][name] = torch.cat(agrees).float().mean().item()
     return shares
 
 
@@ -108,15 +99,13 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[11, 12, 13, 14, 15])
-    parser.add_argument("--runs", type=Path, default=Path("runs/claims"),
-                        help="holds world-SEED/teacher")
-    parser.add_argument("--data", default="data/mini-", help="the worlds' folders, less the seed")
+    parser.add_argument("--runs", type=Path, default=Path("runs/claims"))
     args = parser.parse_args()
     print("nearest clips, % that agree with the article's noun in")
     names = ["noun", *data.PROPERTIES]
     print(f"{'world':14}" + "".join(f"{name:>8}" for name in names))
     for seed in args.seeds:
-        folder = Path(f"{args.data}{seed}")
+        folder = Path(f"data/mini-{seed}")
         run = args.runs / f"world-{seed}" / "teacher"
         for place, shares in nearest_clips(folder, run, folder / "bank.json").items():
             cells = [f"{100 * shares[name]:8.1f}" for name in names]
