@@ -159,7 +159,7 @@ def transformers_bert(nets, bert):
     shape = dataclasses.asdict(nets.config)
     del shape["block"]
     theirs = transformers.BertForMaskedLM(transformers.BertConfig(**shape))
-    theirs.load_state_dict(model.to_hf(bert, nets.mlm_head))
+    theirs.load_state_dict(model.to_hf(bert, nets.mlm_head), strict=False)   # tied tensors once
     return theirs.to(bert.tokens.weight.device).eval()
 
 
