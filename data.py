@@ -1379,19 +1379,17 @@ def json_captions(path, _, piece=1 << 22):
         while len(buffer) < LONGEST_ENTRY and (read := file.read(piece)):
             buffer += read
             place = 0
-            problem = f"expected {mark}"
             while (pair := PAIR.match(buffer, place)) and pair[1] == mark:
                 try:
                     entry, place = decoder.raw_decode(buffer, pair.end())
-                except json.JSONDecodeError as error:   # wrong, or cut by the buffer's end
-                    problem = error.msg
+                except json.JSONDecodeError:   # wrong, or cut by the buffer's end
                     break
                 video = json.loads(pair[2])
                 yield video, entry
                 mark = ","
             buffer = buffer[place:]
     if "".join(buffer.split()) != ("{}" if video is None else "}"):
-        raise UserError(f"{path}, after video {video!r}: not one JSON object of videos ({problem})")
+        raise UserError(f"{path}, after video {video!r}: not JSON of videos: {buffer[:60]!r}")
 
 
 def csv_rows(path, columns):
@@ -1401,11 +1399,11 @@ def csv_rows(path, columns):
         try:
             for row in reader:
                 if not row.keys() >= columns or None in row or None in row.values():
-                    raise csv.Error(f"needs {len(reader.fieldnames)} cells, of the columns "
-                                    f"{', '.join(sorted(columns))} and others")
+                    raise UserError(f"{path}, line {reader.line_num}: needs columns "
+                                    f"{', '.join(sorted(columns))}, and as many cells as line 1")
                 yield row
         except csv.Error as error:
-            raise UserError(f"{path}, line {reader.line_num}: {error}") from None
+            raise UserError(f"{path}, after line {reader.line_num}: {error}") from None
 
 
 def csv_captions(path, video):
