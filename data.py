@@ -423,14 +423,13 @@ def load_tokenizer(path, cased=None):
     if not path.exists() and path.name in others:
         path = path.with_name(others[path.name])
     if not path.exists():
-        raise UserError(f"no vocabulary at {path}; `python data.py mini` makes one, for the sizes "
-                        f"small and base `make data/weights/bert-base-uncased` fetches one")
+        raise UserError(f"no vocabulary at {path}; `python data.py mini` makes one, `make "
+                        "data/weights/bert-base-uncased` fetches BERT's")
     if path.suffix == ".json":
         tokenizer = read_tokenizer(path, cased)
     else:
         tokenizer = read_vocabulary(path, cased)
-    ids = special_ids(tokenizer)
-    ends = [("[SEP]", ids["sep"]), ("[CLS]", ids["cls"])]
+    ends = [(token, tokenizer.token_to_id(token)) for token in ("[SEP]", "[CLS]")]
     tokenizer.post_processor = tokenizers.processors.BertProcessing(*ends)
     tokenizer.no_truncation()
     tokenizer.no_padding()
@@ -453,8 +452,8 @@ def read_tokenizer(path, cased):
 
 
 def read_vocabulary(path, cased):
-    """The tokenizer of a vocab.txt, one piece a line. Text is lower-cased if tokenizer_config.json
-    beside it says so, or without one if no piece has a capital; `cased` overrides both."""
+    """The tokenizer of a vocab.txt. Lower-cases if tokenizer_config.json beside it says so, else
+    if no piece has a capital; `cased` overrides both."""
     # not splitlines(), which also cuts at U+2028 and its like
     pieces = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
     vocabulary = {piece: index for index, piece in enumerate(pieces)}
@@ -483,8 +482,8 @@ def check_special(path, vocabulary):
 
 
 def train_tokenizer(files, size, folder):
-    """Writes folder/tokenizer.json: the letters of the text files, then their most frequent words,
-    at most `size` pieces. The same files give the same ids."""
+    """Writes folder/tokenizer.json of at most `size` pieces: the text files' letters, then their
+    most frequent words."""
     normalizer = tokenizers.normalizers.BertNormalizer()
     pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
     counts = Counter()
@@ -536,24 +535,22 @@ MIN_WORDS = 5   # between spaces; shorter lines are dropped, as for the authors'
 
 
 def text_files(paths):
-    """The files among files and folders; a folder stands for all files under it but dot files."""
+    """Files, and all files under folders but dot files."""
     files = []
     for path in map(Path, paths):
-        inside = sorted(path.rglob("[!.]*")) if path.is_dir() else [path]
-        inside = [file for file in inside if file.is_file()]
+        inside = [file for file in [path, *sorted(path.rglob("[!.]*"))] if file.is_file()]
         if not inside:
-            raise UserError(f"no text file {path}; `python data.py mini` makes the mini world's, "
-                            f"`make data/wiki` fetches WikiText-103")
+            raise UserError(f"no text file in {path}; `make data/wiki` fetches WikiText-103")
         files += inside
     return files
 
 
 def text_lines(path, min_words=MIN_WORDS, bar=None):
-    """Yields the lines of a corpus file worth training on, as the code of vokenization (Tan &
-    Bansal 2020) chose them. bar: counts the bytes read. Raises UserError naming file and line.
+    """Yields a file's lines worth training on, as vokenization's code (Tan & Bansal 2020) chose
+    them; of WikiExtractor --json, of each "text". bar: counts the bytes read.
 
     Dropped: WikiText headings (` = Title = `), WikiExtractor's <doc> marks, lines of fewer than
-    min_words words between spaces. Of WikiExtractor --json the lines of each "text" are read.
+    min_words words between spaces.
     """
     is_json = False
     with open(path, "rb") as file:
@@ -1354,11 +1351,11 @@ def video_command(args):
 # and written as flat files that every process maps: captions/tokens.bin, all tokens; bounds.bin,
 # where each caption's tokens begin (int64); times.bin, start and end in seconds (float32);
 # spans.bin, each video's first caption and the one after its last (int64); and, written last,
-# index.json with the ids in sorted order, the row order of spans.
+# index.json with the sorted ids, the rows of spans.
 
 CAPTION_ARRAYS = ("tokens", "bounds", "times", "spans")
 LONGEST_ENTRY = 1 << 26   # letters of one video's captions in JSON
-FLASH = 0.05              # seconds; what is shown for less is there for its text alone
+FLASH = 0.05              # seconds; a caption shown for less is a rest of rolling ones
 PAIR = re.compile(r'\s*([{,])\s*("(?:[^"\\]|\\.)*")\s*:\s*')   # of JSON: a mark, a key
 CLOCK = r"((?:\d+:)?[0-5]?\d:[0-5]?\d(?:[.,]\d{1,3})?)"
 TIMES = re.compile(rf"\s*{CLOCK}\s*-->\s*{CLOCK}(?:\s.*)?")
@@ -1368,13 +1365,13 @@ MARKUP = re.compile(r"</?[a-zA-Z][^>]*>|<[\d:.]+>|\{\\[^}]*\}")   # <c>, <00:00:
 
 
 def json_captions(path, _, piece=1 << 22):
-    """Yields (video, captions) of HowTo100M's form {video: {"text": [], "start": [], "end": []}},
-    with `piece` letters and one entry in memory."""
+    """Yields (video, captions) of HowTo100M's JSON {video: captions}, with `piece` letters and one
+    entry in memory."""
     decoder = json.JSONDecoder()
     buffer = ""
     video = None
     mark = "{"
-    # bytes that are not UTF-8 become halves of surrogate pairs, which check_captions refuses
+    # a byte that is not UTF-8 becomes half of a surrogate pair, which check_captions refuses
     with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
         while len(buffer) < LONGEST_ENTRY and (read := file.read(piece)):
             buffer += read
@@ -1407,8 +1404,7 @@ def csv_rows(path, columns):
 
 
 def csv_captions(path, video):
-    """Yields (video, captions) of a CSV of start, end, text; with a video_id too, of many videos.
-    All is in memory: the rows of a video need not stand together."""
+    """Yields (video, captions) of a CSV: start, end, text, and of many videos video_id."""
     videos = {}
     for row in csv_rows(path, {"start", "end", "text"}):
         entry = videos.setdefault(row.get("video_id", video), {"text": [], "start": [], "end": []})
@@ -1418,11 +1414,8 @@ def csv_captions(path, video):
 
 
 def subtitles(path, video):
-    """Yields (video, captions) of an .srt or .vtt file, without markup, a cue's lines joined.
-
-    What no player would show (a cue with malformed times, text outside of a cue, a file that is not
-    UTF-8) becomes a caption whose times are NaN, which unroll lists.
-    """
+    """Yields (video, captions) of an .srt or .vtt file, without markup, a cue's lines joined. What
+    no player would show becomes a caption whose times are NaN, which unroll lists."""
     entry = {"text": [], "start": [], "end": []}
 
     def add(text, start=math.nan, end=math.nan):
@@ -1461,7 +1454,7 @@ def subtitles(path, video):
 
 
 def clock_seconds(clock):
-    """Seconds of [hours:]minutes:seconds, whose decimals follow a point or a comma."""
+    """Seconds of [hours:]minutes:seconds."""
     seconds = 0.0
     for part in clock.replace(",", ".").split(":"):
         seconds = 60 * seconds + float(part)
@@ -1480,7 +1473,7 @@ def caption_files(source, ids):
     """[(path, video)]: of a folder, one file for each of the ids that has some; or that one file.
 
     ID.srt and ID.vtt come before ID.LANGUAGE.srt or .vtt, of these English before others, then the
-    alphabetically first; ID.csv comes last. Whisper's ID.json is not of HowTo100M's form.
+    alphabetically first; ID.csv comes last.
     """
     source = Path(source)
     if source.is_file() and source.suffix.lower() in READERS:
@@ -1500,29 +1493,21 @@ def caption_files(source, ids):
 
 
 def read_captions(source, ids):
-    """Yields (video, {"text": [], "start": [], "end": []}) of caption_files, in their order.
-
-    Raises UserError where something is malformed, or a video occurs twice.
-    """
-    seen = set()
+    """Yields (video, {"text": [], "start": [], "end": []}) of all caption_files."""
     with tqdm(desc="captions", unit=" videos") as bar:
         for path, name in caption_files(source, ids):
             for video, entry in READERS[path.suffix.lower()](path, name):
-                if video in seen:
-                    raise UserError(f"{path}: video {video!r} occurs twice")
-                seen.add(video)
                 bar.update()
                 yield video, check_captions(entry, video, path)
 
 
 def check_captions(entry, video, path):
-    """Returns captions whose times are floats; None and NaN, a table's marks of an empty cell, are
-    empty texts. Raises UserError where they are not {"text": [], "start": [], "end": []}."""
+    """The captions with times as floats and "" for None and NaN, a table's marks of an empty cell.
+    Raises UserError where they are not {"text": [], "start": [], "end": []}."""
     try:
         rows = list(zip(entry["text"], entry["start"], entry["end"], strict=True))
     except (KeyError, TypeError, ValueError):
-        raise UserError(f"{path}: video {video!r} needs lists text, start and end of one "
-                        f"length") from None
+        raise UserError(f"{path}: video {video!r} needs text, start, end of one length") from None
     checked = {"text": [], "start": [], "end": []}
     for row, (text, start, end) in enumerate(rows):
         if text is None or text != text:
@@ -1544,9 +1529,8 @@ def is_unicode(text):
 
 
 def overlap(previous, following, inside=frozenset()):
-    """How many of the first tokens of `following` repeat the last tokens of `previous` (rolling
-    captions). inside: tokens that go on with a word; nothing is cut in front of one, so "bake" does
-    not roll into "baking"."""
+    """How many first tokens of `following` repeat the last ones of `previous`. Nothing is cut in
+    front of a token `inside` a word: "bake" does not roll into "baking"."""
     for count in range(min(len(previous), len(following)), 0, -1):   # the longest first
         if previous[-count:] == following[:count]:
             if count == len(following) or following[count] not in inside:
@@ -1555,12 +1539,11 @@ def overlap(previous, following, inside=frozenset()):
 
 
 def unroll(entry, pieces, seconds, inside):
-    """Returns what of one video's captions can be used, [(token ids, start, end)], and what cannot,
-    [(caption number, reason)]. pieces: token ids of each caption; seconds: of video.
+    """A video's usable captions [(token ids, start, end)] and the others [(number, reason)].
 
-    In order of time, the part of a caption that repeats the end of the one before is removed. New
-    text that is shown for a moment only, as converters of rolling captions leave it, takes the time
-    of the caption before.
+    pieces: token ids of each caption. The part that repeats the end of the caption before is
+    removed. New text that is shown for a moment only, as converters of rolling captions leave it,
+    takes the time of the caption before.
     """
     timed = []
     left_out = []
@@ -1586,10 +1569,10 @@ def unroll(entry, pieces, seconds, inside):
 
 
 def pack_captions(source, seconds, tokenizer, out):
-    """Tokenises the captions of the videos in `seconds` ({id: length}) into out/captions/.
-    captions/left_out.tsv lists captions that cannot be used (video, caption number, reason).
+    """Tokenises the captions of the videos in `seconds` ({id: length}) into out/captions/, where
+    left_out.tsv lists what cannot be used (video, caption number, reason).
 
-    Returns the ids that have a usable caption, sorted, and {id: why it has none} of the others.
+    Returns the sorted ids that have a usable caption, and {id: why it has none} of the others.
     """
     folder = Path(out) / "captions"
     folder.mkdir(parents=True, exist_ok=True)
@@ -1635,17 +1618,15 @@ def pack_captions(source, seconds, tokenizer, out):
     hashes = {name: file_hash(folder / f"{name}.bin") for name in CAPTION_ARRAYS}
     write_json(folder / "index.json",
                {"counts": counts, "dtype": kind.name, "ids": ordered, "sha256": hashes})
-    print(f"{folder}: {counts['kept']:,} of {counts['read']:,} captions; the others hold nothing "
-          f"new or are in left_out.tsv")
+    print(f"{folder}: {counts['kept']:,} of {counts['read']:,} captions; the others say nothing "
+          "new or are in left_out.tsv")
     return ordered, left_out
 
 
 def hold_out(ids, count, folder):
-    """The held-out videos as a set: those of folder/valid_ids.json where it brings one, else
-    `count`, or if that is None a fiftieth, at most the 10,000 that the paper held out.
-
-    Those whose id has the smallest sha256, so that adding videos moves few others.
-    """
+    """The held-out videos as a set: those of folder/valid_ids.json, else the `count` (None: a
+    fiftieth, at most the paper's 10,000) whose id has the smallest sha256, so that adding videos
+    moves few others."""
     listed = Path(folder) / "valid_ids.json"
     if listed.exists():
         return set(read_json(listed, "python data.py mini")).intersection(ids)
@@ -1684,11 +1665,8 @@ def feature_seconds(out):
 
 
 def captions_command(args):
-    """`data.py captions`: packs the captions of all videos that have features, and splits these.
-
-    Writes OUT/captions/, OUT/tokenizer.json, OUT/left_out.tsv (video, reason) and, last,
-    OUT/splits.json.
-    """
+    """`data.py captions`: writes OUT/captions/ of all videos that have features, tokenizer.json,
+    left_out.tsv (video, reason) and, last, splits.json."""
     out = Path(args.out)
     tokenizer = load_tokenizer(args.vocab, args.cased)
     missing = missing_shards(out)
@@ -2895,50 +2873,45 @@ def main():
     mini = commands.add_parser("mini", help="generate a mini world")
     mini.add_argument("--seed", type=int, default=0, help="redraws everything")
     mini.add_argument("--out", default="data/mini")
-    mini.add_argument("--videos-a-noun", type=int, default=VIDEOS_A_NOUN,
-                      help="training videos of each filmed noun")
+    mini.add_argument("--videos-a-noun", type=int, default=VIDEOS_A_NOUN, help="to train on")
     mini.add_argument("--documents", type=int, default=10000, help="articles of text")
     mini.add_argument("--workers", type=int, default=os.cpu_count(), help="processes")
 
     text = commands.add_parser("text", help="text -> packed tokens")
-    text.add_argument("--train", nargs="+", required=True,
-                      help="files, a paragraph a line, or folders of them")
+    text.add_argument("--train", nargs="+", required=True, help="files or folders of them")
     held_out = text.add_mutually_exclusive_group(required=True)
-    held_out.add_argument("--valid", nargs="+", help="files or folders to validate on")
-    held_out.add_argument("--valid-lines", type=int, default=0,
-                          help="hold out the training text's last lines instead")
+    held_out.add_argument("--valid", nargs="+", help="text to validate on")
+    held_out.add_argument("--valid-lines", type=int, default=0, help="or --train's last lines")
     text.add_argument("--min-words", type=int, default=MIN_WORDS,
                       help="drop shorter lines; 1 suits languages without spaces")
 
     video = commands.add_parser("video", help="films -> features; with --vocab captions, too")
-    video.add_argument("--streams", nargs="+", default=["frame", "motion"],
-                       help=f"of: {', '.join(STREAMS)}")
-    video.add_argument("--shard", help="K/N, K = 1..N: only this part, for one of N machines")
+    video.add_argument("--streams", nargs="+", default=["frame", "motion"], help=", ".join(STREAMS))
+    video.add_argument("--shard", help="K/N, K = 1..N: only this part of the films")
     video.add_argument("--weights", default="data/weights", help="folder of the CNNs' checkpoints")
     video.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N, for the CNNs")
     video.add_argument("--precision", default="fp32", choices=["fp32", "bf16"], help="of the CNNs")
-    video.add_argument("--workers", type=int,
-                       help="processes (default: one a core; with CNNs on a GPU 4)")
+    video.add_argument("--workers", type=int, help="default: one a core; with CNNs on a GPU 4")
 
     captions = commands.add_parser("captions", help="captions of films with features -> tokens")
     for command in (video, captions):
         command.add_argument("--videos", required=True, help="folder of films, ID.mp4, ID.mkv, ...")
-        command.add_argument("--captions", help="JSON {id: {text: [], start: [], end: []}}, "
-                             "seconds; CSV (start, end, text, video_id); or folder of ID.srt, "
-                             "ID.vtt, ID.LANGUAGE.vtt, ID.csv (default: that of the films)")
+        command.add_argument("--captions", help="JSON {id: {text: [], start: [], end: []}}; CSV "
+                             "(start, end, text, video_id); folder of ID.srt, ID.vtt, "
+                             "ID.LANGUAGE.vtt, ID.csv (default: that of the films)")
         command.add_argument("--only", help="CSV with a column video_id: use no other films")
         command.add_argument("--category", help="of --only, the rows of this category_1")
-        command.add_argument("--held-out", type=int, help="films to validate on (default: those "
-                             "of OUT/valid_ids.json, else a fiftieth, at most 10,000)")
+        command.add_argument("--held-out", type=int, help="films to validate on (default: a "
+                             "fiftieth, at most 10,000)")
 
     bank = commands.add_parser("bank", help="clips of a data folder, for vokens and retrieval")
     bank.add_argument("--data", required=True, help="a folder that `data.py captions` wrote")
     bank.add_argument("--split", default="train", choices=list(BANKS),
-                      help="train: bank.json, for vokens; valid: bank-valid.json, for retrieval")
+                      help="train: for vokens; valid: for retrieval")
     bank.add_argument("--clips", type=int, default=30000, help="how many")
     bank.add_argument("--seed", type=int, default=0)
     bank.add_argument("--block", type=int, default=128, help="tokens of a text (mini: 32)")
-    bank.add_argument("--out", help="the file, in place of DATA/bank.json, DATA/bank-valid.json")
+    bank.add_argument("--out", help="default: DATA/bank.json, DATA/bank-valid.json")
 
     for command in (text, video, captions):
         command.add_argument("--vocab", required=command is not video,
@@ -2951,7 +2924,7 @@ def main():
 
     args = parser.parse_args()
     if args.command in ("video", "captions") and args.category and not args.only:
-        parser.error("--category narrows --only: name that CSV, too")
+        parser.error("--category needs --only")
     if args.command == "mini":
         make_mini(args.seed, args.out, args.videos_a_noun, args.documents, args.workers)
     elif args.command == "text":
