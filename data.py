@@ -1597,10 +1597,10 @@ def pack_captions(source, seconds, tokenizer, out):
             for number, reason in unusable:
                 listed.write(f"{video}\t{number}\t{reason}\n".encode())
             counts["read"] += len(ids)
-            left_out[video] = f"none of its {len(ids)} captions can be used"
             if not used:
+                left_out[video] = f"none of its {len(ids)} captions can be used"
                 continue
-            del left_out[video]
+            left_out.pop(video, None)
             spans[video] = (counts["kept"], counts["kept"] + len(used))
             counts["kept"] += len(used)
             ids, starts, ends = zip(*used)
@@ -1641,8 +1641,10 @@ def hold_out(ids, count, folder):
 def listed_videos(path, category=None):
     """The ids of a CSV such as HowTo100M_v1.csv (column video_id), or of one category_1 of it."""
     columns = {"video_id", "category_1"} if category else {"video_id"}
-    rows = csv_rows(path, columns)
-    ids = {row["video_id"] for row in rows if category in (None, row.get("category_1"))}
+    ids = set()
+    for row in csv_rows(path, columns):
+        if not category or row["category_1"] == category:
+            ids.add(row["video_id"])
     if not ids:
         raise UserError(f"{path}: no row with category_1 {category!r}")
     return ids
@@ -1694,9 +1696,8 @@ def captions_command(args):
     train = sorted(set(usable) - valid)
     splits = {"train": train, "valid": sorted(valid), "videos": str(args.videos)}
     write_json(out / "splits.json", splits)
-    hours = sum(seconds[video] for video in usable) / 3600
-    print(f"{len(train):,} videos to train on, {len(valid):,} held out, {hours:.2f} hours; left "
-          f"out: {len(rows)}, listed in {out}/left_out.tsv")
+    print(f"{len(train):,} videos to train on, {len(valid):,} held out; {len(rows):,} left out, "
+          f"listed in {out}/left_out.tsv")
 
 
 # --------------------------------------------------------------------------------------------------
@@ -2924,7 +2925,7 @@ def main():
 
     args = parser.parse_args()
     if args.command in ("video", "captions") and args.category and not args.only:
-        parser.error("--category needs --only")
+        raise UserError("--category narrows --only: name that CSV, too")
     if args.command == "mini":
         make_mini(args.seed, args.out, args.videos_a_noun, args.documents, args.workers)
     elif args.command == "text":

@@ -527,8 +527,8 @@ def test_a_videos_length_is_its_longest_streams(films):
 
 def test_captions_command_refuses(films, captions, tmp_path):
     videos, out = films
-    with pytest.raises(SystemExit):
-        captions("--category", "Food")   # without --only
+    with pytest.raises(UserError, match="--category narrows --only"):
+        captions("--category", "Food")
     (tmp_path / "none").mkdir()
     with pytest.raises(UserError, match="not one usable video in .*left_out.tsv"):
         captions("--captions", tmp_path / "none")
