@@ -13,7 +13,6 @@ Axes: B sequences, L tokens, T steps of a film, D feature width. Masks are True 
 real steps.
 """
 import argparse
-import codecs
 import csv
 import hashlib
 import html
@@ -414,25 +413,23 @@ SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 def load_tokenizer(path, cased=None):
     """Reads a folder's tokenizer.json, else its vocab.txt; or the one of them that path names.
 
-    Returns a tokenizers.Tokenizer whose `encode(text).ids` holds [CLS] ... [SEP]. A tokenizer.json
-    is followed as it stands. Raises UserError where the tokenizer is missing or not BERT's kind.
+    Returns a tokenizers.Tokenizer whose `encode(text).ids` holds [CLS] ... [SEP]. Raises UserError
+    where the tokenizer is missing or not BERT's kind.
     """
     path = Path(path)
     if path.is_dir():
-        path = path / "vocab.txt"
-        if path.with_name("tokenizer.json").exists():
-            path = path.with_name("tokenizer.json")
-    elif path.name == "vocab.txt" and not path.exists():   # newer libraries save the other only
-        path = path.with_name("tokenizer.json")
+        path = path / "tokenizer.json"
+    others = {"tokenizer.json": "vocab.txt", "vocab.txt": "tokenizer.json"}
+    if not path.exists() and path.name in others:
+        path = path.with_name(others[path.name])
     if not path.exists():
-        raise UserError(f"no vocabulary at {path}; `python data.py mini` makes one, for the sizes "
-                        f"small and base `make data/weights/bert-base-uncased` fetches one")
+        raise UserError(f"no vocabulary at {path}; `python data.py mini` makes one, `make "
+                        "data/weights/bert-base-uncased` fetches BERT's")
     if path.suffix == ".json":
         tokenizer = read_tokenizer(path, cased)
     else:
         tokenizer = read_vocabulary(path, cased)
-    ids = special_ids(tokenizer)
-    ends = [("[SEP]", ids["sep"]), ("[CLS]", ids["cls"])]
+    ends = [(token, tokenizer.token_to_id(token)) for token in ("[SEP]", "[CLS]")]
     tokenizer.post_processor = tokenizers.processors.BertProcessing(*ends)
     tokenizer.no_truncation()
     tokenizer.no_padding()
@@ -440,7 +437,7 @@ def load_tokenizer(path, cased=None):
 
 
 def read_tokenizer(path, cased):
-    """The tokenizer of a tokenizer.json."""
+    """The tokenizer of a tokenizer.json, followed as it stands."""
     if cased is not None:
         raise UserError(f"{path} is followed as it stands: --cased, --uncased are for a vocab.txt")
     try:
@@ -455,29 +452,24 @@ def read_tokenizer(path, cased):
 
 
 def read_vocabulary(path, cased):
-    """The tokenizer of a vocab.txt, one piece a line. Text is lower-cased if tokenizer_config.json
-    beside it says so, or without one if no piece has a capital; `cased` overrides both."""
-    try:
-        # not splitlines(), which also cuts at U+2028 and its like
-        pieces = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not a vocabulary: not UTF-8 (byte {error.start})") from None
-    vocabulary = {}
-    for index, piece in enumerate(pieces):
-        if piece in vocabulary:
-            raise UserError(f"{path}, line {index + 1}: {piece!r} stands in line "
-                            f"{vocabulary[piece] + 1} too; replace one by [unusedN]")
-        vocabulary[piece] = index
+    """The tokenizer of a vocab.txt. Lower-cases if tokenizer_config.json beside it says so, else
+    if no piece has a capital; `cased` overrides both."""
+    # not splitlines(), which also cuts at U+2028 and its like
+    pieces = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+    vocabulary = {piece: index for index, piece in enumerate(pieces)}
     check_special(path, vocabulary)
+    if len(vocabulary) < len(pieces):
+        twice = Counter(pieces).most_common(1)[0][0]
+        raise UserError(f"{path}: {twice!r} stands in two lines; replace one by [unusedN]")
     config = path.with_name("tokenizer_config.json")
     rules = read_json(config, "") if config.exists() else {}
     if cased is not None:
         rules = {"do_lower_case": not cased}
-    elif "do_lower_case" not in rules:
-        spelt = [piece for piece in pieces if not re.fullmatch(r"\[.*\]", piece)]
-        rules["do_lower_case"] = spelt == [piece.lower() for piece in spelt]
+    spelt = [piece for piece in pieces if not piece.startswith("[")]   # not [CLS], [unused1]
+    lower = spelt == [piece.lower() for piece in spelt]
     bert = tokenizers.BertWordPieceTokenizer(
-        vocabulary, lowercase=rules["do_lower_case"], strip_accents=rules.get("strip_accents"),
+        vocabulary, lowercase=rules.get("do_lower_case", lower),
+        strip_accents=rules.get("strip_accents"),
         handle_chinese_chars=rules.get("tokenize_chinese_chars", True))
     return tokenizers.Tokenizer.from_str(bert.to_str())
 
@@ -489,10 +481,10 @@ def check_special(path, vocabulary):
         raise UserError(f"{path} is not a BERT vocabulary: it lacks {', '.join(missing)}")
 
 
-def train_tokenizer(files, size, folder, cased=False):
-    """Writes folder/tokenizer.json: the letters of the text files, then their most frequent words,
-    at most `size` pieces. The same files give the same ids."""
-    normalizer = tokenizers.normalizers.BertNormalizer(lowercase=not cased)
+def train_tokenizer(files, size, folder):
+    """Writes folder/tokenizer.json of at most `size` pieces: the text files' letters, then their
+    most frequent words."""
+    normalizer = tokenizers.normalizers.BertNormalizer()
     pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
     counts = Counter()
     for file in files:
@@ -506,7 +498,7 @@ def train_tokenizer(files, size, folder, cased=False):
     whole.sort(key=lambda word: (-counts[word], word))
     pieces = (SPECIAL + letters + inside + whole)[:size]
     vocabulary = {piece: index for index, piece in enumerate(pieces)}
-    keep_tokenizer(tokenizers.BertWordPieceTokenizer(vocabulary, lowercase=not cased), folder)
+    keep_tokenizer(tokenizers.BertWordPieceTokenizer(vocabulary), folder)
 
 
 def keep_tokenizer(tokenizer, folder):
@@ -515,12 +507,12 @@ def keep_tokenizer(tokenizer, folder):
 
 
 def special_ids(tokenizer):
-    """Ids of [PAD], [UNK], [CLS], [SEP], [MASK] as a dict without the brackets, lower case."""
+    """{"pad": id, "unk": id, "cls": id, "sep": id, "mask": id}"""
     return {token.strip("[]").lower(): tokenizer.token_to_id(token) for token in SPECIAL}
 
 
 def tokenizer_hash(tokenizer):
-    """sha256 of all that decides which tokens a text becomes: what tokenizer.json says."""
+    """sha256 of all that decides which tokens a text becomes."""
     return hashlib.sha256(tokenizer.to_str().encode()).hexdigest()
 
 
@@ -528,18 +520,6 @@ def file_hash(path):
     """sha256 of a file, hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def inputs_hash(paths, *settings):
-    """sha256 of the names, sizes and mtimes of files, and of settings."""
-    stats = [(path.name, path.stat()) for path in paths]
-    files = [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]
-    return hashlib.sha256(json.dumps([files, *settings]).encode()).hexdigest()
-
-
-def is_made_from(path, inputs):
-    """True where the JSON file at path says that it was made from just these inputs."""
-    return path.exists() and read_json(path, "").get("made_from") == inputs
 
 
 def smallest_integer(vocabulary_size):
@@ -551,49 +531,41 @@ def smallest_integer(vocabulary_size):
 # Text -> packed tokens. A split is NAME.bin (all token ids, no separators) and, written last,
 # NAME.json.
 
-MIN_WORDS = 5            # between spaces; shorter lines are dropped, as for the authors' corpora
-LONGEST_LINE = 1 << 26   # bytes
+MIN_WORDS = 5   # between spaces; shorter lines are dropped, as for the authors' corpora
 
 
 def text_files(paths):
-    """The files among files and folders; a folder stands for all files under it but dot files."""
+    """Files, and all files under folders but dot files."""
     files = []
     for path in map(Path, paths):
-        if not path.exists():
-            raise UserError(f"no text file {path}; `python data.py mini` makes the mini world's, "
-                            f"`make data/wiki` fetches WikiText-103")
-        inside = sorted(path.rglob("[!.]*")) if path.is_dir() else [path]
-        inside = [file for file in inside if file.is_file() and file.stat().st_size]
+        inside = [file for file in [path, *sorted(path.rglob("[!.]*"))] if file.is_file()]
         if not inside:
-            raise UserError(f"{path} is empty")
+            raise UserError(f"no text file in {path}; `make data/wiki` fetches WikiText-103")
         files += inside
     return files
 
 
 def text_lines(path, min_words=MIN_WORDS, bar=None):
-    """Yields the lines of a corpus file worth training on, as the code of vokenization (Tan &
-    Bansal 2020) chose them. bar: counts the bytes read. Raises UserError naming file and line.
+    """Yields a file's lines worth training on, as vokenization's code (Tan & Bansal 2020) chose
+    them; of WikiExtractor --json, of each "text". bar: counts the bytes read.
 
     Dropped: WikiText headings (` = Title = `), WikiExtractor's <doc> marks, lines of fewer than
-    min_words words between spaces. Of WikiExtractor --json the lines of each "text" are read.
+    min_words words between spaces.
     """
     is_json = False
     with open(path, "rb") as file:
-        for number, raw in enumerate(iter(partial(file.readline, LONGEST_LINE), b""), 1):
-            place = f"{path}, line {number}"
-            if b"\0" in raw or len(raw) == LONGEST_LINE:
-                raise UserError(f"{place}: a zero byte or 64 MB without a newline, so no text file")
+        for number, raw in enumerate(file, 1):
             try:
                 text = raw.decode("utf-8-sig" if number == 1 else "utf-8")
-            except UnicodeDecodeError as error:
-                reason = f"{error.reason} at byte {error.start}"
-                raise UserError(f"{place}: not UTF-8 ({reason})") from None
-            if number == 1:
-                is_json = json_text(text) is not None
-            if is_json and text.strip():
-                text = json_text(text)
-                if text is None:
-                    raise UserError(f'{place}: no JSON object with a "text", unlike line 1')
+                if number == 1:   # [ or {, then " or the end
+                    is_json = re.match(r'\s*[\[{]\s*(["{]|$)', text)
+                if is_json and text.strip():
+                    text = html.unescape(json.loads(text)["text"])
+                    text.encode()   # half of a surrogate pair, which JSON can spell
+            except UnicodeError as error:
+                raise UserError(f"{path}, line {number}: not UTF-8 ({error})") from None
+            except (json.JSONDecodeError, KeyError, TypeError, AttributeError):
+                raise UserError(f'{path}, line {number}: no JSON object with a "text"') from None
             for line in text.split("\n"):
                 bare = line.strip()
                 heading = line.startswith(" = ")
@@ -604,29 +576,13 @@ def text_lines(path, min_words=MIN_WORDS, bar=None):
                 bar.update(len(raw))
 
 
-def json_text(line):
-    """The "text" of a line that is a JSON object, entities undone; None of any other line."""
-    try:
-        text = json.loads(line)["text"] if line.startswith("{") else None
-    except (json.JSONDecodeError, KeyError):
-        return None
-    if isinstance(text, str) and is_unicode(text):
-        return html.unescape(text)
-    return None
-
-
 def pack_text(files, vocab, out, name, cased=None, min_words=MIN_WORDS, valid_lines=0):
     """Tokenises files and folders into out/NAME.bin and out/NAME.json, the last `valid_lines` lines
-    into out/valid.* instead; does nothing if that was done from the same ones."""
+    into out/valid.* instead."""
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     files = text_files(files)
     tokenizer = load_tokenizer(vocab, cased)
-    inputs = inputs_hash(files, tokenizer_hash(tokenizer), min_words, valid_lines)
-    splits = [name, "valid"] if valid_lines else [name]
-    if all(is_made_from(out / f"{split}.json", inputs) for split in splits):
-        print(f"{out}/{name}.json: up to date")
-        return
     last = deque()
     size = sum(path.stat().st_size for path in files)
     with tqdm(total=size, desc=f"text {name}", unit="B", unit_scale=True) as bar:
@@ -634,20 +590,18 @@ def pack_text(files, vocab, out, name, cased=None, min_words=MIN_WORDS, valid_li
         lines = all_but_last(lines, valid_lines, last)
         tokens = {name: write_tokens(lines, tokenizer, out / f"{name}.bin.tmp")}
     if tokens[name] == 0:
-        raise UserError(f"{', '.join(map(str, files[:3]))}: no more than {len(last)} lines of "
-                        f"{min_words} words or more, so no text to train on (--min-words 1 suits "
-                        f"languages written without spaces)")
+        raise UserError(f"{files[0]} ...: no more than {len(last)} lines of {min_words} words or "
+                        f"more (--min-words 1 suits languages written without spaces)")
     if valid_lines:
         tokens["valid"] = write_tokens(iter(last), tokenizer, out / "valid.bin.tmp")
-    kind = smallest_integer(tokenizer.get_vocab_size())
-    for split in splits:   # the JSON vouches for the tokens: it goes before them, comes after them
+    for split in tokens:   # the JSON vouches for the tokens: it goes before them, comes after them
         (out / f"{split}.json").unlink(missing_ok=True)
         os.replace(out / f"{split}.bin.tmp", out / f"{split}.bin")
     keep_tokenizer(tokenizer, out)
-    for split in splits:
-        described = {"tokens": tokens[split], "dtype": kind.name, "made_from": inputs}
-        write_json(out / f"{split}.json", described)
-        print(f"{out}/{split}.bin: {tokens[split]:,} tokens")
+    kind = smallest_integer(tokenizer.get_vocab_size())
+    for split, count in tokens.items():
+        write_json(out / f"{split}.json", {"tokens": count, "dtype": kind.name})
+        print(f"{out}/{split}.bin: {count:,} tokens")
 
 
 def all_but_last(lines, count, last):
@@ -668,18 +622,6 @@ def write_tokens(lines, tokenizer, path):
             ids = chain.from_iterable(encoding.ids for encoding in encoded)
             file.write(np.fromiter(ids, kind).tobytes())
         return file.tell() // kind.itemsize
-
-
-def text_command(args):
-    """`data.py text`: packs the training text, and the validation text or the end of the other."""
-    rules = (args.cased, args.min_words)
-    if args.valid:
-        pack_text(args.train, args.vocab, args.out, "train", *rules)
-        pack_text(args.valid, args.vocab, args.out, "valid", *rules)
-    elif args.valid_lines > 0:
-        pack_text(args.train, args.vocab, args.out, "train", *rules, args.valid_lines)
-    else:
-        raise UserError(f"--valid-lines {args.valid_lines}: needs at least 1")
 
 
 # --------------------------------------------------------------------------------------------------
@@ -1409,124 +1351,71 @@ def video_command(args):
 # and written as flat files that every process maps: captions/tokens.bin, all tokens; bounds.bin,
 # where each caption's tokens begin (int64); times.bin, start and end in seconds (float32);
 # spans.bin, each video's first caption and the one after its last (int64); and, written last,
-# index.json with the ids in sorted order, the row order of spans.
+# index.json with the sorted ids, the rows of spans.
 
 CAPTION_ARRAYS = ("tokens", "bounds", "times", "spans")
 LONGEST_ENTRY = 1 << 26   # letters of one video's captions in JSON
-FLASH = 0.05              # seconds; what is shown for less is there for its text alone
+FLASH = 0.05              # seconds; a caption shown for less is a rest of rolling ones
 PAIR = re.compile(r'\s*([{,])\s*("(?:[^"\\]|\\.)*")\s*:\s*')   # of JSON: a mark, a key
-CLOCK = r"(?:(\d+):)?([0-5]?\d):([0-5]?\d(?:[.,]\d{1,3})?)"
+CLOCK = r"((?:\d+:)?[0-5]?\d:[0-5]?\d(?:[.,]\d{1,3})?)"
 TIMES = re.compile(rf"\s*{CLOCK}\s*-->\s*{CLOCK}(?:\s.*)?")
 # what is meant as times, well written or not: a number and an arrow; a clock and an arrow or clock
 LIKE_TIMES = re.compile(r"\s*-?(?:[\d:., ]+-->|\d+:\d+[:.,]\d[\d:.,]*\W*(?:[>→]|\d+:\d+[:.,]\d))")
 MARKUP = re.compile(r"</?[a-zA-Z][^>]*>|<[\d:.]+>|\{\\[^}]*\}")   # <c>, <00:00:01.000>, {\an8}
 
 
-def json_captions(path, _, bar, piece=1 << 22):
-    """Yields (video, captions) of HowTo100M's form {video: {"text": [], "start": [], "end": []}},
-    with `piece` letters and one entry in memory. Raises UserError naming file, byte and video."""
+def json_captions(path, _, piece=1 << 22):
+    """Yields (video, captions) of HowTo100M's JSON {video: captions}, with `piece` letters and one
+    entry in memory."""
     decoder = json.JSONDecoder()
     buffer = ""
-    byte = 0   # of the file, where the buffer begins
     video = None
     mark = "{"
-    read = True
-    with open(path, encoding="utf-8-sig", newline="") as file:
-        while read and len(buffer) < LONGEST_ENTRY:
-            try:
-                read = file.read(piece)
-            except UnicodeDecodeError as error:
-                at = file.buffer.tell() - len(error.object) + error.start
-                raise UserError(f"{path}, byte {at}, after video {video!r}: not UTF-8") from None
-            bar.update(len(read))
+    # a byte that is not UTF-8 becomes half of a surrogate pair, which check_captions refuses
+    with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+        while len(buffer) < LONGEST_ENTRY and (read := file.read(piece)):
             buffer += read
             place = 0
-            problem = f"expected {mark}"
             while (pair := PAIR.match(buffer, place)) and pair[1] == mark:
                 try:
-                    entry, end = decoder.raw_decode(buffer, pair.end())
-                except json.JSONDecodeError as error:   # wrong, or cut by the buffer's end
-                    problem = f"{error.msg} at byte {byte + len(buffer[:error.pos].encode())}"
+                    entry, place = decoder.raw_decode(buffer, pair.end())
+                except json.JSONDecodeError:   # wrong, or cut by the buffer's end
                     break
                 video = json.loads(pair[2])
-                check_captions(entry, video, path)
                 yield video, entry
                 mark = ","
-                place = end
-            byte += len(buffer[:place].encode())
             buffer = buffer[place:]
     if "".join(buffer.split()) != ("{}" if video is None else "}"):
-        raise UserError(f"{path}, byte {byte}, after video {video!r}: not one JSON object of "
-                        f"videos ({problem})")
-
-
-def check_captions(entry, video, path):
-    """Raises UserError unless entry is {"text": [], "start": [], "end": []}. None and NaN, a
-    table's marks of an empty cell, become empty texts."""
-    columns = []
-    if isinstance(entry, dict):
-        columns = [entry.get(key) for key in ("text", "start", "end")]
-    lengths = {len(column) if isinstance(column, list) else None for column in columns}
-    if None in lengths or len(lengths) != 1:
-        raise UserError(f"{path}: video {video!r} needs lists text, start and end of one length")
-    entry["text"] = ["" if text is None or text != text else text for text in entry["text"]]
-    numbers = (int, float)
-    for row, (text, start, end) in enumerate(zip(entry["text"], entry["start"], entry["end"])):
-        timed = type(start) in numbers and type(end) in numbers   # True is none
-        if not timed or type(text) is not str or not is_unicode(text):
-            raise UserError(f"{path}: video {video!r}, caption {row}: needs a text and two "
-                            f"numbers, not {text!r}, {start!r}, {end!r}")
-
-
-def is_unicode(text):
-    """False for text with half of a surrogate pair, which JSON can spell and no tokenizer takes."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+        raise UserError(f"{path}, after video {video!r}: not JSON of videos: {buffer[:60]!r}")
 
 
 def csv_rows(path, columns):
-    """Yields (line number, {column: cell}) of a CSV. Raises UserError naming file and line."""
-    with open(path, encoding="utf-8-sig", newline="") as file:
+    """Yields {column: cell} of each row of a CSV. Raises UserError naming file and line."""
+    with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
         reader = csv.DictReader(file, strict=True)
         try:
-            header = reader.fieldnames or []
-            missing = [name for name in columns if name not in header]
-            if missing:
-                raise UserError(f"{path}, line 1: no column {', '.join(missing)}; there are "
-                                f"{', '.join(header)}")
             for row in reader:
-                if None in row or None in row.values():
-                    raise UserError(f"{path}, line {reader.line_num}: needs {len(header)} cells")
-                yield reader.line_num, row
-        except (csv.Error, UnicodeDecodeError) as error:
-            raise UserError(f"{path}, line {reader.line_num + 1} or after: {error}") from None
+                if not row.keys() >= columns or None in row or None in row.values():
+                    raise UserError(f"{path}, line {reader.line_num}: needs columns "
+                                    f"{', '.join(sorted(columns))}, and as many cells as line 1")
+                yield row
+        except csv.Error as error:
+            raise UserError(f"{path}, after line {reader.line_num}: {error}") from None
 
 
-def csv_captions(path, video, bar):
-    """Yields (video, captions) of a CSV of start, end, text; with a video_id too, of many videos.
-    All is in memory: the rows of a video need not stand together."""
+def csv_captions(path, video):
+    """Yields (video, captions) of a CSV: start, end, text, and of many videos video_id."""
     videos = {}
-    for line, row in csv_rows(path, ("start", "end", "text")):
+    for row in csv_rows(path, {"start", "end", "text"}):
         entry = videos.setdefault(row.get("video_id", video), {"text": [], "start": [], "end": []})
-        try:
-            entry["start"].append(float(row["start"]))
-            entry["end"].append(float(row["end"]))
-        except ValueError as error:
-            raise UserError(f"{path}, line {line}: start and end are seconds; {error}") from None
-        entry["text"].append(row["text"])
-    bar.update(path.stat().st_size)
+        for column in entry:
+            entry[column].append(row[column])
     yield from videos.items()
 
 
-def subtitles(path, video, bar):
-    """Yields (video, captions) of an .srt or .vtt file, without markup, a cue's lines joined.
-
-    What no player would show (a cue with malformed times, text outside of a cue, a file that is not
-    UTF-8) becomes a caption whose times are NaN, which unroll lists.
-    """
+def subtitles(path, video):
+    """Yields (video, captions) of an .srt or .vtt file, without markup, a cue's lines joined. What
+    no player would show becomes a caption whose times are NaN, which unroll lists."""
     entry = {"text": [], "start": [], "end": []}
 
     def add(text, start=math.nan, end=math.nan):
@@ -1535,8 +1424,7 @@ def subtitles(path, video, bar):
         entry["end"].append(end)
 
     raw = path.read_bytes()
-    bar.update(len(raw))
-    utf16 = raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    utf16 = raw.startswith((b"\xff\xfe", b"\xfe\xff"))
     try:
         content = re.sub(r"\r\n?", "\n", raw.decode("utf-16" if utf16 else "utf-8-sig"))
     except UnicodeDecodeError as error:
@@ -1559,70 +1447,90 @@ def subtitles(path, video, bar):
                 text = re.sub(r"(^|\n)\s*\d+\s*$", "", text)
             times = TIMES.fullmatch(lines[place])
             if times:
-                add(text, clock_seconds(*times.groups()[:3]), clock_seconds(*times.groups()[3:]))
+                add(text, clock_seconds(times[1]), clock_seconds(times[2]))
             else:
                 add(f"{lines[place]} {text}")
     yield video, entry
 
 
-def clock_seconds(hours, minutes, seconds):
-    """Seconds of the parts of a clock, which are text, or None for no hours."""
-    return 3600 * int(hours or 0) + 60 * int(minutes) + float(seconds.replace(",", "."))
+def clock_seconds(clock):
+    """Seconds of [hours:]minutes:seconds."""
+    seconds = 0.0
+    for part in clock.replace(",", ".").split(":"):
+        seconds = 60 * seconds + float(part)
+    return seconds
 
 
 READERS = {".json": json_captions, ".csv": csv_captions, ".srt": subtitles, ".vtt": subtitles}
+
+
+def video_of(path, ids):
+    """The video of ID.srt or ID.LANGUAGE.srt."""
+    return path.stem if path.stem in ids else Path(path.stem).stem
 
 
 def caption_files(source, ids):
     """[(path, video)]: of a folder, one file for each of the ids that has some; or that one file.
 
     ID.srt and ID.vtt come before ID.LANGUAGE.srt or .vtt, of these English before others, then the
-    alphabetically first; ID.csv comes last. Whisper's ID.json is not of HowTo100M's form.
+    alphabetically first; ID.csv comes last.
     """
     source = Path(source)
-    if not source.exists():
-        raise UserError(f"{source} is missing; `python data.py mini` makes the mini world's")
+    if source.is_file() and source.suffix.lower() in READERS:
+        return [(source, video_of(source, ids))]
     if not source.is_dir():
-        if source.suffix.lower() not in READERS:
-            raise UserError(f"{source}: captions are a file of {', '.join(READERS)}, or a folder")
-        bare, _, language = source.stem.rpartition(".")
-        return [(source, bare if bare and source.stem not in ids else source.stem)]
+        raise UserError(f"{source}: captions are a file of {', '.join(READERS)}, or a folder")
     beside = {}
     for path in source.iterdir():
         kind = path.suffix.lower()
-        video = path.stem
-        language = ""
-        if video not in ids:
-            video, _, language = path.stem.rpartition(".")
+        video = video_of(path, ids)
         if video in ids and kind in (".srt", ".vtt", ".csv"):
-            english = re.fullmatch(r"(en|eng|english)([-_].*)?", language.lower())
-            rank = (kind == ".csv", language != "", english is None, language, kind)
+            language = path.stem.removeprefix(video).lower()
+            english = re.fullmatch(r"(\.(en|eng|english)([-_].*)?)?", language)
+            rank = (kind == ".csv", language != "", english is None, path.name)
             beside.setdefault(video, []).append((rank, path))
     return [(min(beside[video])[1], video) for video in sorted(beside)]
 
 
-def read_captions(source, ids, title):
-    """Yields (video, {"text": [], "start": [], "end": []}) of --captions, in the file's order.
+def read_captions(source, ids):
+    """Yields (video, {"text": [], "start": [], "end": []}) of all caption_files."""
+    with tqdm(desc="captions", unit=" videos") as bar:
+        for path, name in caption_files(source, ids):
+            for video, entry in READERS[path.suffix.lower()](path, name):
+                bar.update()
+                yield video, check_captions(entry, video, path)
 
-    source, ids: see caption_files. Shows progress under `title`. Raises UserError naming file and
-    place where something is malformed, or a video occurs twice.
-    """
-    files = caption_files(source, ids)
-    seen = set()
-    size = sum(path.stat().st_size for path, _ in files)
-    with tqdm(total=size, unit="B", unit_scale=True, desc=title) as bar:
-        for path, name in files:
-            for video, entry in READERS[path.suffix.lower()](path, name, bar):
-                if video in seen:
-                    raise UserError(f"{path}: video {video!r} occurs twice")
-                seen.add(video)
-                yield video, entry
+
+def check_captions(entry, video, path):
+    """The captions with times as floats and "" for None and NaN, a table's marks of an empty cell.
+    Raises UserError where they are not {"text": [], "start": [], "end": []}."""
+    try:
+        rows = list(zip(entry["text"], entry["start"], entry["end"], strict=True))
+    except (KeyError, TypeError, ValueError):
+        raise UserError(f"{path}: video {video!r} needs text, start, end of one length") from None
+    checked = {"text": [], "start": [], "end": []}
+    for row, (text, start, end) in enumerate(rows):
+        if text is None or text != text:
+            text = ""
+        try:
+            text.encode()   # JSON can spell half of a surrogate pair, which no tokenizer takes
+            checked["text"].append(text)
+            checked["start"].append(float(start))
+            checked["end"].append(float(end))
+        except (AttributeError, TypeError, ValueError):
+            raise UserError(f"{path}: video {video!r}, caption {row}: needs a text in UTF-8 and "
+                            f"two numbers, not {text!r}, {start!r}, {end!r}") from None
+    return checked
+
+
+def is_unicode(text):
+    """False for text with half of a surrogate pair, which JSON can spell and no tokenizer takes."""
+    return not re.search("[\ud800-\udfff]", text)
 
 
 def overlap(previous, following, inside=frozenset()):
-    """How many of the first tokens of `following` repeat the last tokens of `previous` (rolling
-    captions). inside: tokens that go on with a word; nothing is cut in front of one, so "bake" does
-    not roll into "baking"."""
+    """How many first tokens of `following` repeat the last ones of `previous`. Nothing is cut in
+    front of a token `inside` a word: "bake" does not roll into "baking"."""
     for count in range(min(len(previous), len(following)), 0, -1):   # the longest first
         if previous[-count:] == following[:count]:
             if count == len(following) or following[count] not in inside:
@@ -1631,22 +1539,19 @@ def overlap(previous, following, inside=frozenset()):
 
 
 def unroll(entry, pieces, seconds, inside):
-    """Returns what of one video's captions can be used, [(token ids, start, end)], and what cannot,
-    [(caption number, reason)]. pieces: token ids of each caption; seconds: of video.
+    """A video's usable captions [(token ids, start, end)] and the others [(number, reason)].
 
-    In order of time, the part of a caption that repeats the end of the one before is removed. New
-    text that is shown for a moment only, as converters of rolling captions leave it, takes the time
-    of the caption before.
+    pieces: token ids of each caption. The part that repeats the end of the caption before is
+    removed. New text that is shown for a moment only, as converters of rolling captions leave it,
+    takes the time of the caption before.
     """
     timed = []
     left_out = []
     for number, (start, end) in enumerate(zip(entry["start"], entry["end"])):
         if math.isnan(start + end):
             left_out.append((number, f"no times that can be read: {entry['text'][number]!r}"))
-        elif not 0 <= start < end:
-            left_out.append((number, f"{start} to {end} s is no stretch of time"))
-        elif start >= seconds:
-            left_out.append((number, f"starts at {start} s, the video ends at {seconds} s"))
+        elif not 0 <= start < min(end, seconds):
+            left_out.append((number, f"{start} to {end} s is no part of the video's {seconds} s"))
         else:
             timed.append((start, end, pieces[number]))
     used = []
@@ -1664,86 +1569,64 @@ def unroll(entry, pieces, seconds, inside):
 
 
 def pack_captions(source, seconds, tokenizer, out):
-    """Tokenises the captions of the videos in `seconds` ({id: length}) into out/captions/; does
-    nothing if that was done from the same files. captions/left_out.tsv lists captions that cannot
-    be used (video, caption number, reason).
+    """Tokenises the captions of the videos in `seconds` ({id: length}) into out/captions/, where
+    left_out.tsv lists what cannot be used (video, caption number, reason).
 
-    Returns index.json: its "ids" have a usable caption, its "left_out" says why others have none.
+    Returns the sorted ids that have a usable caption, and {id: why it has none} of the others.
     """
     folder = Path(out) / "captions"
     folder.mkdir(parents=True, exist_ok=True)
-    files = [path for path, _ in caption_files(source, seconds)]
-    inputs = inputs_hash(files, sorted(seconds.items()), tokenizer_hash(tokenizer))
-    if is_made_from(folder / "index.json", inputs):
-        print(f"{folder}: up to date")
-        return read_json(folder / "index.json", "")
-    captioned = read_captions(source, seconds, "captions")
-    counts, spans, left_out = write_captions(captioned, seconds, tokenizer, folder)
+    names = [f"{name}.bin" for name in CAPTION_ARRAYS] + ["left_out.tsv"]
+    kind = smallest_integer(tokenizer.get_vocab_size())
+    prefix = tokenizer.model.continuing_subword_prefix
+    pieces = tokenizer.get_vocab().items()
+    inside = {index for piece, index in pieces if piece.startswith(prefix)}
+    counts = {"read": 0, "kept": 0, "tokens": 0}
+    spans = {}   # {video: (first, last + 1) of its captions}
+    left_out = dict.fromkeys(seconds, "no captions")
+    with ExitStack() as stack:
+        files = [stack.enter_context(open(folder / f"{name}.tmp", "wb")) for name in names]
+        tokens, bounds, times, spans_file, listed = files
+        bounds.write(np.int64(0).tobytes())
+        for video, entry in read_captions(source, seconds):
+            if video not in seconds:
+                continue
+            encoded = tokenizer.encode_batch_fast(entry["text"], add_special_tokens=False)
+            ids = [encoding.ids for encoding in encoded]
+            used, unusable = unroll(entry, ids, seconds[video], inside)
+            for number, reason in unusable:
+                listed.write(f"{video}\t{number}\t{reason}\n".encode())
+            counts["read"] += len(ids)
+            if not used:
+                left_out[video] = f"none of its {len(ids)} captions can be used"
+                continue
+            left_out.pop(video, None)
+            spans[video] = (counts["kept"], counts["kept"] + len(used))
+            counts["kept"] += len(used)
+            ids, starts, ends = zip(*used)
+            tokens.write(np.fromiter(chain.from_iterable(ids), kind).tobytes())
+            lengths = [len(caption) for caption in ids]
+            bounds.write((counts["tokens"] + np.cumsum(lengths)).tobytes())
+            counts["tokens"] += sum(lengths)
+            times.write(np.array([starts, ends], np.float32).T.tobytes())
+        ordered = sorted(spans)
+        spans_file.write(np.array([spans[video] for video in ordered], np.int64).tobytes())
     # index.json vouches for the arrays: it goes before them, comes after them
     (folder / "index.json").unlink(missing_ok=True)
-    for name in [*(f"{name}.bin" for name in CAPTION_ARRAYS), "left_out.tsv"]:
+    for name in names:
         os.replace(folder / f"{name}.tmp", folder / name)
-    kind = smallest_integer(tokenizer.get_vocab_size())
     hashes = {name: file_hash(folder / f"{name}.bin") for name in CAPTION_ARRAYS}
-    index = {"counts": counts, "dtype": kind.name, "made_from": inputs, "ids": sorted(spans),
-             "left_out": left_out, "sha256": hashes}
-    write_json(folder / "index.json", index)
-    return index
-
-
-def write_captions(captioned, seconds, tokenizer, folder):
-    """Writes the arrays and left_out.tsv under temporary names. captioned: pairs of read_captions.
-
-    Returns how many captions were "read" and "kept" and their "tokens"; {video: (first, last + 1)
-    of the kept captions}; {video: why it has none}.
-    """
-    kinds = [smallest_integer(tokenizer.get_vocab_size()), np.int64, np.float32]
-    prefix = tokenizer.model.continuing_subword_prefix
-    vocabulary = tokenizer.get_vocab()
-    inside = {index for piece, index in vocabulary.items() if piece.startswith(prefix)}
-    counts = {"read": 0, "kept": 0, "tokens": 0}
-    spans = {}
-    left_out = dict.fromkeys(seconds, "no captions")
-    wanted = (pair for pair in captioned if pair[0] in seconds)
-    with ExitStack() as stack:
-        arrays = [stack.enter_context(open(folder / f"{name}.bin.tmp", "wb"))
-                  for name in CAPTION_ARRAYS[:3]]
-        listed = stack.enter_context(open(folder / "left_out.tsv.tmp", "w", encoding="utf-8"))
-        arrays[1].write(np.int64(0).tobytes())
-        while videos := list(islice(wanted, 200)):   # the tokenizer uses all cores for a batch
-            texts = list(chain.from_iterable(entry["text"] for _, entry in videos))
-            encoded = iter(tokenizer.encode_batch_fast(texts, add_special_tokens=False))
-            counts["read"] += len(texts)
-            tokens = []
-            bounds = []
-            times = []
-            for video, entry in videos:
-                pieces = [encoding.ids for encoding in islice(encoded, len(entry["text"]))]
-                used, unusable = unroll(entry, pieces, seconds[video], inside)
-                for new, start, end in used:
-                    tokens += new
-                    bounds.append(counts["tokens"] + len(tokens))
-                    times += [start, end]
-                for number, reason in unusable:
-                    listed.write(f"{video}\t{number}\t{reason}\n")
-                left_out[video] = f"none of its {len(pieces)} captions can be used"
-                if used:
-                    del left_out[video]
-                    spans[video] = (counts["kept"], counts["kept"] + len(used))
-                    counts["kept"] += len(used)
-            counts["tokens"] += len(tokens)
-            for file, values, kind in zip(arrays, (tokens, bounds, times), kinds):
-                file.write(np.array(values, kind).tobytes())
-    np.array([spans[video] for video in sorted(spans)], np.int64).tofile(folder / "spans.bin.tmp")
-    return counts, spans, left_out
+    write_json(folder / "index.json",
+               {"counts": counts, "dtype": kind.name, "ids": ordered, "sha256": hashes})
+    print(f"{folder}: {counts['kept']:,} of {counts['read']:,} captions; the others say nothing "
+          "new or are in left_out.tsv")
+    return ordered, left_out
 
 
 def hold_out(ids, count, folder):
-    """The held-out videos as a set: those of folder/valid_ids.json where it brings one, else
-    `count`, or if that is None a fiftieth, at most the 10,000 that the paper held out.
-
-    Those whose id has the smallest sha256, so that adding videos moves few others.
-    """
+    """The held-out videos as a set: those of folder/valid_ids.json, else the `count` (None: a
+    fiftieth, at most the paper's 10,000) whose id has the smallest sha256, so that adding videos
+    moves few others."""
     listed = Path(folder) / "valid_ids.json"
     if listed.exists():
         return set(read_json(listed, "python data.py mini")).intersection(ids)
@@ -1757,11 +1640,13 @@ def hold_out(ids, count, folder):
 
 def listed_videos(path, category=None):
     """The ids of a CSV such as HowTo100M_v1.csv (column video_id), or of one category_1 of it."""
-    columns = ("video_id", "category_1") if category else ("video_id",)
-    rows = [row for _, row in csv_rows(path, columns)]
-    ids = {row["video_id"] for row in rows if not category or row["category_1"] == category}
+    columns = {"video_id", "category_1"} if category else {"video_id"}
+    ids = set()
+    for row in csv_rows(path, columns):
+        if not category or row["category_1"] == category:
+            ids.add(row["video_id"])
     if not ids:
-        raise UserError(f"{path}: no row" + (f" with category_1 {category!r}" if category else ""))
+        raise UserError(f"{path}: no row with category_1 {category!r}")
     return ids
 
 
@@ -1775,21 +1660,16 @@ def feature_seconds(out):
         streams.append({path.stem: len(np.load(path, mmap_mode="r")) / rate for path in paths})
     if not streams:
         raise UserError(f"no features in {out}/features; `{made_by}` makes them")
-    videos = set(streams[0]).intersection(*streams)
-    return {video: max(lengths[video] for lengths in streams) for video in videos}
-
+    seconds = {}
+    for video in set(streams[0]).intersection(*streams):
+        seconds[video] = max(lengths[video] for lengths in streams)
+    return seconds
 
 
 def captions_command(args):
-    """`data.py captions`: packs the captions of all videos that have features, and splits these.
-
-    Writes OUT/captions/, OUT/tokenizer.json, OUT/left_out.tsv (video, reason) and, last,
-    OUT/splits.json.
-    """
+    """`data.py captions`: writes OUT/captions/ of all videos that have features, tokenizer.json,
+    left_out.tsv (video, reason) and, last, splits.json."""
     out = Path(args.out)
-    if args.category and not args.only:
-        raise UserError("--category narrows --only, the CSV that says which video is of which "
-                        "category")
     tokenizer = load_tokenizer(args.vocab, args.cased)
     missing = missing_shards(out)
     if missing:
@@ -1803,14 +1683,9 @@ def captions_command(args):
         only = listed_videos(args.only, args.category)
         left_out |= dict.fromkeys(set(seconds) - only, "not one of --only")
         seconds = {video: length for video, length in seconds.items() if video in only}
-    source = args.captions or args.videos
-    files = caption_files(source, seconds)
-    endings = Counter(path.name.removeprefix(video) for path, video in files)
-    print(f"{source}: caption files by ending: {dict(endings)}")
     (out / "splits.json").unlink(missing_ok=True)   # where it is, all is
-    index = pack_captions(source, seconds, tokenizer, out)
-    left_out |= index["left_out"]
-    usable = index["ids"]
+    usable, uncaptioned = pack_captions(args.captions or args.videos, seconds, tokenizer, out)
+    left_out |= uncaptioned
     rows = [f"{video}\t{left_out[video]}\n" for video in sorted(set(left_out).difference(usable))]
     write_text(out / "left_out.tsv", "".join(rows))
     if not usable:
@@ -1818,14 +1693,11 @@ def captions_command(args):
                         f"{out}/left_out.tsv and {out}/captions/left_out.tsv")
     keep_tokenizer(tokenizer, out)
     valid = hold_out(usable, args.held_out, out)
-    write_json(out / "splits.json", {"train": sorted(set(usable) - valid), "valid": sorted(valid),
-                                     "videos": str(args.videos)})
-    hours = sum(seconds[video] for video in usable) / 3600
-    read = index["counts"]["read"]
-    kept = index["counts"]["kept"]
-    print(f"{len(usable):,} videos, {len(valid):,} of them held out, {hours:.2f} hours, {kept:,} "
-          f"captions ({read - kept:,} more hold nothing new or are in {out}/captions/left_out.tsv); "
-          f"left out: {len(rows)} videos, listed in {out}/left_out.tsv")
+    train = sorted(set(usable) - valid)
+    splits = {"train": train, "valid": sorted(valid), "videos": str(args.videos)}
+    write_json(out / "splits.json", splits)
+    print(f"{len(train):,} videos to train on, {len(valid):,} held out; {len(rows):,} left out, "
+          f"listed in {out}/left_out.tsv")
 
 
 # --------------------------------------------------------------------------------------------------
@@ -3002,53 +2874,45 @@ def main():
     mini = commands.add_parser("mini", help="generate a mini world")
     mini.add_argument("--seed", type=int, default=0, help="redraws everything")
     mini.add_argument("--out", default="data/mini")
-    mini.add_argument("--videos-a-noun", type=int, default=VIDEOS_A_NOUN,
-                      help="training videos of each filmed noun")
+    mini.add_argument("--videos-a-noun", type=int, default=VIDEOS_A_NOUN, help="to train on")
     mini.add_argument("--documents", type=int, default=10000, help="articles of text")
     mini.add_argument("--workers", type=int, default=os.cpu_count(), help="processes")
 
     text = commands.add_parser("text", help="text -> packed tokens")
-    text.add_argument("--train", nargs="+", required=True,
-                      help="text files, a paragraph a line, or folders of them")
+    text.add_argument("--train", nargs="+", required=True, help="files or folders of them")
     held_out = text.add_mutually_exclusive_group(required=True)
-    held_out.add_argument("--valid", nargs="+", help="files or folders to validate on")
-    held_out.add_argument("--valid-lines", type=int,
-                          help="in place of --valid: hold out the training text's last lines")
+    held_out.add_argument("--valid", nargs="+", help="text to validate on")
+    held_out.add_argument("--valid-lines", type=int, default=0, help="or --train's last lines")
     text.add_argument("--min-words", type=int, default=MIN_WORDS,
-                      help="drop lines of fewer words; 1 suits languages without spaces")
+                      help="drop shorter lines; 1 suits languages without spaces")
 
     video = commands.add_parser("video", help="films -> features; with --vocab captions, too")
-    video.add_argument("--streams", nargs="+", default=["frame", "motion"],
-                       help=f"of: {', '.join(STREAMS)}")
-    video.add_argument("--shard", help="K/N, K = 1..N: only this part, for one of N machines")
-    video.add_argument("--weights", default="data/weights",
-                       help="folder of the frozen CNNs' public checkpoints")
+    video.add_argument("--streams", nargs="+", default=["frame", "motion"], help=", ".join(STREAMS))
+    video.add_argument("--shard", help="K/N, K = 1..N: only this part of the films")
+    video.add_argument("--weights", default="data/weights", help="folder of the CNNs' checkpoints")
     video.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N, for the CNNs")
-    video.add_argument("--precision", default="fp32", choices=["fp32", "bf16"],
-                       help="of the CNNs; fp32 as published")
-    video.add_argument("--workers", type=int,
-                       help="processes (default: one a core; with CNNs on a GPU 4)")
+    video.add_argument("--precision", default="fp32", choices=["fp32", "bf16"], help="of the CNNs")
+    video.add_argument("--workers", type=int, help="default: one a core; with CNNs on a GPU 4")
 
     captions = commands.add_parser("captions", help="captions of films with features -> tokens")
     for command in (video, captions):
         command.add_argument("--videos", required=True, help="folder of films, ID.mp4, ID.mkv, ...")
-        command.add_argument("--captions", help="JSON {id: {text: [], start: [], end: []}}, "
-                             "seconds; or a CSV (start, end, text, video_id); or a folder of "
-                             "ID.srt, ID.vtt, ID.LANGUAGE.vtt, ID.csv (default: that of the films)")
-        command.add_argument("--only", help="a CSV with a column video_id, such as "
-                             "HowTo100M_v1.csv: use no other films")
+        command.add_argument("--captions", help="JSON {id: {text: [], start: [], end: []}}; CSV "
+                             "(start, end, text, video_id); folder of ID.srt, ID.vtt, "
+                             "ID.LANGUAGE.vtt, ID.csv (default: that of the films)")
+        command.add_argument("--only", help="CSV with a column video_id: use no other films")
         command.add_argument("--category", help="of --only, the rows of this category_1")
         command.add_argument("--held-out", type=int, help="films to validate on (default: a "
-                             "fiftieth, at most 10,000; those of OUT/valid_ids.json, if it exists)")
+                             "fiftieth, at most 10,000)")
 
     bank = commands.add_parser("bank", help="clips of a data folder, for vokens and retrieval")
     bank.add_argument("--data", required=True, help="a folder that `data.py captions` wrote")
     bank.add_argument("--split", default="train", choices=list(BANKS),
-                      help="train: bank.json, for vokens; valid: bank-valid.json, for retrieval")
+                      help="train: for vokens; valid: for retrieval")
     bank.add_argument("--clips", type=int, default=30000, help="how many")
     bank.add_argument("--seed", type=int, default=0)
     bank.add_argument("--block", type=int, default=128, help="tokens of a text (mini: 32)")
-    bank.add_argument("--out", help="the file, in place of DATA/bank.json, DATA/bank-valid.json")
+    bank.add_argument("--out", help="default: DATA/bank.json, DATA/bank-valid.json")
 
     for command in (text, video, captions):
         command.add_argument("--vocab", required=command is not video,
@@ -3056,15 +2920,19 @@ def main():
         command.add_argument("--out", required=True, help="folder")
         case = command.add_mutually_exclusive_group()
         case.add_argument("--cased", action="store_true", default=None,
-                          help="of a vocab.txt: keep capitals and accents (default: as "
-                               "tokenizer_config.json beside it says, else as its entries show)")
+                          help="of a vocab.txt: keep capitals (default: as its entries show)")
         case.add_argument("--uncased", action="store_false", dest="cased", default=None)
 
     args = parser.parse_args()
+    if args.command in ("video", "captions") and args.category and not args.only:
+        raise UserError("--category narrows --only: name that CSV, too")
     if args.command == "mini":
         make_mini(args.seed, args.out, args.videos_a_noun, args.documents, args.workers)
     elif args.command == "text":
-        text_command(args)
+        rules = (args.cased, args.min_words)
+        pack_text(args.train, args.vocab, args.out, "train", *rules, args.valid_lines)
+        if args.valid:
+            pack_text(args.valid, args.vocab, args.out, "valid", *rules)
     elif args.command == "video":
         video_command(args)
     elif args.command == "captions":

@@ -1,17 +1,16 @@
-"""Captions: readers of every form; packing; held-out videos; the command; the clip bank.
+"""Captions: readers of every form; packing; held-out videos; the command.
 
     python -m pytest -q tests/test_captions.py
 """
 import csv
 import json
-import os
+import re
 import sys
 import tracemalloc
 
 import av
 import numpy as np
 import pytest
-from tqdm import tqdm
 
 import data
 from model import UserError
@@ -20,7 +19,7 @@ NAN = float("nan")
 
 
 def read(source, ids=()):
-    return dict(data.read_captions(source, ids, "captions"))
+    return dict(data.read_captions(source, ids))
 
 
 def packed(folder):
@@ -42,7 +41,6 @@ def packed(folder):
 
 
 def left_out(folder):
-    """{video: reason} of folder/left_out.tsv."""
     return dict(line.split("\t", 1) for line in (folder / "left_out.tsv").read_text().splitlines())
 
 
@@ -54,62 +52,51 @@ TRICKY = {
                  "start": [0, 1.5, 2e3], "end": [1, -2e-3, 3]},
     'the "empty"': {"text": [], "start": [], "end": []},
     "table": {"text": [None, NAN, "x"], "start": [0, 1, NAN], "end": [1, 2, 3]}}
-LOOSE = {"indent": 1, "ensure_ascii": False}
 
 
-@pytest.mark.parametrize("form", [{}, {"indent": 2}, {"ensure_ascii": False}, LOOSE])
+@pytest.mark.parametrize("form", [{}, {"indent": 1, "ensure_ascii": False}])
 def test_json_is_read_the_same_in_pieces_of_any_size(tmp_path, form):
     """Wherever the buffer's end cuts: in a name, a number, an escape, between a letter's bytes."""
     path = tmp_path / "caption.json"
     path.write_text("\ufeff \n" + json.dumps(TRICKY, **form) + "\n ", encoding="utf-8")
     for piece in (*range(1, 40), 1000):
-        videos = list(data.json_captions(path, None, tqdm(disable=True), piece))
-        assert [video for video, _ in videos] == list(TRICKY)
-        assert videos[0][1] == TRICKY["vidéo 日本"]
-        assert videos[2][1]["text"] == ["", "", "x"]
+        assert repr(dict(data.json_captions(path, None, piece))) == repr(TRICKY)   # NaN != NaN
+    read_at_once = read(path)
+    assert read_at_once["vidéo 日本"] == TRICKY["vidéo 日本"]
+    assert read_at_once["table"]["text"] == ["", "", "x"]
     path.write_text(" { } ")
-    assert list(data.json_captions(path, None, tqdm(disable=True), 1)) == []
+    assert list(data.json_captions(path, None, 1)) == []
 
 
 ENTRY = json.dumps(GOOD)
 
 
-@pytest.mark.parametrize("text, message", [
-    (f'{{"a": {ENTRY},\n "b" 2\n}}', "byte 49, after video 'a': .*expected ,"),
-    (f'{{"a": {ENTRY},\n\n "b": {{"text": ["x", "start": []}}}}',
-     "byte 49, .*',' delim.* byte 80"),
-    ('{"é": [tru]}', "byte 0, after video None: .*Expecting value at byte 8"),
-    ('{"a": {"text": ["x', "Unterminated string starting at at byte 16"),
-    (f'{{"a": {ENTRY}}} {{"b": 2}}', "byte 49, after video 'a'"),
-    (f'{{"a": {ENTRY},}}', "byte 49, after video 'a'"),
-    ("{'a': 1}", "byte 0"), ("", "byte 0"),
-    ("[1, 2]", "not one JSON object of videos .expected {")])
-def test_malformed_json_names_byte_and_video(tmp_path, text, message):
+@pytest.mark.parametrize("text, video, place", [
+    (f'{{"a": {ENTRY},\n "b" 2\n}}', "'a'", ',\\n "b" 2'),
+    (f'{{"a": {ENTRY}, "b": {{"text": ["x", "start": []}}}}', "'a'", ', "b": {"text": ["x"'),
+    ('{"é": [tru]}', None, '{"é": [tru]}'), ('{"a": {"text": ["x', None, '{"a": {"text": ["x'),
+    (f'{{"a": {ENTRY}}} {{"b": 2}}', "'a'", '} {"b": 2}'), (f'{{"a": {ENTRY},}}', "'a'", ",}"),
+    ("{'a': 1}", None, "{'a': 1}"), ("", None, ""), ("[1, 2]", None, "[1, 2]")])
+def test_malformed_json_names_video_and_place(tmp_path, text, video, place):
     path = tmp_path / "caption.json"
     path.write_text(text, encoding="utf-8")
     for piece in (1, 5, 1000):
-        with pytest.raises(UserError, match="caption.json, .*" + message):
-            list(data.json_captions(path, None, tqdm(disable=True), piece))
-
-
-def test_json_that_is_not_utf8_names_the_byte(tmp_path):
-    path = tmp_path / "caption.json"
-    raw = (f'{{"a": {ENTRY}, "b": ' + '"éé"}').encode()
-    path.write_bytes(raw[:60] + b"\xff" + raw[61:])
-    for piece in (1, 4, 1000):
-        with pytest.raises(UserError, match="caption.json, byte 59, after video .*not UTF-8"):
-            list(data.json_captions(path, None, tqdm(disable=True), piece))
+        with pytest.raises(UserError) as caught:
+            list(data.json_captions(path, None, piece))
+        assert f"json, after video {video}: not JSON of videos: " in str(caught.value)
+        assert place in str(caught.value)
 
 
 def test_an_error_in_the_middle_does_not_read_on(tmp_path, monkeypatch):
     """Or a mistake near the start of 3 GB would fill the memory before it is told."""
     monkeypatch.setattr(data, "LONGEST_ENTRY", 10_000)
     path = tmp_path / "caption.json"
-    path.write_text('{"a": [}' + f', "b": {ENTRY}' * 10_000 + "}")
-    bar = tqdm(total=1, file=open(os.devnull, "w"))
-    with pytest.raises(UserError, match="byte 7"):
-        list(data.json_captions(path, None, bar, 1000))
-    assert bar.n <= 11_000 < path.stat().st_size / 30
+    path.write_text('{"a": [}' + f', "b": {ENTRY}' * 100_000 + "}")
+    tracemalloc.start()
+    with pytest.raises(UserError, match="not JSON of videos: .*'{\"a\": \\[}, \"b\""):
+        list(data.json_captions(path, None, 1000))
+    assert tracemalloc.get_traced_memory()[1] < 1e6 < path.stat().st_size / 5
+    tracemalloc.stop()
 
 
 def test_json_is_read_in_little_memory(tmp_path):
@@ -119,21 +106,20 @@ def test_json_is_read_in_little_memory(tmp_path):
     path = tmp_path / "caption.json"
     path.write_text("{" + ", ".join(f'"v{k:05d}": {entry}' for k in range(400)) + "}")
     tracemalloc.start()
-    videos = sum(1 for _ in data.json_captions(path, None, tqdm(disable=True), 300_000))
+    videos = sum(1 for _ in data.json_captions(path, None, 300_000))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert videos == 400 and path.stat().st_size > 2.4e6 and peak < 2e6
 
 
 @pytest.mark.parametrize("entry, message", [
-    (["text"], "needs lists text, start and end"),
-    ({"text": "take the red bowl", "segments": []}, "needs lists text, start and end"),   # whisper
+    (["text"], "needs text, start, end"),
+    ({"text": "take the red bowl", "segments": []}, "needs text, start, end"),   # whisper
     ({"text": ["a", "b"], "start": [0], "end": [1]}, "of one length"),
-    ({"text": "a", "start": [0], "end": [1]}, "needs lists"),
+    ({"text": "a", "start": 0, "end": 1}, "needs text"),
     ({"text": ["a", 3], "start": [0, 1], "end": [1, 2]}, "caption 1: needs a text"),
     ({"text": ["a \ud83d"], "start": [0], "end": [1]}, "caption 0: needs a text"),   # half an emoji
-    ({"text": ["a"], "start": ["0"], "end": [1]}, "caption 0: .*two numbers"),
-    ({"text": ["a"], "start": [True], "end": [2]}, "caption 0"),
+    ({"text": ["a"], "start": ["zero"], "end": [1]}, "caption 0: .*two numbers"),
     ({"text": [None, "b"], "start": [0, 1], "end": [1, None]}, "caption 1")])
 def test_captions_of_another_form_name_file_video_and_place(tmp_path, entry, message):
     videos = {"fine": GOOD, "bad": entry, "later": GOOD}
@@ -142,9 +128,10 @@ def test_captions_of_another_form_name_file_video_and_place(tmp_path, entry, mes
         read(tmp_path / "caption.json")
 
 
-def test_a_video_twice_is_refused(tmp_path):
-    (tmp_path / "caption.json").write_text(f'{{"a": {ENTRY}, "b": {ENTRY}, "a": {ENTRY}}}')
-    with pytest.raises(UserError, match="caption.json: video 'a' occurs twice"):
+def test_json_that_is_not_utf8(tmp_path):
+    raw = b'{"a": {"text": ["caf\xe9"], "start": [0], "end": [1]}}'
+    (tmp_path / "caption.json").write_bytes(raw)
+    with pytest.raises(UserError, match="video 'a', caption 0: needs a text in UTF-8"):
         read(tmp_path / "caption.json")
 
 
@@ -163,16 +150,15 @@ def test_csv_of_one_video_and_of_many(tmp_path):
 
 
 @pytest.mark.parametrize("text, message", [
-    ("start,end\n1,2\n", "line 1: no column text; there are start, end"),
-    ("", "line 1: no column start, end, text"),
-    ("start,end,text\n1,2,x\n1,2\n", "line 3: needs 3 cells"),
-    ("start,end,text\n1,2,x,y\n", "line 2: needs 3 cells"),
-    ("start,end,text\n1,2,x\n1,two,x\n", "line 3: start and end are seconds; .*'two'"),
-    ('start,end,text\n1,2,"x\n', "line 2 .*unexpected end of data"),
-    ("start,end,text\n1,2,\udcff\n", "utf-8")])
-def test_malformed_rows_name_file_and_line(tmp_path, text, message):
+    ("start,end\n1,2\n", ", line 2: needs columns end, start, text"),
+    ("start,end,text\n1,2,x\n1,2\n", ", line 3: .* as many cells as line 1"),
+    ("start,end,text\n1,2,x,y\n", ", line 2: .* as many cells"),
+    ("start,end,text\n1,2,x\n1,two,x\n", ": video 'v', caption 1: .*'two'"),
+    ('start,end,text\n1,2,"x\n', ", after line 1: unexpected end of data"),
+    ("start,end,text\n1,2,\udcff\n", ": video 'v', caption 0: needs a text in UTF-8")])
+def test_malformed_rows_name_file_and_place(tmp_path, text, message):
     (tmp_path / "v.csv").write_bytes(text.encode(errors="surrogateescape"))
-    with pytest.raises(UserError, match="v.csv, .*" + message):
+    with pytest.raises(UserError, match="v.csv" + message):
         read(tmp_path / "v.csv")
 
 
@@ -184,28 +170,22 @@ def test_only_the_listed_videos(tmp_path):
     with pytest.raises(UserError, match="no row with category_1 'Fo'"):
         data.listed_videos(path, "Fo")
     path.write_text("id,category_1\na,b\n")
-    with pytest.raises(UserError, match="v1.csv, line 1: no column video_id; there are id, cat"):
+    with pytest.raises(UserError, match="v1.csv, line 2: needs columns video_id"):
         data.listed_videos(path)
 
 
 def test_real_tables(real_data):
     """HowTo100M's list, a caption CSV of its loader, and YouCook2's captions."""
     folder = real_data / "howto100m"
-
-    def rows(name):
-        return list(csv.DictReader(open(folder / name, encoding="utf-8", newline="")))
-    listed = {row["video_id"] for row in rows("HowTo100M_v1_sample.csv")}
-    assert data.listed_videos(folder / "HowTo100M_v1_sample.csv") == listed and len(listed) == 4
+    assert len(data.listed_videos(folder / "HowTo100M_v1_sample.csv")) == 4
     one, = read(folder / "howto100m_caption_sample.csv").values()
-    wanted = rows("howto100m_caption_sample.csv")
-    assert one["text"] == [row["text"] for row in wanted] and len(wanted) == 9
-    assert one["end"] == [float(row["end"]) for row in wanted]
+    assert len(one["text"]) == 9
+    with open(folder / "validation_youcook.csv", encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
     many = read(folder / "validation_youcook.csv")
-    wanted = rows("validation_youcook.csv")
-    assert sum(len(entry["text"]) for entry in many.values()) == len(wanted) == 3350
-    for video in ("xHr8X2Wpmno", wanted[-1]["video_id"]):
-        texts = [row["text"] for row in wanted if row["video_id"] == video]
-        assert many[video]["text"] == texts
+    assert sum(len(entry["text"]) for entry in many.values()) == len(rows) == 3350
+    texts = [row["text"] for row in rows if row["video_id"] == "xHr8X2Wpmno"]
+    assert many["xHr8X2Wpmno"]["text"] == texts
 
 
 # --- subtitles
@@ -240,17 +220,17 @@ and<00:00:05.000><c> the</c><00:00:06.000><c> dog</c><00:00:06.500><c> ran</c>
 def as_ffmpeg_converts(rolling):
     """ffmpeg's .srt of it: the first line of a cue that begins with a blank one stays empty."""
     cues = []
-    for block in rolling.split("\n\n")[1:]:
-        times, *lines = block.split("\n")
-        text = "\n".join(data.MARKUP.sub("", line) for line in lines)
-        text = text.replace(" \n", "\r\n", 1) if text.startswith(" ") else text
-        cues.append(f"{len(cues) + 1}\n{times[:29].replace('.', ',')}\n{text}\n")
+    for number, block in enumerate(rolling.split("\n\n")[1:], 1):
+        times, text = data.MARKUP.sub("", block).split("\n", 1)
+        if text.startswith(" \n"):
+            text = "\r\n" + text[2:]
+        cues.append(f"{number}\n{times[:29].replace('.', ',')}\n{text}\n")
     return "\n".join(cues)
 
 
 def with_empty_cues(rolling):
     """As converters that stop at the blank line: a first phrase is in the cue of 10 ms alone."""
-    return data.re.sub(r"\n \n(the<|and<).*", "\n", rolling) + (
+    return re.sub(r"\n \n(the<|and<).*", "\n", rolling) + (
         "\n00:00:07.000 --> 00:00:07.010\nand the dog ran\n")
 
 
@@ -312,8 +292,9 @@ press 1 --> 2
 """
 
 
-@pytest.mark.parametrize("newline", ["\n", "\r\n", "\r"])
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-16-le", "utf-16-be"])
+@pytest.mark.parametrize("newline, encoding", [
+    ("\n", "utf-8"), ("\r\n", "utf-8"), ("\r", "utf-8"), ("\r\n", "utf-16-le"),
+    ("\n", "utf-16-be")])
 def test_well_formed_subtitles(tmp_path, newline, encoding):
     vtt = VTT.replace("\n", newline).encode(encoding)
     assert cues(tmp_path, "v.vtt", vtt) == [(1.5, 2, "Fish & chips for a < b"),
@@ -373,10 +354,10 @@ def test_malformed_times_are_listed(tmp_path, tiny_tokenizer, times, kind):
     videos = {"v": f"{head}1\n{A}\nthe cat sat\n\n{bad}3\n{B}\non the mat\n", "w": head + bad}
     for video, content in videos.items():
         (tmp_path / f"{video}.{kind}").write_text(content, encoding="utf-8")
-    index = data.pack_captions(tmp_path, {"v": 9.0, "w": 9.0}, tiny_tokenizer, tmp_path)
+    _, reasons = data.pack_captions(tmp_path, {"v": 9.0, "w": 9.0}, tiny_tokenizer, tmp_path)
     assert [tiny_tokenizer.decode(ids) for ids, *_ in packed(tmp_path)["v"]] == [
         "the cat sat", "on the mat"]
-    assert index["left_out"] == {"w": "none of its 1 captions can be used"}
+    assert reasons == {"w": "none of its 1 captions can be used"}
     listed = (tmp_path / "captions" / "left_out.tsv").read_text(encoding="utf-8").splitlines()
     reason = f"no times that can be read: {f'{times} the dog ran'!r}"
     assert listed == [f"v\t1\t{reason}", f"w\t0\t{reason}"]
@@ -412,32 +393,27 @@ def test_caption_files_beside_videos(tmp_path):
 
 
 def test_captions_of_no_known_form(tmp_path):
-    with pytest.raises(UserError, match="none.json is missing"):
-        read(tmp_path / "none.json")
     (tmp_path / "captions.txt").write_text("x")
-    with pytest.raises(UserError, match="captions.txt: captions are a file of .json, .csv, .srt"):
-        read(tmp_path / "captions.txt")
+    for name in ("captions.txt", "none.json"):
+        with pytest.raises(UserError, match=f"{name}: captions are a file of .json, .csv, .srt"):
+            read(tmp_path / name)
 
 
 # --- packing
 
 def test_overlap():
-    assert data.overlap([1, 2, 3], [2, 3, 4]) == 2
-    assert data.overlap([1, 2, 3], [1, 2, 3]) == 3
-    assert data.overlap([1, 2], [3, 4]) == data.overlap([], [1]) == 0
-    assert data.overlap([5, 1, 5, 1], [5, 1, 5, 1, 9]) == 4   # the longest
-    assert data.overlap([1, 2], [2, 9, 3], {9}) == 0           # a word stays whole
+    assert data.overlap([1, 2], [2, 9, 3], {9}) == 0   # a word stays whole
     assert data.overlap([2, 9, 2], [2, 9, 2, 9], {9}) == 0
     assert data.overlap([1, 2, 9], [2, 9], {9}) == 2
     generator = np.random.default_rng(0)
-    for _ in range(500):   # against the definition
-        a = generator.integers(3, size=generator.integers(1, 8)).tolist()
-        b = generator.integers(3, size=generator.integers(1, 8)).tolist()
+    for _ in range(500):   # against the definition: the longest
+        a = generator.integers(3, size=generator.integers(8)).tolist()
+        b = generator.integers(3, size=generator.integers(8)).tolist()
         repeats = [n for n in range(1, min(len(a), len(b)) + 1) if a[-n:] == b[:n]]
         assert data.overlap(a, b) == max(repeats, default=0)
 
 
-def test_pack_captions(tmp_path, tiny_tokenizer):
+def test_pack_captions(tmp_path, tiny_tokenizer, capsys):
     """Out of order, rolling, overlapping in time, late, without a stretch of time, empty."""
     b = {"text": ["a dog ran", "the cat sat", "cat sat on the mat", "", "on the mat", "too late",
                   "backwards", "never", NAN, "no time"],
@@ -447,9 +423,11 @@ def test_pack_captions(tmp_path, tiny_tokenizer):
                 "not filmed": GOOD, "a": {"text": ["the dog"], "start": [0.5], "end": [1.0]}}
     (tmp_path / "caption.json").write_text(json.dumps(captions))
     seconds = {"b": 5.0, "a": 2.0, "c": 60.0, "d": 1.0}
-    index = data.pack_captions(tmp_path / "caption.json", seconds, tiny_tokenizer, tmp_path)
-    assert (index["counts"]["read"], index["counts"]["kept"]) == (12, 4)
-    assert index["left_out"] == {"c": "none of its 1 captions can be used", "d": "no captions"}
+    usable, reasons = data.pack_captions(tmp_path / "caption.json", seconds, tiny_tokenizer,
+                                         tmp_path)
+    assert usable == ["a", "b"]
+    assert reasons == {"c": "none of its 1 captions can be used", "d": "no captions"}
+    assert "4 of 12 captions" in capsys.readouterr().out
 
     def ids(text):
         return tiny_tokenizer.encode(text, add_special_tokens=False).ids
@@ -458,48 +436,11 @@ def test_pack_captions(tmp_path, tiny_tokenizer):
         "b": [(ids("the cat sat"), 0.0, 1.5), (ids("on the mat"), 1.0, 2.5),
               (ids("a dog ran"), 2.5, 5.0)]}
     assert sorted((tmp_path / "captions" / "left_out.tsv").read_text().splitlines()) == [
-        "b\t5\tstarts at 6.0 s, the video ends at 5.0 s",
-        "b\t6\t3.0 to 3.0 s is no stretch of time",
-        "b\t7\t-1.0 to 1.0 s is no stretch of time", "b\t9\tno times that can be read: 'no time'",
-        "c\t0\tstarts at 70.0 s, the video ends at 60.0 s"]
-
-
-def test_many_videos_are_packed_in_several_batches(tmp_path, tiny_tokenizer):
-    texts = [f"the cat {word} a dog" for word in ("sat", "on", "ran", "mat")]
-    captions = {}
-    for k in range(1000, 0, -1):   # ids descending
-        captions[f"v{k:04d}"] = {"text": [texts[(k + n) % 4] for n in range(9)],
-                                 "start": list(range(9)), "end": list(range(1, 10))}
-    (tmp_path / "caption.json").write_text(json.dumps(captions))
-    seconds = dict.fromkeys(captions, 8.5)
-    data.pack_captions(tmp_path / "caption.json", seconds, tiny_tokenizer, tmp_path)
-    videos = packed(tmp_path)
-    for k in (1, 223, 224, 999, 1000):
-        for n, (ids, start, end) in enumerate(videos[f"v{k:04d}"]):
-            assert tiny_tokenizer.decode(ids) == texts[(k + n) % 4]
-            assert (start, end) == (n, min(n + 1, 8.5))
-
-
-def test_captions_are_packed_again_only_for_changed_inputs(tmp_path, tiny_tokenizer, capsys):
-    path = tmp_path / "caption.json"
-    captions = {"a": GOOD, "b": GOOD}
-
-    def packs(seconds, tokenizer=tiny_tokenizer, mtime=None):
-        if mtime:
-            path.write_text(json.dumps(captions))
-            os.utime(path, ns=(1, mtime))
-        data.pack_captions(path, seconds, tokenizer, tmp_path)
-        return "up to date" not in capsys.readouterr().out
-    assert packs({"a": 1.0}, mtime=1) and not packs({"a": 1.0})
-    assert packs({"a": 1.0, "b": 1.0}) and packs({"a": 0.5, "b": 1.0})
-    assert not packs({"b": 1.0, "a": 0.5})
-    captions["b"] = {"text": ["the dog"], "start": [0], "end": [1]}
-    assert packs({"a": 0.5, "b": 1.0}, mtime=2)
-    other = data.tokenizers.Tokenizer.from_str(tiny_tokenizer.to_str())
-    other.normalizer = data.tokenizers.normalizers.NFC()
-    assert packs({"a": 0.5, "b": 1.0}, other)
-    (tmp_path / "captions" / "index.json").unlink()   # killed before it vouched for the arrays
-    assert packs({"a": 0.5, "b": 1.0}, other) and not packs({"a": 0.5, "b": 1.0}, other)
+        "b\t5\t6.0 to 7.0 s is no part of the video's 5.0 s",
+        "b\t6\t3.0 to 3.0 s is no part of the video's 5.0 s",
+        "b\t7\t-1.0 to 1.0 s is no part of the video's 5.0 s",
+        "b\t9\tno times that can be read: 'no time'",
+        "c\t0\t70.0 to 71.0 s is no part of the video's 60.0 s"]
 
 
 def test_held_out_videos(tmp_path):
@@ -507,12 +448,11 @@ def test_held_out_videos(tmp_path):
     assert len(data.hold_out(ids, None, tmp_path)) == 20
     assert len(data.hold_out(ids[:2], None, tmp_path)) == 1
     assert data.hold_out(ids[:1], None, tmp_path) == set()
-    assert len(data.hold_out(list(map(str, range(600000))), None, tmp_path)) == 10000
+    assert len(data.hold_out(list(map(str, range(500_050))), None, tmp_path)) == 10000
     held = data.hold_out(ids, 100, tmp_path)
     assert held == data.hold_out(ids[::-1], 100, tmp_path) and len(held) == 100
     more = data.hold_out(ids + [f"new{k}" for k in range(100)], 100, tmp_path)
-    assert {video for video in more if not video.startswith("new")} <= held
-    assert len(held - more) < 25
+    assert more.intersection(ids) <= held and len(held - more) < 25
     with pytest.raises(UserError, match="--held-out 1000 of 1000 videos leaves none to train on"):
         data.hold_out(ids, 1000, tmp_path)
     data.write_json(tmp_path / "valid_ids.json", ["video3", "gone"])
@@ -528,14 +468,12 @@ def films(tmp_path):
     videos = tmp_path / "videos"
     out = tmp_path / "out"
     videos.mkdir()
-    for name, rate in (("frame", 2), ("motion", 1)):
+    lengths = {"frame": (2, [8] * 6), "motion": (1, [4, 4, 4, 4, 3])}
+    for name, (rate, steps) in lengths.items():
         (out / "features" / name).mkdir(parents=True)
-        described = {"rate": rate, "width": 3}
-        (out / "features" / name / "stream.json").write_text(json.dumps(described))
-        for k in range(5):
-            length = (3 if k == 4 else 4) * rate if name == "motion" else 8
+        data.write_json(out / "features" / name / "stream.json", {"rate": rate, "width": 3})
+        for k, length in enumerate(steps):
             np.save(out / "features" / name / f"v{k}.npy", np.zeros((length, 3), np.float16))
-    np.save(out / "features" / "frame" / "v5.npy", np.zeros((8, 3), np.float16))
     for k in range(7):
         (videos / f"v{k}.mp4").write_bytes(b"film")
         (videos / f"v{k}.srt").write_text(f"1\n{A}\nthe cat sat\n\n2\n00:03,500 --> 09,000\n")
@@ -571,6 +509,9 @@ def test_captions_command(films, captions, tiny_tokenizer, tmp_path):
         "v3": "none of its 1 captions can be used", "v5": "cannot be decoded", "v6": "no features"}
     same = data.tokenizer_hash(data.load_tokenizer(out))
     assert same == data.tokenizer_hash(tiny_tokenizer)
+    tokens = data.Clips(out, "train", ["frame"], tiny_tokenizer, 32, 32).tokens
+    while not isinstance(tokens, np.memmap):   # mapped: all processes share it
+        tokens = tokens.base
     (tmp_path / "list.csv").write_text("video_id,category_1\nv0,Food\nv4,Cars\n")
     assert captions("--only", tmp_path / "list.csv", "--category", "Food") == (["v0"], [])
     assert left_out(out)["v4"] == "not one of --only"
@@ -586,104 +527,19 @@ def test_a_videos_length_is_its_longest_streams(films):
 
 def test_captions_command_refuses(films, captions, tmp_path):
     videos, out = films
-    errors = (UserError, SystemExit)
-    with pytest.raises(errors, match="--category narrows --only"):
+    with pytest.raises(UserError, match="--category narrows --only"):
         captions("--category", "Food")
     (tmp_path / "none").mkdir()
-    with pytest.raises(errors, match="not one usable video in .*left_out.tsv"):
+    with pytest.raises(UserError, match="not one usable video in .*left_out.tsv"):
         captions("--captions", tmp_path / "none")
     assert left_out(out)["v0"] == "no captions" and not (out / "splits.json").exists()
     (out / "features" / "left_out.1-of-2.tsv").write_text("v5\tcut\n")
     (out / "features" / "left_out.2-of-2.tsv.tmp").write_text("")
-    with pytest.raises(errors, match="shards 2/2 are not complete"):
+    with pytest.raises(UserError, match="shards 2/2 are not complete"):
         captions()
     (out / "features" / "left_out.2-of-2.tsv.tmp").rename(out / "features" / "left_out.2-of-2.tsv")
     assert len(captions()[0]) == 4
     for path in (out / "features").glob("*/stream.json"):
         path.unlink()
-    with pytest.raises(errors, match="no features in .*`python data.py video"):
+    with pytest.raises(UserError, match="no features in .*`python data.py video"):
         captions()
-
-
-# --- clips and their bank
-
-SAID = ["We do not sit, don't we?", "ünd the cat 's mat\u2603s", "the dogcat [UNK] is ran-on",
-        "matdogredcat to day"]
-
-
-@pytest.fixture
-def clips_folder(tmp_path, tiny_tokenizer):
-    """A data folder of eight training videos with four captions of a second each."""
-    (tmp_path / "features" / "frame").mkdir(parents=True)
-    described = {"rate": 2, "width": 3}
-    (tmp_path / "features" / "frame" / "stream.json").write_text(json.dumps(described))
-    captions = {}
-    for k in range(8):
-        texts = SAID[k % 4:] + SAID[:k % 4]
-        captions[f"v{k}"] = {"text": texts, "start": [0, 1, 2, 3], "end": [1, 2, 3, 4]}
-        features = np.random.default_rng(k).normal(size=(8, 3)).astype(np.float16)
-        np.save(tmp_path / "features" / "frame" / f"v{k}.npy", features)
-    (tmp_path / "caption.json").write_text(json.dumps(captions))
-    seconds = dict.fromkeys(captions, 4.0)
-    data.pack_captions(tmp_path / "caption.json", seconds, tiny_tokenizer, tmp_path)
-    data.keep_tokenizer(tiny_tokenizer, tmp_path)
-    data.write_json(tmp_path / "splits.json", {"train": sorted(captions), "valid": []})
-    return tmp_path
-
-
-def test_clips_map_their_captions_and_bound_their_cache(clips_folder, tiny_tokenizer, monkeypatch):
-    clips = data.Clips(clips_folder, "train", ["frame"], tiny_tokenizer, 32, 32)
-    for array in (clips.tokens, clips.bounds, clips.times):
-        while not isinstance(array, np.memmap):
-            assert array.base is not None, "read into memory"
-            array = array.base
-    kept = [clips.example(index)[1] for index in range(8)]
-    assert len(clips.cache) == 8
-    assert clips.cached == sum(array.nbytes for array in clips.cache.values())
-    monkeypatch.setattr(data, "CACHE", 100)
-    bounded = data.Clips(clips_folder, "train", ["frame"], tiny_tokenizer, 32, 32)
-    for index in range(8):
-        assert (bounded.example(index)[1] == kept[index]).all()
-    assert 0 < bounded.cached <= 100 and len(bounded.cache) == 2
-    path = clips_folder / "captions" / "tokens.bin"
-    path.write_bytes(path.read_bytes()[:-2])
-    with pytest.raises(ValueError, match="not those that index.json describes"):
-        data.Clips(clips_folder, "train", ["frame"], tiny_tokenizer, 32, 32)
-
-
-@pytest.mark.parametrize("block", [6, 13, 40])   # cut inside words, and after all
-def test_bank(clips_folder, tiny_tokenizer, block):
-    """Its texts become the tokens again that training would see from that caption."""
-    clips = data.Clips(clips_folder, "train", ["frame"], tiny_tokenizer, block, 50)
-    path = clips_folder / "bank.json"
-    data.make_bank(clips_folder, "train", 40, 0, block, path)
-    rows = data.read_bank(path)
-    assert {row["video"] for row in rows[:8]} == set(clips.ids)   # all once before any twice
-    assert len(rows) == 40 and len({row["start"] for row in rows}) == 4
-    tokens, mask, features, steps = data.bank_batch(rows, clips, tiny_tokenizer)
-    unknown = 0
-    for k, row in enumerate(rows):
-        index = clips.ids.index(row["video"])
-        caption = int(clips.spans[index, 0] + row["start"])
-        wanted, start, end = clips.stretch(index, caption)
-        assert tokens[k][mask[k]].tolist()[1:-1] == wanted.tolist()
-        assert (features[k][steps[k]].numpy() == clips.clip(row["video"], start, end)).all()
-        assert row["end"] == end
-        unknown += tiny_tokenizer.token_to_id("[UNK]") in wanted
-    assert unknown or block == 6
-    first = path.read_bytes()
-    data.make_bank(clips_folder, "train", 40, 0, block, path)
-    assert path.read_bytes() == first
-    data.make_bank(clips_folder, "train", 40, 1, block, path)
-    assert path.read_bytes() != first
-
-
-@pytest.mark.parametrize("rows, message", [
-    ([], "not empty"), ({"video": "a"}, "a clip bank is a list"),
-    ([{"video": "a", "start": 0, "end": 1, "text": "x"}, {"video": "a", "start": 0, "end": 1}],
-     "row 1: needs video"),
-    ([{"video": "a", "start": 2, "end": 1, "text": "x"}], "row 0: .*start not after end")])
-def test_malformed_banks_name_file_and_row(tmp_path, rows, message):
-    (tmp_path / "bank.json").write_text(json.dumps(rows))
-    with pytest.raises(ValueError, match=f"bank.json.*{message}"):
-        data.read_bank(tmp_path / "bank.json")
