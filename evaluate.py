@@ -59,7 +59,7 @@ def read_results(run):
 def run_facts(run):
     """A run's args.json as a dict; {} where there is none."""
     path = Path(run) / "args.json"
-    return data.read_json(path, "the stage") if path.exists() else {}
+    return data.read_json(path, "") if path.exists() else {}
 
 
 def names_of(runs, given=None):
@@ -106,9 +106,7 @@ def t_interval(values):
 
     What too few values cannot tell is nan: the ends of one value, all three of none.
     """
-    if not values:
-        return math.nan, math.nan, math.nan
-    mean = statistics.fmean(values)
+    mean = statistics.fmean(values) if values else math.nan
     if len(values) < 2:
         return mean, math.nan, math.nan
     error = statistics.stdev(values) / math.sqrt(len(values))
@@ -135,8 +133,8 @@ ROWS = ("overall", *finetune.PARTS, "dev", "dev-mismatched", "test", "start", "e
 def scored_rows(metrics, fine=False):
     """Table rows of one metrics.json -> {(task, row): (value, chance, rows scored)}, fractions.
 
-    A mini task gives a row a part of the test split, a real one its dev splits, else the test
-    split. `fine`: also diagnostics' finer categories, "Logic: Negation".
+    Parts of a mini task's test split; of a real task the dev splits, else the test split. `fine`:
+    also diagnostics' finer categories, "Logic: Negation".
     """
     task = metrics["task"]
     out = {}
@@ -163,8 +161,8 @@ def scored_rows(metrics, fine=False):
 def cells_of(results, fine=False):
     """One run's results -> {(task, row): [entry of a seed, ...]}, values and chances x 100.
 
-    An entry is {"seed", "value", "chance", "rows", "stuck", "split_dev"}: value is None where it is
-    not defined, rows how many were scored, stuck True where all of them got one answer.
+    An entry is {"seed", "value" (None: not defined), "chance", "rows" (how many), "stuck" (True:
+    all got one answer), "split_dev"}.
     """
     cells = {}
     for seeds in results.values():
@@ -214,10 +212,7 @@ def show_values(values):
 
 
 def print_columns(labels, columns):
-    """Prints a table: the labels of its rows; columns: [(heading, [cell of a row, ...])].
-
-    Columns that the terminal is too narrow for go to another block below.
-    """
+    """Prints a table, in blocks as wide as the terminal. columns: [(heading, [cell of a row])]."""
     width = shutil.get_terminal_size((100, 24)).columns
     first = max(len(label) for label in labels)
     blocks = [[]]
@@ -250,12 +245,12 @@ def table_keys(rows):
 
 
 def once(values):
-    """Texts that should all agree, as one text: "50.0", or "33.3/50.0" where they do not."""
+    """Texts that should agree, as one: "50.0", or "33.3/50.0" where they do not."""
     return "/".join(sorted(set(values))) or "-"
 
 
 def key_chance(rows, key):
-    """Chance of one row as text; several where runs were scored on different rows."""
+    """Chance of one row as text."""
     chances = []
     for cells in rows:
         for entry in cells.get(key, []):
@@ -312,8 +307,8 @@ def table(args):
 def best_threshold(scores, answerable, predictions, odds):
     """(best total, threshold): the most that scores add up to if odds above one threshold mean "".
 
-    Goes up through the odds, of equal ones in their order, from the total with every question
-    unanswered: an answerable one then gains its score, any text for another one loses 1.
+    Up through the odds from all unanswered: an answerable question gains its score, any text for
+    another one loses 1.
     """
     total = sum(not has for has in answerable.values())
     best = total
@@ -385,23 +380,16 @@ def squad_scores(dataset, predictions, na_probabilities=None):
     return out
 
 
-def read_answers(path, kinds):
-    """A JSON file of {question id: value of these types}."""
-    answers = data.read_json(path, "python finetune.py --task SQuAD1 SQuAD2")
-    values = answers.values() if isinstance(answers, dict) else [None]
-    if not all(isinstance(value, kinds) for value in values):
-        what = "text" if kinds is str else "number"
-        raise model.UserError(f"{path} does not hold one {what} a question id")
-    return answers
-
-
 def show_squad(args):
     """`squad`: prints squad_scores of a predictions file as JSON."""
+    made_by = "python finetune.py --task SQuAD1 SQuAD2"
     dataset = data.read_json(args.dataset, "make data/tasks/SQuAD2")
+    predictions = data.read_json(args.predictions, made_by)
+    odds = data.read_json(args.na_prob, made_by) if args.na_prob else None
     if not isinstance(dataset, dict) or "data" not in dataset:
         raise model.UserError(f"{args.dataset} is not a SQuAD file: it has no data")
-    predictions = read_answers(args.predictions, str)
-    odds = read_answers(args.na_prob, (int, float)) if args.na_prob else None
+    if not all(isinstance(text, str) for text in predictions.values()):
+        raise model.UserError(f"{args.predictions} does not hold one text a question id")
     try:
         print(json.dumps(squad_scores(dataset, predictions, odds), indent=2))
     except (KeyError, TypeError) as error:   # a field that is missing, or of another type
@@ -430,8 +418,8 @@ def search(texts, videos):
 def retrieval_metrics(ranks, best, pool):
     """R@1, R@5, R@10 (fractions) and the median rank of what search returns.
 
-    Where the pool says what its clips show, also R@1 when only that must agree, and the R@1 of a
-    retriever that knows it and nothing else (its chance among the clips that show the same).
+    In a mini world also R@1 when only what the clips show must agree, and the R@1 of a retriever
+    that knows that alone: its chance among the clips that show the same.
     """
     out = {f"R@{k}": float((ranks <= k).float().mean()) for k in (1, 5, 10)}
     out["median rank"] = float(ranks.float().median())
@@ -468,10 +456,7 @@ def openings(clips, tokenizer):
 
 
 def retrieval_pool(data_folder, bank, held_out, tokenizer):
-    """The clips to search among: a bank; else the mini world's retrieval.json; else openings.
-
-    Raises UserError where a bank's clips are not of held-out videos.
-    """
+    """The clips to search among: a bank; else the mini world's retrieval.json; else openings."""
     file = Path(bank or Path(data_folder) / "retrieval.json")
     if bank is None and not file.exists():
         return openings(held_out, tokenizer)
@@ -480,13 +465,13 @@ def retrieval_pool(data_folder, bank, held_out, tokenizer):
     seen = [row["video"] for row in pool if row["video"] not in valid]
     if seen:
         raise model.UserError(
-            f"{file}: {len(seen)} of {len(pool)} clips are not of held-out videos, the first is of "
-            f"{seen[0]}; `python data.py bank --data {data_folder} --split valid` makes such a bank")
+            f"{file}: {len(seen)} of {len(pool)} clips are not of held-out videos, the first of "
+            f"{seen[0]}; `python data.py bank --data {data_folder} --split valid` makes a bank")
     return pool
 
 
 def trained_encoder(run):
-    """(VideoEncoder, settings) of a run's own model folder; None where there is no trained one."""
+    """(VideoEncoder, settings) of a run's model folder; None where there is no trained one."""
     path = Path(run) / "model" / "video_encoder.pt"
     if not path.exists():
         return None
@@ -526,18 +511,13 @@ def names_only(text, known, nouns):
 def retrieve(run, data_folder, bank=None, lender=None):
     """Text-to-video retrieval of a run -> what is written to RUN/retrieval.json.
 
-    The run's own texts, put beside videos by distill.retrieval_maps and its own video encoder. With
-    that of another run, the lender, they share no coordinates: no ranks, only the ridge map. That
-    map, in the mini world, goes from mean hidden state to video vector and is fitted on training
-    clips of task-train nouns: what could be read off, not what was aligned. "new nouns": all other
-    nouns. Raises UserError where there is no trained video encoder.
+    distill.retrieval_maps puts the run's texts beside videos. With the video encoder of another
+    run, the lender, they share no coordinates: no ranks, only the ridge map. That map, in the mini
+    world, goes from mean hidden state to video vector and is fitted on training clips of task-train
+    nouns: what could be read off, not what was aligned. "new nouns": all other nouns.
     """
     folder = Path(run) / "model"
-    lent = trained_encoder(lender or run)
-    if lent is None:
-        raise model.UserError(f"{lender or run}/model holds no trained video encoder: a teacher of "
-                              f"videos has one, and so has every student of it")
-    encoder, settings = lent
+    encoder, settings = trained_encoder(lender or run)
     how, text_map, video_map = distill.retrieval_maps(folder)
     if lender:
         how = f"not defined (ridge map: video encoder of {lender})"
@@ -582,7 +562,7 @@ def retrieve(run, data_folder, bank=None, lender=None):
 
 
 def show_retrieval(args):
-    """`retrieve`: prints the metrics of each run, which then lie in RUN/retrieval.json, too."""
+    """`retrieve`: prints the metrics of each run."""
     lenders = [run for run in args.runs if trained_encoder(run)]
     if not lenders:
         raise model.UserError(f"no trained video encoder in the model folder of "
@@ -631,15 +611,14 @@ def noun_vectors(folder, nouns):
     config, bert, _ = model.load_hf(folder)
     bert.eval()
     tokenizer = data.load_tokenizer(folder)
+    tokenizer.enable_padding(pad_id=config.pad_token_id)
     out = []
     for noun in nouns:
         texts = []
         for template in data.SPOKEN:
-            for action in data.ACTIONS:
-                texts.append(tokenizer.encode(template.format(a=action, n=noun)).ids)
-        length = max(len(ids) for ids in texts)
-        padded = [ids + [config.pad_token_id] * (length - len(ids)) for ids in texts]
-        tokens = torch.tensor(padded)                                  # [sentences, L]
+            texts += [template.format(a=action, n=noun) for action in data.ACTIONS]
+        encoded = [encoding.ids for encoding in tokenizer.encode_batch(texts)]
+        tokens = torch.tensor(encoded)                                 # [sentences, L]
         hidden = bert(tokens, tokens != config.pad_token_id)           # [sentences, L, H]
         places = (tokens == tokenizer.token_to_id(noun)).int().argmax(1)   # the noun's first place
         rows = torch.arange(len(tokens))
@@ -650,8 +629,8 @@ def noun_vectors(folder, nouns):
 def probe(run, world):
     """Accuracy of a linear probe of each property from the noun, fitted on task-train nouns.
 
-    Returns {property: {"validation": accuracy, "test": ..., "unfilmed": ...}} and writes it to
-    RUN/probe.json. Chance is 1 / number of values.
+    Returns {property: {"validation": accuracy, "test": ..., "unfilmed": ...}}, and writes it to
+    RUN/probe.json.
     """
     nouns = list(world["nouns"])
     vectors = noun_vectors(Path(run) / "model", nouns)
@@ -670,7 +649,7 @@ def probe(run, world):
 
 
 def show_probes(args):
-    """`probe`: accuracy on unseen nouns, a row a run, a column a property; also RUN/probe.json."""
+    """`probe`: accuracy on unseen nouns, a row a run, a column a property."""
     world = data.read_json(Path(args.data) / "world.json", "python data.py mini")
     rows = {"chance": {name: 1 / len(values) for name, (_, values) in world["properties"].items()}}
     for name, run in zip(names_of(args.runs), args.runs):
@@ -685,8 +664,7 @@ def show_probes(args):
 
 
 # --------------------------------------------------------------------------------------------------
-# Claims: each comparison of the paper on mini worlds, one a seed, everything redrawn. `plan` prints
-# the stages' commands, `cell` writes one arm's value file, `claims` judges the value files.
+# Claims: each comparison of the paper on mini worlds, one a seed, everything redrawn.
 
 TEACHERS = {   # arm -> flags of teacher.py
     "teacher": "",
@@ -864,12 +842,11 @@ ALL = [name for name, claim in CLAIMS.items() if claim.kind != "grid"]
 
 
 def teacher_of(arm):
-    """The teacher whose run an arm starts from: a teacher itself, None for a student of none."""
+    """The teacher whose run an arm starts from: a teacher itself; None for text alone."""
     return arm if arm in TEACHERS else TRAINED[arm][0]
 
 
 def flags_of(arm):
-    """An arm's stage and flags."""
     if arm in TEACHERS:
         return f"teacher.py {TEACHERS[arm]}".strip()
     _, flags, ratio = TRAINED[arm]
@@ -877,13 +854,13 @@ def flags_of(arm):
 
 
 def recipe(arm):
-    """Flags of an arm and of the teacher that it starts from: what its value file agrees with."""
+    """Flags of an arm and of its teacher: what its value file agrees with."""
     arms = dict.fromkeys([teacher_of(arm) or arm, arm])
     return "; ".join(flags_of(each) for each in arms)
 
 
 def tasks_of(measure, tasks):
-    """The tasks that a measure is a mean of; none for what is not fine-tuned."""
+    """The tasks that a measure is a mean of."""
     if measure == "Knowledge":
         return ["MNLI"]
     if measure not in ("dev", *finetune.PARTS):
@@ -892,7 +869,7 @@ def tasks_of(measure, tasks):
 
 
 def with_controls(claims):
-    """Claims, or all of them, and behind them the controls that stand beside."""
+    """Claims (none: all), then the controls that stand beside them."""
     controls = []
     for name in claims or ALL:
         controls += CLAIMS[name].controls
@@ -926,7 +903,7 @@ def cells_for(claims, seeds):
     cells = {}
     for seed in seeds:
         for arm, tasks in needed.items():
-            cells[arm, seed] = [task for task in MINI_TASKS if task in tasks]
+            cells[arm, seed] = sorted(tasks, key=MINI_TASKS.index)
     return cells
 
 
@@ -935,22 +912,23 @@ def value_file(runs, arm, seed):
 
 
 def is_made(file, arm, tasks):
-    """Has an arm's value file all these tasks, made with the arm's flags of today?"""
+    """Has an arm's value file all these tasks, made with the arm's flags?"""
     if not file.exists():
         return False
     cell = data.read_json(file, "make claims")
     return cell["flags"] == recipe(arm) and cell["tasks"].keys() >= set(tasks)
 
 
-def logged(command, folder, name, after=""):
-    """A shell line that writes to the end of folder/name.log, whose end it shows where it fails."""
+def logged(steps, folder, name, last):
+    """A shell line of steps that write to folder/name.log, whose end it shows where one fails; the
+    last one prints."""
     log = f"{folder}/{name}.log"
-    return (f"mkdir -p {folder} && {{ {command}; }} >> {log} 2>&1{after} "
+    return (f"mkdir -p {folder} && {{ {' && '.join(steps)}; }} >> {log} 2>&1 && {last} "
             f"|| {{ echo {log}:; tail -n 5 {log}; exit 1; }}")
 
 
 def stage_command(arm, seed, folder):
-    """The shell command that trains an arm; folder: of its world's runs."""
+    """The command that trains an arm; folder: of its world's runs."""
     teacher = teacher_of(arm)
     given = f"--data data/mini-{seed} --size mini --seed {seed} --out {folder}/{arm}"
     if arm not in TEACHERS:
@@ -963,9 +941,8 @@ def stage_command(arm, seed, folder):
 def plan(phase, cells, runs):
     """The shell commands of a phase, worlds, teachers or arms, for the cells without a value file.
 
-    Stages that are complete say so and return; one whose run has other flags refuses it.
-    TEACHER.done says that a teacher's stage, asked in this `make claims`, was content with its run;
-    what is made from the run waits for that.
+    Complete stages return at once, and refuse runs of other flags. TEACHER.done: the teacher's
+    stage was content with its run in this `make claims`; what is made of the run needs that.
     """
     python = sys.executable
     lines = {}   # as a set in order: arms share worlds and teachers
@@ -1008,25 +985,22 @@ def make_cell(args):
     facts = run_facts(run)
     sources = [facts]   # args.json of pretraining and fine-tuning
     tasks = {}
-    for task, seeds in read_results(run).items():
-        for metrics in seeds:
-            if metrics["seed"] != args.seed:   # someone's own
-                continue
-            tasks[task] = {**metrics["parts"]["test"], "dev": metrics["parts"]["dev"]["grounded"],
-                           "stuck": metrics["majority"]}
-            tasks[task].pop("grounded_by_property", None)
-            if "categories" in metrics:   # diagnostics, of filmed nouns
-                tasks[task]["knowledge"] = metrics["categories"]["grounded"]
-            sources.append(run_facts(run / "finetune" / task / f"seed-{args.seed}"))
+    for path in sorted(run.glob(f"finetune/*/seed-{args.seed}/metrics.json")):
+        metrics = data.read_json(path, "")
+        scores = {**metrics["parts"]["test"], "dev": metrics["parts"]["dev"]["grounded"],
+                  "stuck": metrics["majority"]}
+        scores.pop("grounded_by_property", None)
+        if "categories" in metrics:   # diagnostics, of filmed nouns
+            scores["knowledge"] = metrics["categories"]["grounded"]
+        tasks[metrics["task"]] = scores
+        sources.append(run_facts(path.parent))
     commits = {}   # as a set in order
     for source in sources:
         changed = " with changes" if source.get("uncommitted changes") else ""
         commits[f"{source.get('commit')}{changed}"] = None
-    retrieval = {"how": "not defined"}
-    if trained_encoder(run):
-        retrieval = retrieve(run, world)
-        for key in ("pool", "ranks", "data", "examples"):
-            del retrieval[key]
+    retrieval = retrieve(run, world) if trained_encoder(run) else {"how": "not defined"}
+    for key in ("pool", "ranks", "data", "examples"):
+        retrieval.pop(key, None)
     probed = probe(run, data.read_json(world / "world.json", "python data.py mini"))
     cell = {"arm": args.arm, "seed": args.seed, "flags": recipe(args.arm),
             "commit": "/".join(commits), "hardware": facts.get("hardware"),
@@ -1038,8 +1012,9 @@ def make_cell(args):
     file = value_file(args.runs, args.arm, args.seed)
     file.parent.mkdir(parents=True, exist_ok=True)
     data.write_text(file, json.dumps(cell) + "\n")
-    shown = [f"{task} {100 * tasks[task]['grounded']['accuracy']:.1f}" for task in tasks]
-    print(f"seed {args.seed}, {args.arm}: grounded {', '.join(shown)}", flush=True)
+    shown = [f"{task} {100 * scores['grounded']['accuracy']:.1f}"
+             for task, scores in tasks.items()]
+    print(f"seed {args.seed}, {args.arm}: grounded {', '.join(shown)}")
 
 
 SEARCHED = {   # measure -> its name in retrieval.json
@@ -1081,13 +1056,13 @@ def measured(cell, measure, tasks):
 
 
 def values_of(cells, arm, seeds, measure, tasks):
-    """The values of an arm, of the seeds that have one."""
+    """An arm's values, of the seeds that have one."""
     results = [measured(cells.get((arm, seed)), measure, tasks) for seed in seeds]
     return [result[0] for result in results if result]
 
 
 def arm_rows(cells, seeds):
-    """What each arm reached -> {arm: {"measure tasks": [a number a seed]}} of SHOWN, if made."""
+    """What each arm reached -> {arm: {"measure tasks": [a number a seed]}} of SHOWN."""
     out = {}
     for arm in [*TEACHERS, *STUDENTS]:
         for measure, tasks in SHOWN:
@@ -1098,11 +1073,7 @@ def arm_rows(cells, seeds):
 
 
 def verdict_of(question, low, high):
-    """The verdict of a 95 % interval, in points.
-
-    No effect: it contains 0, and its middle is within 4 points, lest a wide interval around a large
-    mean passes.
-    """
+    """The verdict of a 95 % interval, in points. No effect: a wide one around 0 is not enough."""
     holds = {"better": low > 0, "not worse": low > -2, "no better": high < 2,
              "no effect": low <= 0 <= high and abs(low + high) / 2 <= 4}
     fails = {"better": high < 2, "not worse": high < 0, "no better": low > 0,
@@ -1113,10 +1084,7 @@ def verdict_of(question, low, high):
 
 
 def p_of(question, differences):
-    """Twice the one-sided p of Student's t-test, as the interval has it; 1 for the other side.
-
-    "No effect" cannot be shown by a test: None.
-    """
+    """Twice the one-sided p of Student's t-test, at most 1; None for "no effect"."""
     bounds = {"better": 0, "not worse": -2, "no better": 2}
     if question not in bounds:
         return None
@@ -1129,10 +1097,7 @@ def p_of(question, differences):
 
 
 def holm(values):
-    """Holm's correction of p-values (None: no test): the k-th smallest of m times m - k + 1.
-
-    Never falling, at most 1.
-    """
+    """Holm's correction of p-values (None: no test): the k-th smallest of m times m - k + 1."""
     order = sorted((p, index) for index, p in enumerate(values) if p is not None)
     out = [None] * len(values)
     highest = 0.0
@@ -1143,7 +1108,7 @@ def holm(values):
 
 
 def judge(part, cells, seeds):
-    """One part of a claim, paired over the seeds that have both arms -> dict for claims.json."""
+    """One part of a claim, paired over the seeds that have both arms."""
     pairs = {}   # seed -> the two arms' values
     for seed in seeds:
         ours = measured(cells.get((part.arm, seed)), part.measure, part.tasks)
@@ -1171,11 +1136,11 @@ def judge(part, cells, seeds):
             "verdict": "-" if part.question == "shown" else verdict}
 
 
-WORST = ("teacher carries no signal", "fails", "not run", "one seed", "not decided")
+WORST = ("teacher carries no signal", "fails", "not run", "one seed", "not decided", "holds", "-")
 
 
 def judge_claims(cells, names, seeds):
-    """Claims with parts and verdicts, and claim 3's curve: what claims.json holds of them."""
+    """Claims with parts and verdicts, and claim 3's curve, as claims.json holds them."""
     claims = []
     largest = []   # p of a joined claim (Berger's intersection-union test), None: not corrected
     for name in names:
@@ -1184,10 +1149,10 @@ def judge_claims(cells, names, seeds):
         tests = [part["p"] for part in parts if part["kind"] != "shown"]
         corrected = claim.kind in ("mechanism", "magnitude") and None not in tests
         largest.append(max(tests) if corrected else None)
-        parted = {part["verdict"] for part in parts}
+        verdicts = [*[part["verdict"] for part in parts], "holds"]
+        worst = min(verdicts, key=WORST.index)
         claims.append({"number": name, "text": claim.text, "kind": claim.kind, "note": claim.note,
-                       "parts": parts,   # the worst decides
-                       "verdict": next((word for word in WORST if word in parted), "holds")})
+                       "parts": parts, "verdict": worst})
     verdicts = {}
     for claim, p in zip(claims, holm(largest)):
         if claim["verdict"] == "holds" and p is not None and p >= 0.05:
@@ -1212,15 +1177,12 @@ def curve_of(cells, seeds):
 
 
 def read_values(source):
-    """The cells of a folder of value files, or of one file, a line a cell -> {(arm, seed): cell}.
-
-    Only of arms that exist today.
-    """
+    """Cells of known arms in a folder of value files, or one file of lines: {(arm, seed): cell}."""
     source = Path(source)
     if not source.exists():
         raise model.UserError(f"no value files in {source}; `make claims` makes them")
     cells = {}
-    for path in sorted(source.glob("seed-*/*.json")) if source.is_dir() else [source]:
+    for path in source.glob("seed-*/*.json") if source.is_dir() else [source]:
         for line in path.read_text(encoding="utf-8").splitlines():
             cell = json.loads(line)
             if cell["arm"] in TEACHERS or cell["arm"] in TRAINED:
@@ -1229,7 +1191,7 @@ def read_values(source):
 
 
 def said_of(claim):
-    """A claim's verdict in words: what took it away, or which of its controls do not hold."""
+    """A claim's verdict, with what took it away or which of its controls do not hold."""
     text = claim["verdict"]
     parts = {part["verdict"] for part in claim["parts"]}
     if text == "not decided" and parts <= {"holds", "-"}:
@@ -1242,23 +1204,21 @@ def said_of(claim):
 
 def print_grid(cells):
     """Accuracy on validation nouns of each arm of TUNED at each gradient ratio."""
-    seeds = sorted({seed for arm, seed in cells if arm in GRID})
+    seeds = sorted({seed for _, seed in cells})
     if not seeds:
         return
     print(f"\ngrounded {TWO} on validation nouns, x 100, by gradient ratio; worlds {seeds}\n")
-    columns = []
-    for ratio in RATIOS:
-        texts = []
+    columns = [(f"ratio {ratio}", []) for ratio in RATIOS]
+    for ratio, (_, texts) in zip(RATIOS, columns):
         for name in TUNED:
             values = values_of(cells, f"{name}@{ratio}", seeds, "dev", TWO)
             texts.append(f"{show_points(values)} (n={len(values)})")
-        columns.append((f"ratio {ratio}", texts))
     columns.append(("STUDENTS has", [str(STUDENTS[name][2]) for name in TUNED]))
     print_columns(list(TUNED), columns)
 
 
 def print_claims(judged):
-    """The verdict on each claim, its parts with both arms by seed; then the curve of claim 3."""
+    """Each claim's verdict, its parts with both arms by seed; then the curve of claim 3."""
     for claim in judged["claims"]:
         title = f"\n{claim['number']}. {claim['text']} ({claim['kind']}): {said_of(claim).upper()}"
         if claim["holm"] is not None:
@@ -1268,6 +1228,9 @@ def print_claims(judged):
             print(f"   {claim['note']}")
         for part in claim["parts"]:
             print(f"   {part['name']}; {part['kind']}")
+            if not part["seeds"]:
+                print("      not run")
+                continue
             interval = span((part["low"], part["high"]))
             p = "" if part["p"] is None else f", p {part['p']:.2g}"
             print(f"      {part['mean']:+.1f}{interval}, n={len(part['seeds'])}{p}: "
@@ -1298,38 +1261,33 @@ def print_arms(cells, rows):
 
 
 def claims(args):
-    """`claims`: judges the value files that are there; on all worlds but 1 to 99 settings were
-    chosen. Writes what it found to --out, by default RUNS/claims.json where the values are RUNS'.
-    """
-    known = {}
+    """`claims`: judges the value files of the worlds asked for; all but 1 to 99 chose settings."""
+    grid = {}
+    cells = {}
     other = []
     for (arm, seed), cell in read_values(args.values or Path(args.runs) / "values").items():
-        if cell["flags"] == recipe(arm):
-            known[arm, seed] = cell
-        else:
+        if cell["flags"] != recipe(arm):
             other.append(f"{arm} seed {seed}")
-    print_grid(known)
+        elif arm in GRID:
+            grid[arm, seed] = cell
+        elif seed in (args.seeds or range(1, 100)):
+            cells[arm, seed] = cell
+    print_grid(grid)
     if args.claims == ["weights"]:
         return
-    cells = {}
-    for (arm, seed), cell in known.items():
-        if arm not in GRID and (seed in args.seeds if args.seeds else 0 < seed < 100):
-            cells[arm, seed] = cell
     if not cells:
         raise model.UserError(f"no values of worlds {args.seeds or '1 to 99'} made with the arms' "
                               f"flags; `make claims` makes them, --seeds names worlds")
     seeds = sorted({seed for _, seed in cells})
     judged = judge_claims(cells, with_controls(args.claims), seeds)
-    if not args.claims:   # what was begun
-        judged["claims"] = [claim for claim in judged["claims"]
-                            if any(part["seeds"] for part in claim["parts"])]
     rows = arm_rows(cells, seeds)
     print_claims(judged)
     print_arms(cells, rows)
     if other:
         print(f"! left out, made with other flags: {', '.join(other)}")
-    commit, hardware, threads = (once(str(cell[key]) for cell in cells.values())
-                                 for key in ("commit", "hardware", "threads"))
+    commit = once(str(cell["commit"]) for cell in cells.values())
+    hardware = once(str(cell["hardware"]) for cell in cells.values())
+    threads = once(str(cell["threads"]) for cell in cells.values())
     hours = sum(sum(cell["seconds"].values()) for cell in cells.values()) / 3600
     print(f"\n{len(cells)} cells, {hours:.1f} hours of training, {threads} thread each; commit "
           f"{commit}; {hardware}")
@@ -1966,11 +1924,10 @@ def main(argv=None):
 
     # --- retrieve
     command = commands.add_parser("retrieve", help="text-to-video retrieval among held-out clips")
-    command.add_argument("runs", nargs="+", help="run folders; one without a video encoder borrows "
-                                                 "that of the first that has one")
+    command.add_argument("runs", nargs="+", help="run folders; one at least with a video encoder")
     command.add_argument("--data", default="data/mini", help="the data folder")
-    command.add_argument("--bank", help="clips of `data.py bank --split valid` (default: the mini "
-                                        "world's, else the first clip of each held-out video)")
+    command.add_argument("--bank", help="clips to search (default: the mini world's, else the "
+                                        "first of each held-out video)")
     command.set_defaults(function=show_retrieval)
 
     # --- probe
@@ -1992,7 +1949,7 @@ def main(argv=None):
     command.add_argument("phase", choices=["worlds", "teachers", "arms"], help="in this order")
     command.add_argument("--seeds", nargs="+", type=int, required=True, help="one world each")
     command.add_argument("--claims", nargs="+", choices=CLAIMS, default=[], help="default: all")
-    command.add_argument("--runs", default="runs/claims", help="for world-SEED/ARM and values/")
+    command.add_argument("--runs", default="runs/claims")
     command.set_defaults(function=show_plan)
 
     command = commands.add_parser("cell", help="one arm in one world -> its value file")
