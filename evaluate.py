@@ -919,11 +919,10 @@ def is_made(file, arm, tasks):
     return cell["flags"] == recipe(arm) and cell["tasks"].keys() >= set(tasks)
 
 
-def logged(steps, folder, name, last):
-    """A shell line of steps that write to folder/name.log, whose end it shows where one fails; the
-    last one prints."""
+def logged(command, folder, name, after=""):
+    """A shell line that writes to folder/name.log, whose end it shows where it fails."""
     log = f"{folder}/{name}.log"
-    return (f"mkdir -p {folder} && {{ {' && '.join(steps)}; }} >> {log} 2>&1 && {last} "
+    return (f"mkdir -p {folder} && {{ {command}; }} >> {log} 2>&1{after} "
             f"|| {{ echo {log}:; tail -n 5 {log}; exit 1; }}")
 
 
@@ -1899,7 +1898,8 @@ def report(args):
 
 def show_plan(args):
     """`plan`: prints the commands of a phase, one a line."""
-    print("\n".join(plan(args.phase, cells_for(args.claims, args.seeds), args.runs)))
+    for line in plan(args.phase, cells_for(args.claims, args.seeds), args.runs):
+        print(line)
 
 
 def main(argv=None):
@@ -1940,7 +1940,8 @@ def main(argv=None):
     command = commands.add_parser("claims", help="the paper's comparisons over seeds")
     command.add_argument("--runs", default="runs/claims", help="holds values/, what `cell` wrote")
     command.add_argument("--seeds", nargs="+", type=int, help="worlds (default: all of 1 to 99)")
-    command.add_argument("--claims", nargs="+", choices=CLAIMS, default=[], help="default: all")
+    command.add_argument("--claims", nargs="+", choices=CLAIMS, default=[], metavar="CLAIM",
+                         help=f"of {', '.join(CLAIMS)} (default: all claims)")
     command.add_argument("--values", help="judge this folder or JSON-lines file; writes only --out")
     command.add_argument("--out", help="the JSON file (default: RUNS/claims.json)")
     command.set_defaults(function=claims)
@@ -1948,7 +1949,8 @@ def main(argv=None):
     command = commands.add_parser("plan", help="the shell commands of `make claims`, one a line")
     command.add_argument("phase", choices=["worlds", "teachers", "arms"], help="in this order")
     command.add_argument("--seeds", nargs="+", type=int, required=True, help="one world each")
-    command.add_argument("--claims", nargs="+", choices=CLAIMS, default=[], help="default: all")
+    command.add_argument("--claims", nargs="+", choices=CLAIMS, default=[], metavar="CLAIM",
+                         help=f"of {', '.join(CLAIMS)} (default: all claims)")
     command.add_argument("--runs", default="runs/claims")
     command.set_defaults(function=show_plan)
 
