@@ -379,6 +379,7 @@ def test_claims_run_and_resume(mini, tmp_path, monkeypatch):
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "mini-0").symlink_to(mini)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(data, "SPOKEN", data.SPOKEN[:2])   # sentences of a probe: ten take seconds
     short = {"teacher": ["--steps", "2", "--batch", "16"],
              "distill": ["--steps", "2", "--batch", "8", "--crd-queue", "64", "--warmup", "1"],
              "finetune": ["--train-limit", "16", "--epochs", "1"]}
