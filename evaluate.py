@@ -8,15 +8,11 @@
     python evaluate.py claims --values tests/claims.jsonl                  # the paper's claims
     python evaluate.py report runs/*                                       # all of it in one page
 
-Trains nothing by gradient. Tables read RUN/finetune/TASK/seed-N/metrics.json and RUN/log.jsonl.
-Printed numbers are x 100. The metrics themselves stand in finetune.py, beside their tasks.
-Sections: files of a run; intervals; table; SQuAD; retrieval; probes; claims (arms, plan, verdicts);
-report.
+Reads RUN/finetune/TASK/seed-N/metrics.json and RUN/log.jsonl. Printed numbers are x 100.
 """
 import argparse
 import base64
 import csv
-import dataclasses
 import functools
 import html
 import io
@@ -28,6 +24,7 @@ import statistics
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import NamedTuple
 
 import av
 import numpy as np
@@ -45,29 +42,24 @@ import model
 
 
 def read_results(run):
-    """What finetune.py wrote under a run folder -> {task: [metrics, ...]}, seeds in order.
-
-    Raises UserError naming a file that is not metrics of a task known here.
-    """
+    """What finetune.py wrote under a run folder -> {task: [metrics, ...]}, seeds in order."""
+    if not Path(run).is_dir():
+        raise model.UserError(f"no run folder {run}; `python finetune.py --model RUN` fills one")
     results = {}
-    for path in Path(run).glob("finetune/*/seed-*/metrics.json"):
+    for path in sorted(Path(run).glob("finetune/*/seed-*/metrics.json")):
         metrics = data.read_json(path, "python finetune.py")
-        known = isinstance(metrics, dict) and metrics.get("task") in finetune.TASKS
-        if not known or "seed" not in metrics:
-            raise model.UserError(f"{path} is not a metrics.json of finetune.py: it names no known "
-                                  f"task and seed")
+        if metrics.get("task") not in finetune.TASKS:
+            raise model.UserError(f"{path} names no known task: it is not of finetune.py")
         results.setdefault(metrics["task"], []).append(metrics)
-    ordered = {}
-    for task in finetune.TASKS:
-        if task in results:
-            ordered[task] = sorted(results[task], key=lambda metrics: metrics["seed"])
-    return ordered
+    for seeds in results.values():
+        seeds.sort(key=lambda metrics: metrics["seed"])
+    return results
 
 
 def run_facts(run):
     """A run's args.json as a dict; {} where there is none."""
     path = Path(run) / "args.json"
-    return data.read_json(path, "the stage") if path.exists() else {}
+    return data.read_json(path, "") if path.exists() else {}
 
 
 def names_of(runs, given=None):
@@ -75,10 +67,7 @@ def names_of(runs, given=None):
     if given and len(given) != len(runs):
         raise model.UserError(f"--names gives {len(given)} names for {len(runs)} runs")
     names = given or [Path(run).resolve().name for run in runs]
-    out = []
-    for name, run in zip(names, runs):
-        out.append(name if names.count(name) == 1 else str(run))
-    return out
+    return [name if names.count(name) == 1 else str(run) for name, run in zip(names, runs)]
 
 
 def read_log(run):
@@ -109,17 +98,15 @@ def seconds_by_stage(run):
 
 
 # --------------------------------------------------------------------------------------------------
-# Intervals. Everything here is in points (x 100).
+# Intervals, in points (x 100)
 
 
 def t_interval(values):
     """Student's 95 % interval of the mean of independent values: (mean, low, high).
 
-    The ends are nan for fewer than two values, which say nothing about their spread.
+    What too few values cannot tell is nan: the ends of one value, all three of none.
     """
-    if not values:
-        return math.nan, math.nan, math.nan
-    mean = statistics.fmean(values)
+    mean = statistics.fmean(values) if values else math.nan
     if len(values) < 2:
         return mean, math.nan, math.nan
     error = statistics.stdev(values) / math.sqrt(len(values))
@@ -128,8 +115,8 @@ def t_interval(values):
 
 
 def span(ends):
-    """" [-1.0, +2.0]" of an interval; "" where it has no ends."""
-    if ends is None or ends[0] is None or math.isnan(ends[0]):
+    """" [-1.0, +2.0]" of an interval; "" where it has no ends (nan, in JSON None)."""
+    if ends[0] is None or math.isnan(ends[0]):
         return ""
     return f" [{ends[0]:+.1f}, {ends[1]:+.1f}]"
 
@@ -146,19 +133,16 @@ ROWS = ("overall", *finetune.PARTS, "dev", "dev-mismatched", "test", "start", "e
 def scored_rows(metrics, fine=False):
     """Table rows of one metrics.json -> {(task, row): (value, chance, rows scored)}, fractions.
 
-    Mini tasks (their metrics have parts) give a row a part of the test split; real ones the dev
-    splits, or the test split where there is no dev split. TRACIE also gives start, end and story,
-    MNLI's model GLUE-diagnostics' categories; `fine`: the finer ones, "Logic: Negation", too.
+    Parts of a mini task's test split; of a real task the dev splits, else the test split. `fine`:
+    also diagnostics' finer categories, "Logic: Negation".
     """
     task = metrics["task"]
     out = {}
-    parts = metrics.get("parts", {}).get("test")
-    if parts:
-        for part in finetune.PARTS:
-            if part in parts:
-                out[task, part] = (parts[part]["accuracy"], parts[part]["chance"], parts[part]["n"])
-    else:
-        splits = [split for split in metrics if split in ("dev", "dev-mismatched")] or ["test"]
+    for part, scores in metrics.get("parts", {}).get("test", {}).items():
+        if part in finetune.PARTS:
+            out[task, part] = (scores["accuracy"], scores["chance"], scores["n"])
+    if not out:
+        splits = [split for split in ("dev", "dev-mismatched") if split in metrics] or ["test"]
         for split in splits:
             if split in metrics:
                 scores = metrics[split]
@@ -177,13 +161,12 @@ def scored_rows(metrics, fine=False):
 def cells_of(results, fine=False):
     """One run's results -> {(task, row): [entry of a seed, ...]}, values and chances x 100.
 
-    An entry is {"seed", "value", "chance", "rows", "stuck", "split_dev"}: value is None where it is
-    not defined, rows how many were scored, stuck True where all of them got one answer.
+    An entry is {"seed", "value" (None: not defined), "chance", "rows" (how many), "stuck" (True:
+    all got one answer), "split_dev"}.
     """
     cells = {}
     for seeds in results.values():
         for metrics in seeds:
-            halved = metrics.get("split_dev", False) and not metrics.get("parts", {}).get("test")
             for key, (value, chance, count) in scored_rows(metrics, fine).items():
                 cells.setdefault(key, []).append({
                     "seed": metrics["seed"],
@@ -191,16 +174,8 @@ def cells_of(results, fine=False):
                     "chance": None if chance is None else 100 * chance,
                     "rows": count,
                     "stuck": metrics["majority"],
-                    "split_dev": halved})
+                    "split_dev": metrics.get("split_dev", False)})
     return cells
-
-
-def summarise(entries):
-    """Entries of one cell -> {"mean", "std", "median", "n"} of its defined values (std: n - 1)."""
-    values = [entry["value"] for entry in entries if entry["value"] is not None]
-    return {"mean": statistics.fmean(values) if values else None,
-            "std": statistics.stdev(values) if len(values) > 1 else None,
-            "median": statistics.median(values) if values else None, "n": len(values)}
 
 
 def show_cell(entries):
@@ -210,13 +185,12 @@ def show_cell(entries):
     """
     if not entries:
         return "not run"
-    cell = summarise(entries)
+    values = [entry["value"] for entry in entries if entry["value"] is not None]
     text = "not defined"
-    if cell["n"] == 1:
-        text = f"{cell['mean']:.1f} (n=1)"
-    elif cell["n"]:
-        text = (f"{cell['mean']:.1f} ± {cell['std']:.1f} "
-                f"(n={cell['n']}, median {cell['median']:.1f})")
+    if len(values) == 1:
+        text = f"{values[0]:.1f} (n=1)"
+    elif values:
+        text = f"{show_points(values)} (n={len(values)}, median {statistics.median(values):.1f})"
     if any(entry["stuck"] for entry in entries):
         text += "!"
     if any(entry["split_dev"] for entry in entries):
@@ -237,12 +211,9 @@ def show_values(values):
     return show_points([100 * value for value in values if value is not None])
 
 
-def print_columns(labels, columns, width=None):
-    """Prints a table: the labels of its rows; columns: [(heading, [cell of a row, ...])].
-
-    Columns that do not fit into `width` characters (None: the terminal's) go to a second block.
-    """
-    width = width or shutil.get_terminal_size((100, 24)).columns
+def print_columns(labels, columns):
+    """Prints a table, in blocks as wide as the terminal. columns: [(heading, [cell of a row])]."""
+    width = shutil.get_terminal_size((100, 24)).columns
     first = max(len(label) for label in labels)
     blocks = [[]]
     used = first
@@ -274,12 +245,12 @@ def table_keys(rows):
 
 
 def once(values):
-    """Texts that should all agree, as one text: "50.0", or "50.0/33.3" where they do not."""
+    """Texts that should agree, as one: "50.0", or "33.3/50.0" where they do not."""
     return "/".join(sorted(set(values))) or "-"
 
 
 def key_chance(rows, key):
-    """Chance of one row as text; several where runs were scored on different rows."""
+    """Chance of one row as text."""
     chances = []
     for cells in rows:
         for entry in cells.get(key, []):
@@ -291,10 +262,6 @@ def key_chance(rows, key):
 def table(args):
     """`table`: chance, then a column a run, from the metrics.json files that exist."""
     names = names_of(args.runs, args.names)
-    missing = [run for run in args.runs if not Path(run).is_dir()]
-    if missing:
-        raise model.UserError(f"no run folder {', '.join(missing)}; `python finetune.py --model "
-                              f"RUN` fills one")
     runs = [cells_of(read_results(run), args.fine) for run in args.runs]
     keys = table_keys(runs)
     if not keys:
@@ -305,35 +272,26 @@ def table(args):
         for key in keys:
             entries += [(name, key, entry) for entry in cells.get(key, [])]
 
-    columns = [("chance", [key_chance(runs, key) for key in keys]), ("rows", [])]
+    counts = []
     for key in keys:
-        counts = [str(entry["rows"]) for _, other, entry in entries if other == key]
-        columns[1][1].append(once(counts))
+        counts.append(once(str(entry["rows"]) for _, other, entry in entries if other == key))
+    columns = [("chance", [key_chance(runs, key) for key in keys]), ("rows", counts)]
     for name, cells in zip(names, runs):
         columns.append((name, [show_cell(cells.get(key)) for key in keys]))
     print("x 100; mean ± standard deviation over n seeds\n")
-    print_columns([" ".join(key) for key in keys], columns, args.width)
+    print_columns([" ".join(key) for key in keys], columns)
 
     stuck = {f"{name} {key[0]} seed {entry['seed']}" for name, key, entry in entries
              if entry["stuck"]}
     if stuck:
         print(f"! a seed that gives every row one answer: {', '.join(sorted(stuck))}")
     if any(entry["split_dev"] for _, _, entry in entries):
-        print("* trained on the first half of the dev file, scored on the second (--split-dev): "
-              "a smoke run")
+        print("* trained on half of the dev file (--split-dev): a smoke run")
     print("chance: always answering the most common label of the same rows")
     for name, run in zip(names, args.runs):
-        spent = seconds_by_stage(run)
+        spent = [f"{stage} {seconds:.0f} s" for stage, seconds in seconds_by_stage(run).items()]
         if spent:
-            stages = [f"{stage} {seconds:.0f} s" for stage, seconds in spent.items()]
-            print(f"{name}: {', '.join(stages)}")
-    if args.json:
-        out = {}
-        for name, cells in zip(names, runs):
-            out[name] = {}
-            for key, seeds in cells.items():
-                out[name][" ".join(key)] = {**summarise(seeds), "seeds": seeds}
-        data.write_json(args.json, out)
+            print(f"{name}: {', '.join(spent)}")
     if args.csv:
         with open(args.csv, "w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
@@ -349,8 +307,8 @@ def table(args):
 def best_threshold(scores, answerable, predictions, odds):
     """(best total, threshold): the most that scores add up to if odds above one threshold mean "".
 
-    Goes up through the odds, of equal ones in their order, from the total with every question
-    unanswered: an answerable one then gains its score, any text for another one loses 1.
+    Up through the odds from all unanswered: an answerable question gains its score, any text for
+    another one loses 1.
     """
     total = sum(not has for has in answerable.values())
     best = total
@@ -371,16 +329,13 @@ def squad_scores(dataset, predictions, na_probabilities=None):
 
     dataset: a parsed SQuAD file or its "data"; predictions: {id: text}; na_probabilities: {id:
     probability or odds of no answer}: an answer above 1 counts as none, and best_exact, best_f1 and
-    their thresholds are searched for. HasAns_ and NoAns_ keys are there where such questions are.
-
-    A question without a prediction is named on stderr and left out of all sums; the official script
-    then stops with a KeyError, this goes on. The threshold search starts, as there, from all
-    unanswerable questions. Raises UserError where nothing is predicted or a probability is missing.
+    their thresholds are searched for, from all unanswerable questions on. A question without a
+    prediction is named on stderr and left out, where the official script stops with a KeyError.
+    Raises UserError where nothing is predicted or a probability is missing.
     """
-    articles = dataset["data"] if isinstance(dataset, dict) else dataset
     answerable = {}
     raw = {"exact": {}, "f1": {}}
-    for article in articles:
+    for article in dataset["data"] if isinstance(dataset, dict) else dataset:
         for paragraph in article["paragraphs"]:
             for question in paragraph["qas"]:
                 name = question["id"]
@@ -393,15 +348,14 @@ def squad_scores(dataset, predictions, na_probabilities=None):
                 else:
                     print(f"Missing prediction for {name}", file=sys.stderr)
     answered = list(raw["exact"])
+    odds = na_probabilities
     if not answered:
         raise model.UserError("no question of the data set has a prediction: are these predictions "
                               "of another file?")
-    odds = na_probabilities
-    if odds is not None:
+    if odds is not None and not odds.keys() >= set(answered):
         lacking = [name for name in answered if name not in odds]
-        if lacking:
-            raise model.UserError(f"{len(lacking)} predictions have no probability of no answer, "
-                                  f"the first is {lacking[0]}")
+        raise model.UserError(f"{len(lacking)} predictions have no probability of no answer, the "
+                              f"first is {lacking[0]}")
 
     def mean(metric, names):
         scores = []
@@ -428,21 +382,16 @@ def squad_scores(dataset, predictions, na_probabilities=None):
 
 def show_squad(args):
     """`squad`: prints squad_scores of a predictions file as JSON."""
-    files = []
-    for path, kinds in ((args.predictions, str), (args.na_prob, (int, float))):
-        answers = None
-        if path:
-            answers = data.read_json(path, "python finetune.py --task SQuAD1 SQuAD2")
-            values = answers.values() if isinstance(answers, dict) else [None]
-            if not all(isinstance(value, kinds) for value in values):
-                what = "text" if kinds is str else "number"
-                raise model.UserError(f"{path} does not hold one {what} a question id")
-        files.append(answers)
+    made_by = "python finetune.py --task SQuAD1 SQuAD2"
     dataset = data.read_json(args.dataset, "make data/tasks/SQuAD2")
+    predictions = data.read_json(args.predictions, made_by)
+    odds = data.read_json(args.na_prob, made_by) if args.na_prob else None
     if not isinstance(dataset, dict) or "data" not in dataset:
         raise model.UserError(f"{args.dataset} is not a SQuAD file: it has no data")
+    if not all(isinstance(text, str) for text in predictions.values()):
+        raise model.UserError(f"{args.predictions} does not hold one text a question id")
     try:
-        print(json.dumps(squad_scores(dataset, *files), indent=2))
+        print(json.dumps(squad_scores(dataset, predictions, odds), indent=2))
     except (KeyError, TypeError) as error:   # a field that is missing, or of another type
         raise model.UserError(f"{args.dataset} is not a SQuAD file: {type(error).__name__} "
                               f"{error}") from None
@@ -469,8 +418,8 @@ def search(texts, videos):
 def retrieval_metrics(ranks, best, pool):
     """R@1, R@5, R@10 (fractions) and the median rank of what search returns.
 
-    Where the pool says what its clips show, also R@1 when only that must agree, and the R@1 of a
-    retriever that knows it and nothing else (its chance among the clips that show the same).
+    In a mini world also R@1 when only what the clips show must agree, and the R@1 of a retriever
+    that knows that alone: its chance among the clips that show the same.
     """
     out = {f"R@{k}": float((ranks <= k).float().mean()) for k in (1, 5, 10)}
     out["median rank"] = float(ranks.float().median())
@@ -500,6 +449,55 @@ def retrieval_examples(ranks, best, pool, count=12):
     return examples
 
 
+def openings(clips, tokenizer):
+    """The first clip of each video, as rows of a clip bank."""
+    starts = clips.spans[:, 0].tolist()
+    return [data.bank_row(clips, index, start, tokenizer) for index, start in enumerate(starts)]
+
+
+def retrieval_pool(data_folder, bank, held_out, tokenizer):
+    """The clips to search among: a bank; else the mini world's retrieval.json; else openings."""
+    file = Path(bank or Path(data_folder) / "retrieval.json")
+    if bank is None and not file.exists():
+        return openings(held_out, tokenizer)
+    pool = data.read_bank(file)
+    valid = set(held_out.ids)
+    seen = [row["video"] for row in pool if row["video"] not in valid]
+    if seen:
+        raise model.UserError(
+            f"{file}: {len(seen)} of {len(pool)} clips are not of held-out videos, the first of "
+            f"{seen[0]}; `python data.py bank --data {data_folder} --split valid` makes a bank")
+    return pool
+
+
+def trained_encoder(run):
+    """(VideoEncoder, settings) of a run's model folder; None where there is no trained one."""
+    path = Path(run) / "model" / "video_encoder.pt"
+    if not path.exists():
+        return None
+    encoder, settings = model.load_video_encoder(path)
+    return (encoder.eval(), settings) if settings["trained"] else None
+
+
+def retrieval_vectors(rows, clips, tokenizer, bert, encoder, text_map):
+    """Mean hidden states [N, H], means of text_map(hidden) [N, D], video vectors [N, Hv]; all unit.
+
+    Means are over the real tokens. Without a text_map (None) the second are the first.
+    """
+    means = []
+    texts = []
+    videos = []
+    for low in range(0, len(rows), 256):   # a bank's features need not fit into memory
+        tokens, mask, features, step_mask = data.bank_batch(rows[low:low + 256], clips, tokenizer)
+        hidden = bert(tokens, mask)                                    # [256, L, H]
+        real = ~data.special_mask(tokens, data.special_ids(tokenizer))   # True = counts
+        mapped = text_map(hidden) if text_map else hidden
+        means.append(model.sentence_vectors(hidden, real))             # [256, H]
+        texts.append(model.sentence_vectors(mapped, real))             # [256, D]
+        videos.append(F.normalize(encoder(features, step_mask), dim=-1))
+    return torch.cat(means), torch.cat(texts), torch.cat(videos)
+
+
 def names_only(text, known, nouns):
     """True where a text names some of `nouns` (a set of words), and only ones of `known`.
 
@@ -509,88 +507,24 @@ def names_only(text, known, nouns):
     return bool(named) and named <= known
 
 
-def openings(clips, tokenizer):
-    """The first clip of each video, as rows of a clip bank."""
-    rows = []
-    for index in range(len(clips)):
-        rows.append(data.bank_row(clips, index, int(clips.spans[index, 0]), tokenizer))
-    return rows
-
-
-def retrieval_pool(data_folder, bank, held_out, tokenizer):
-    """The clips to search among: a bank; else the mini world's retrieval.json; else openings.
-
-    Raises UserError where a bank's clips are not of held-out videos.
-    """
-    made = Path(data_folder) / "retrieval.json"
-    if bank is None and not made.exists():
-        return openings(held_out, tokenizer)
-    file = bank or made
-    pool = data.read_bank(file)
-    splits = data.read_json(Path(data_folder) / "splits.json", "python data.py video")
-    valid = set(splits["valid"])
-    seen = [row["video"] for row in pool if row["video"] not in valid]
-    if seen:
-        raise model.UserError(
-            f"{file}: {len(seen)} of {len(pool)} clips are not of videos that {data_folder} holds "
-            f"out, the first is of {seen[0]}; `python data.py bank --data {data_folder} --split "
-            f"valid` makes a bank for retrieval")
-    return pool
-
-
-def trained_encoder(run):
-    """(VideoEncoder, settings) of a run's own model folder; None where there is no trained one."""
-    path = Path(run) / "model" / "video_encoder.pt"
-    if not path.exists():
-        return None
-    encoder, settings = model.load_video_encoder(path)
-    return (encoder, settings) if settings["trained"] else None
-
-
-def retrieval_vectors(rows, clips, tokenizer, bert, encoder, text_map):
-    """Mean hidden states [N, H], text vectors [N, D] or None, video vectors [N, Hv]; all unit.
-
-    Text vectors are means of text_map(hidden) over the real tokens; None where text_map is None.
-    """
-    means = []
-    texts = []
-    videos = []
-    for low in range(0, len(rows), 256):   # a bank's features need not fit into memory
-        chunk = rows[low:low + 256]
-        tokens, mask, features, step_mask = data.bank_batch(chunk, clips, tokenizer)
-        hidden = bert(tokens, mask)                                    # [256, L, H]
-        real = ~data.special_mask(tokens, data.special_ids(tokenizer))   # True = counts
-        means.append(model.sentence_vectors(hidden, real))             # [256, H]
-        if text_map is not None:
-            texts.append(model.sentence_vectors(text_map(hidden), real))
-        videos.append(F.normalize(encoder(features, step_mask), dim=-1))
-    return torch.cat(means), torch.cat(texts) if texts else None, torch.cat(videos)
-
-
 @torch.no_grad()
-def retrieve(run, data_folder, bank=None, video_encoder_of=None):
-    """Text-to-video retrieval of a run -> (metrics, ranks [N], how texts and videos meet).
+def retrieve(run, data_folder, bank=None, lender=None):
+    """Text-to-video retrieval of a run -> what is written to RUN/retrieval.json.
 
-    The run's own texts, put beside videos by distill.retrieval_maps and its own video encoder. With
-    that of another run they share no coordinates: no ranks, only the ridge map. That map, in the
-    mini world, goes from mean hidden state to video vector and is fitted on training clips of
-    task-train nouns: what could be read off, not what was aligned. "new nouns": all other nouns.
-    Writes RUN/retrieval.json. Raises UserError where there is no trained video encoder.
+    distill.retrieval_maps puts the run's texts beside videos. With the video encoder of another
+    run, the lender, they share no coordinates: no ranks, only the ridge map. That map, in the mini
+    world, goes from mean hidden state to video vector and is fitted on training clips of task-train
+    nouns: what could be read off, not what was aligned. "new nouns": all other nouns.
     """
-    lender = video_encoder_of or run
-    lent = trained_encoder(lender)
-    if lent is None:
-        raise model.UserError(f"{lender}/model holds no trained video encoder: a teacher of videos "
-                              f"has one, and so has every student of it")
-    encoder, settings = lent
-    how, text_map, video_map = distill.retrieval_maps(Path(run) / "model")
-    if Path(lender).resolve() != Path(run).resolve():
+    folder = Path(run) / "model"
+    encoder, settings = trained_encoder(lender or run)
+    how, text_map, video_map = distill.retrieval_maps(folder)
+    if lender:
         how = f"not defined (ridge map: video encoder of {lender})"
         text_map = None
-    config, bert, _ = model.load_hf(Path(run) / "model")
-    tokenizer = data.load_tokenizer(Path(run) / "model")
+    config, bert, _ = model.load_hf(folder)
+    tokenizer = data.load_tokenizer(folder)
     bert.eval()
-    encoder.eval()
 
     def clips_of(split):
         return data.Clips(data_folder, split, settings["streams"], tokenizer, config.block,
@@ -599,9 +533,9 @@ def retrieve(run, data_folder, bank=None, video_encoder_of=None):
     pool = retrieval_pool(data_folder, bank, held_out, tokenizer)
     means, texts, videos = retrieval_vectors(pool, held_out, tokenizer, bert, encoder, text_map)
     metrics = {"chance R@1": 1 / len(pool)}
-    ranks = []
+    ranks = torch.tensor([])
     examples = []
-    if text_map is not None:   # texts and videos share coordinates
+    if text_map:   # texts and videos share coordinates
         ranks, best = search(texts, video_map(videos))
         metrics = retrieval_metrics(ranks, best, pool)
         examples = retrieval_examples(ranks, best, pool)
@@ -617,31 +551,29 @@ def retrieve(run, data_folder, bank=None, video_encoder_of=None):
         seen, _, shown = retrieval_vectors(rows, training, tokenizer, bert, encoder, None)
         mapped = ridge_probe(seen.double().numpy(), shown.double().numpy(), means.double().numpy())
         mapped, _ = search(F.normalize(torch.from_numpy(mapped).float(), dim=-1), videos)
-        if text_map is not None:
+        if text_map:
             metrics["R@1, new nouns"] = float((ranks[new] == 1).float().mean())
         metrics["ridge map, R@1, new nouns"] = float((mapped[new] == 1).float().mean())
-    ranks = [int(rank) for rank in ranks]
-    videos = {row["video"] for row in pool}
-    data.write_json(Path(run) / "retrieval.json", {
-        **metrics, "how": how, "pool": f"{len(pool):,} clips of {len(videos):,} held-out videos",
-        "ranks": ranks, "data": str(data_folder), "examples": examples})
-    return metrics, ranks, how
+    among = f"{len(pool):,} clips of {len({row['video'] for row in pool}):,} held-out videos"
+    result = {**metrics, "how": how, "pool": among, "ranks": ranks.tolist(),
+              "data": str(data_folder), "examples": examples}
+    data.write_json(Path(run) / "retrieval.json", result)
+    return result
 
 
 def show_retrieval(args):
-    """`retrieve`: prints the metrics of each run, which then lie in RUN/retrieval.json, too."""
-    lenders = [run for run in args.runs if trained_encoder(run) is not None]
+    """`retrieve`: prints the metrics of each run."""
+    lenders = [run for run in args.runs if trained_encoder(run)]
     if not lenders:
         raise model.UserError(f"no trained video encoder in the model folder of "
                               f"{', '.join(args.runs)}: list a teacher of videos, or its student")
     for run in args.runs:
-        lender = run if run in lenders else lenders[0]
-        metrics, _, how = retrieve(run, args.data, args.bank, lender)
-        pool = data.read_json(Path(run) / "retrieval.json", "python evaluate.py retrieve")["pool"]
-        print(f"{run}: text -> video among {pool}; {how}")
-        for name, value in metrics.items():
-            shown = f"{value:6.1f}" if name == "median rank" else f"{100 * value:6.1f} %"
-            print(f"  {name:<32} {shown}")
+        result = retrieve(run, args.data, args.bank, None if run in lenders else lenders[0])
+        print(f"{run}: text -> video among {result['pool']}; {result['how']}")
+        for name, value in result.items():
+            if isinstance(value, float):
+                shown = f"{value:6.1f}" if name == "median rank" else f"{100 * value:6.1f} %"
+                print(f"  {name:<32} {shown}")
 
 
 # --------------------------------------------------------------------------------------------------
@@ -670,7 +602,6 @@ def ridge_probe(train_x, train_y, test_x):
             weights = vt.T @ ((s / (s ** 2 + strength))[:, None] * projected)   # [H, C]
     return ((test_x - mean) / std) @ weights + offset
 
-
 @torch.no_grad()
 def noun_vectors(folder, nouns):
     """The hidden state of each noun, averaged over the mini world's sentences: float64 [N, H].
@@ -680,15 +611,14 @@ def noun_vectors(folder, nouns):
     config, bert, _ = model.load_hf(folder)
     bert.eval()
     tokenizer = data.load_tokenizer(folder)
+    tokenizer.enable_padding(pad_id=config.pad_token_id)
     out = []
     for noun in nouns:
         texts = []
         for template in data.SPOKEN:
-            for action in data.ACTIONS:
-                texts.append(tokenizer.encode(template.format(a=action, n=noun)).ids)
-        length = max(len(ids) for ids in texts)
-        padded = [ids + [config.pad_token_id] * (length - len(ids)) for ids in texts]
-        tokens = torch.tensor(padded)                                  # [sentences, L]
+            texts += [template.format(a=action, n=noun) for action in data.ACTIONS]
+        encoded = [encoding.ids for encoding in tokenizer.encode_batch(texts)]
+        tokens = torch.tensor(encoded)                                 # [sentences, L]
         hidden = bert(tokens, tokens != config.pad_token_id)           # [sentences, L, H]
         places = (tokens == tokenizer.token_to_id(noun)).int().argmax(1)   # the noun's first place
         rows = torch.arange(len(tokens))
@@ -699,8 +629,8 @@ def noun_vectors(folder, nouns):
 def probe(run, world):
     """Accuracy of a linear probe of each property from the noun, fitted on task-train nouns.
 
-    Returns {property: {"validation": accuracy, "test": ..., "unfilmed": ...}} and writes it to
-    RUN/probe.json. Chance is 1 / number of values.
+    Returns {property: {"validation": accuracy, "test": ..., "unfilmed": ...}}, and writes it to
+    RUN/probe.json.
     """
     nouns = list(world["nouns"])
     vectors = noun_vectors(Path(run) / "model", nouns)
@@ -712,15 +642,14 @@ def probe(run, world):
         targets = 2.0 * np.eye(len(values))[truth] - 1                 # [N, values]
         scores = ridge_probe(vectors[fitted], targets[fitted], vectors)
         right = scores.argmax(1) == truth
-        out[name] = {}
-        for tested in ("validation", "test", "unfilmed"):
-            out[name][tested] = float(right[group == tested].mean())
+        out[name] = {tested: float(right[group == tested].mean())
+                     for tested in ("validation", "test", "unfilmed")}
     data.write_json(Path(run) / "probe.json", out)
     return out
 
 
 def show_probes(args):
-    """`probe`: accuracy on unseen nouns, a row a run, a column a property; also RUN/probe.json."""
+    """`probe`: accuracy on unseen nouns, a row a run, a column a property."""
     world = data.read_json(Path(args.data) / "world.json", "python data.py mini")
     rows = {"chance": {name: 1 / len(values) for name, (_, values) in world["properties"].items()}}
     for name, run in zip(names_of(args.runs), args.runs):
@@ -735,8 +664,7 @@ def show_probes(args):
 
 
 # --------------------------------------------------------------------------------------------------
-# Claims: each comparison of the paper on mini worlds, one a seed, everything redrawn. `plan` prints
-# the stages' commands, `cell` writes one arm's value file, `claims` judges the value files.
+# Claims: each comparison of the paper on mini worlds, one a seed, everything redrawn.
 
 TEACHERS = {   # arm -> flags of teacher.py
     "teacher": "",
@@ -749,7 +677,6 @@ TEACHERS = {   # arm -> flags of teacher.py
     # 3,000 steps; at nce's rate and steps nothing). MNLI, which asks for these, judges it.
     "hinge-teacher": "--contrastive hinge --lr 5e-4 --steps 1500",
     "hinge-text-teacher": "--contrastive none --lr 5e-4 --steps 1500",
-    "hinge-all-teacher": "--contrastive hinge-all",
 }
 STUDENTS = {   # arm -> (its teacher, flags of distill.py, gradient ratio: see RATIOS)
     "text-only": (None, "--objective none", None),
@@ -778,11 +705,7 @@ STUDENTS = {   # arm -> (its teacher, flags of distill.py, gradient ratio: see R
     "distilled-2000": ("teacher", "--objective nst crd --steps 2000", 10),
     "two-stage-4000": ("teacher", "--objective none --init {teacher}/model --steps 4000", None),
     "distilled-4000": ("teacher", "--objective nst crd --steps 4000", 10),
-    "ntxent": ("teacher", "--objective ntxent", 10),
-    "voken-reversed": ("teacher", "--objective voken --voken-labels reversed", 10),
-    "voken-token": ("teacher", "--objective voken --voken-labels token", 10),
 }
-SIDE = ("ntxent", "voken-reversed", "voken-token", "hinge-all-teacher")   # CLAIMS=more
 LENGTHS = (500, 1000, 2000, 4000)   # steps of claim 3's text stage, fixed before any was run
 CURVE = {   # arms of these lengths; nst+crd's own is 1000
     "two-stage": ("two-stage-500", "two-stage-1000", "two-stage-2000", "two-stage-4000"),
@@ -797,6 +720,7 @@ GRID = {}   # "nst@3" -> as in STUDENTS
 for arm in TUNED:
     for ratio in RATIOS:
         GRID[f"{arm}@{ratio}"] = (*STUDENTS[arm][:2], ratio)
+TRAINED = {**STUDENTS, **GRID}
 
 MINI_TASKS = ("SST-2", "QNLI", "QQP", "MNLI", "PIQA", "SWAG", "SQuAD1", "SQuAD2", "TRACIE")
 # Tasks of every arm: two ways to ask of behaviours, a sentence and a pair of choices. QNLI takes
@@ -804,123 +728,139 @@ MINI_TASKS = ("SST-2", "QNLI", "QQP", "MNLI", "PIQA", "SWAG", "SQuAD1", "SQuAD2"
 TWO = "SST-2 PIQA"
 
 
-@dataclasses.dataclass(frozen=True)
-class Part:
+class Part(NamedTuple):
     """One question of a claim: an arm against another one, or against chance, in one measure."""
-    measure: str    # see measured
-    tasks: str      # tasks, or properties of a probe; "all" of them
     arm: str
-    against: str    # an arm, or "chance"
-    question: str   # see verdict_of; or "shown": none
+    against: str               # an arm, or "chance"
+    measure: str = "grounded"  # see measured
+    tasks: str = TWO           # tasks, or properties of a probe; "all" of them
+    question: str = "better"   # see verdict_of; or "shown": none
 
 
-@dataclasses.dataclass(frozen=True)
-class Claim:
-    kind: str              # mechanism, magnitude, hinge, control
+class Claim(NamedTuple):
+    kind: str              # mechanism, magnitude: the paper's; hinge, control; grid: no claim
     text: str
-    parts: tuple
+    parts: list
     controls: tuple = ()   # claims that stand beside it
+    arms: tuple = ()       # more arms to run
     note: str = ""         # what a mini world decides by the way it is made
 
 
 CLAIMS = {
-    "1": Claim("mechanism", "A student distilled from video beats a text-only student of the same "
-               "size, tokens and steps",
-               (Part("grounded", TWO, "nst+crd", "text-only", "better"),
-                Part("grounded", "all", "nst+crd", "text-only", "better")),
-               controls=("pairs", "unfilmed")),
-    "2": Claim("mechanism", "It beats a student distilled from a text-only teacher: same captions, "
-               "no video",
-               (Part("grounded", TWO, "nst+crd", "of-text-teacher", "better"),),
-               controls=("pairs", "unfilmed")),
-    "3": Claim("mechanism", "It beats two-stage pretraining, judged at the longest text stage "
-               "(4,000 steps)",
-               (Part("grounded", TWO, "distilled-4000", "two-stage-4000", "better"),)),
-    "4": Claim("mechanism", "It beats a voken student: same teacher, a bank of clips",
-               (Part("grounded", TWO, "nst+crd", "voken", "better"),), controls=("vokens",)),
-    "5": Claim("mechanism", "A video teacher beats an image teacher on dynamic properties, not on "
-               "static ones",
-               (Part("grounded", TWO, "teacher", "image-teacher", "better"),
-                Part("probe", "dynamic", "teacher", "image-teacher", "better"),
-                Part("probe", "static", "teacher", "image-teacher", "no better")),
-               note="partly by construction: in a mini world one frame tells no behaviour"),
-    "6": Claim("magnitude", "NST and CRD each beat soft labels and regression; NST + CRD beats "
-               "each",
-               (Part("grounded", TWO, "nst", "soft-label", "better"),
-                Part("grounded", TWO, "nst", "regression", "better"),
-                Part("grounded", TWO, "crd", "soft-label", "better"),
-                Part("grounded", TWO, "crd", "regression", "better"),
-                Part("grounded", TWO, "nst+crd", "nst", "better"),
-                Part("grounded", TWO, "nst+crd", "crd", "better"))),
-    "7": Claim("magnitude", "2D and 3D features together beat either",
-               (Part("grounded", TWO, "teacher", "2d-teacher", "better"),
-                Part("grounded", TWO, "teacher", "3d-teacher", "better"),
-                Part("probe", "all", "teacher", "2d-teacher", "better"),
-                Part("probe", "all", "teacher", "3d-teacher", "better")),
-               note="partly by construction: in a mini world a behaviour is a movement, and SST-2 "
-                    "and PIQA ask behaviours alone"),
-    "8": Claim("magnitude", "A distillation head beats none",
-               (Part("grounded", TWO, "nst+crd", "no-head", "better"),)),
-    "9": Claim("mechanism", "The student, which never saw a frame, finds videos from text: above "
-               "chance, below its teacher",
-               (Part("R@1", "", "crd", "chance", "better"),
-                Part("R@1", "", "regression", "chance", "better"),
-                Part("R@1", "", "teacher", "crd", "better"),
-                Part("R@1", "", "teacher", "regression", "better"),
-                Part("ridge R@1", "", "nst", "chance", "shown"))),
-    "10": Claim("mechanism", "It gains on what is grounded: diagnostics' knowledge, PIQA, TRACIE; "
-                "on the rest its mean is not worse",
-                (Part("Knowledge", "", "nst+crd", "text-only", "better"),
-                 Part("grounded", "PIQA", "nst+crd", "text-only", "better"),
-                 Part("grounded", "TRACIE", "nst+crd", "text-only", "better"),
-                 Part("ungrounded", "all", "nst+crd", "text-only", "not worse")),
-                controls=("unfilmed",)),
-    "1h": Claim("hinge", "Claim 1 with a hinge teacher",
-                (Part("grounded", "MNLI", "nst+crd-of-hinge", "text-only", "better"),)),
-    "2h": Claim("hinge", "Claim 2 with a hinge teacher",
-                (Part("grounded", "MNLI", "nst+crd-of-hinge", "of-hinge-text-teacher", "better"),)),
-    "6h": Claim("hinge", "Claim 6 with a hinge teacher",
-                (Part("grounded", "MNLI", "nst-of-hinge", "soft-label-of-hinge", "better"),
-                 Part("grounded", "MNLI", "nst-of-hinge", "regression-of-hinge", "better"),
-                 Part("grounded", "MNLI", "crd-of-hinge", "soft-label-of-hinge", "better"),
-                 Part("grounded", "MNLI", "crd-of-hinge", "regression-of-hinge", "better"),
-                 Part("grounded", "MNLI", "nst+crd-of-hinge", "nst-of-hinge", "better"),
-                 Part("grounded", "MNLI", "nst+crd-of-hinge", "crd-of-hinge", "better"))),
-    "pairs": Claim("control", "Control: a student of a teacher of shuffled video-caption pairs is "
-                   "as the text-only one",
-                   (Part("grounded", TWO, "of-shuffled-teacher", "text-only", "no effect"),)),
-    "vokens": Claim("control", "Control: students of shuffled and of random vokens are as the "
-                    "text-only one",
-                    (Part("grounded", TWO, "voken-shuffled", "text-only", "no effect"),
-                     Part("grounded", TWO, "voken-random", "text-only", "no effect"))),
-    "unfilmed": Claim("control", "Control: nobody knows the nouns that no clip shows",
-                      (Part("unfilmed", TWO, "teacher", "chance", "no effect"),
-                       Part("unfilmed", TWO, "nst+crd", "chance", "no effect"),
-                       Part("unfilmed", TWO, "text-only", "chance", "no effect"))),
+    "1": Claim(
+        "mechanism", "A student distilled from video beats a text-only student of the same size, "
+        "tokens and steps",
+        [Part("nst+crd", "text-only"),
+         Part("nst+crd", "text-only", tasks="all")],
+        controls=("pairs", "unfilmed")),
+    "2": Claim(
+        "mechanism", "It beats a student distilled from a text-only teacher: same captions, no "
+        "video",
+        [Part("nst+crd", "of-text-teacher")],
+        controls=("pairs", "unfilmed")),
+    "3": Claim(
+        "mechanism", "It beats two-stage pretraining, judged at the longest text stage (4,000 "
+        "steps)",
+        [Part("distilled-4000", "two-stage-4000")],
+        arms=(*CURVE["two-stage"], *CURVE["distilled"])),
+    "4": Claim(
+        "mechanism", "It beats a voken student: same teacher, a bank of clips",
+        [Part("nst+crd", "voken")],
+        controls=("vokens",)),
+    "5": Claim(
+        "mechanism", "A video teacher beats an image teacher on dynamic properties, not on static "
+        "ones",
+        [Part("teacher", "image-teacher"),
+         Part("teacher", "image-teacher", "probe", "dynamic"),
+         Part("teacher", "image-teacher", "probe", "static", "no better")],
+        note="partly by construction: in a mini world one frame tells no behaviour"),
+    "6": Claim(
+        "magnitude", "NST and CRD each beat soft labels and regression; NST + CRD beats each",
+        [Part("nst", "soft-label"),
+         Part("nst", "regression"),
+         Part("crd", "soft-label"),
+         Part("crd", "regression"),
+         Part("nst+crd", "nst"),
+         Part("nst+crd", "crd")]),
+    "7": Claim(
+        "magnitude", "2D and 3D features together beat either",
+        [Part("teacher", "2d-teacher"),
+         Part("teacher", "3d-teacher"),
+         Part("teacher", "2d-teacher", "probe", "all"),
+         Part("teacher", "3d-teacher", "probe", "all")],
+        note="partly by construction: in a mini world a behaviour is a movement, and SST-2 and "
+             "PIQA ask behaviours alone"),
+    "8": Claim(
+        "magnitude", "A distillation head beats none",
+        [Part("nst+crd", "no-head")]),
+    "9": Claim(
+        "mechanism", "The student, which never saw a frame, finds videos from text: above chance, "
+        "below its teacher",
+        [Part("crd", "chance", "R@1", ""),
+         Part("regression", "chance", "R@1", ""),
+         Part("teacher", "crd", "R@1", ""),
+         Part("teacher", "regression", "R@1", ""),
+         Part("nst", "chance", "ridge R@1", "", "shown")]),
+    "10": Claim(
+        "mechanism", "It gains on what is grounded: diagnostics' knowledge, PIQA, TRACIE; on the "
+        "rest its mean is not worse",
+        [Part("nst+crd", "text-only", "Knowledge", ""),
+         Part("nst+crd", "text-only", tasks="PIQA"),
+         Part("nst+crd", "text-only", tasks="TRACIE"),
+         Part("nst+crd", "text-only", "ungrounded", "all", "not worse")],
+        controls=("unfilmed",)),
+    "1h": Claim(
+        "hinge", "Claim 1 with a hinge teacher",
+        [Part("nst+crd-of-hinge", "text-only", tasks="MNLI")]),
+    "2h": Claim(
+        "hinge", "Claim 2 with a hinge teacher",
+        [Part("nst+crd-of-hinge", "of-hinge-text-teacher", tasks="MNLI")]),
+    "6h": Claim(
+        "hinge", "Claim 6 with a hinge teacher",
+        [Part("nst-of-hinge", "soft-label-of-hinge", tasks="MNLI"),
+         Part("nst-of-hinge", "regression-of-hinge", tasks="MNLI"),
+         Part("crd-of-hinge", "soft-label-of-hinge", tasks="MNLI"),
+         Part("crd-of-hinge", "regression-of-hinge", tasks="MNLI"),
+         Part("nst+crd-of-hinge", "nst-of-hinge", tasks="MNLI"),
+         Part("nst+crd-of-hinge", "crd-of-hinge", tasks="MNLI")]),
+    "pairs": Claim(
+        "control", "Control: a student of a teacher of shuffled video-caption pairs is as the "
+        "text-only one",
+        [Part("of-shuffled-teacher", "text-only", question="no effect")]),
+    "vokens": Claim(
+        "control", "Control: students of shuffled and of random vokens are as the text-only one",
+        [Part("voken-shuffled", "text-only", question="no effect"),
+         Part("voken-random", "text-only", question="no effect")]),
+    "unfilmed": Claim(
+        "control", "Control: nobody knows the nouns that no clip shows",
+        [Part("teacher", "chance", "unfilmed", question="no effect"),
+         Part("nst+crd", "chance", "unfilmed", question="no effect"),
+         Part("text-only", "chance", "unfilmed", question="no effect")]),
+    "weights": Claim("grid", "Which gradient ratios suit", [], arms=tuple(GRID)),
 }
+ALL = [name for name, claim in CLAIMS.items() if claim.kind != "grid"]
 
 
 def teacher_of(arm):
-    """The teacher whose run an arm starts from: a teacher itself, None for a student of none."""
-    return arm if arm in TEACHERS else {**STUDENTS, **GRID}[arm][0]
+    """The teacher whose run an arm starts from: a teacher itself; None for text alone."""
+    return arm if arm in TEACHERS else TRAINED[arm][0]
 
 
 def flags_of(arm):
-    """An arm's stage and flags."""
     if arm in TEACHERS:
         return f"teacher.py {TEACHERS[arm]}".strip()
-    _, flags, ratio = {**STUDENTS, **GRID}[arm]
+    _, flags, ratio = TRAINED[arm]
     return f"distill.py {flags}" + (f" --gradient-ratio {ratio}" if ratio else "")
 
 
 def recipe(arm):
-    """Flags of an arm and of the teacher that it starts from: what its value file agrees with."""
+    """Flags of an arm and of its teacher: what its value file agrees with."""
     arms = dict.fromkeys([teacher_of(arm) or arm, arm])
     return "; ".join(flags_of(each) for each in arms)
 
 
 def tasks_of(measure, tasks):
-    """The tasks that a measure is a mean of; none for what is not fine-tuned."""
+    """The tasks that a measure is a mean of."""
     if measure == "Knowledge":
         return ["MNLI"]
     if measure not in ("dev", *finetune.PARTS):
@@ -928,46 +868,42 @@ def tasks_of(measure, tasks):
     return list(MINI_TASKS) if tasks == "all" else tasks.split()
 
 
+def with_controls(claims):
+    """Claims (none: all), then the controls that stand beside them."""
+    controls = []
+    for name in claims or ALL:
+        controls += CLAIMS[name].controls
+    return list(dict.fromkeys([*(claims or ALL), *sorted(controls, key=ALL.index)]))
+
+
 def cells_for(claims, seeds):
     """What claims need: {(arm, seed): tasks}, in the order in which they are run."""
+    if "weights" in claims and min(seeds) < 100:
+        raise model.UserError('weights are chosen on worlds that are never reported: '
+                              'SEEDS="100 101"')
     needed = {}   # arm -> tasks
 
     def need(arm, tasks):
         needed[arm] = {*needed.get(arm, ()), *tasks}
-    for name in claims:
-        if name == "weights" and min(seeds) < 100:
-            raise model.UserError(f'weights are chosen on worlds that are never reported: '
-                                  f'SEEDS="100 101", not {" ".join(map(str, seeds))}')
-        if name in ("weights", "more"):
-            for arm in GRID if name == "weights" else SIDE:
-                need(arm, TWO.split())
-            continue
-        if name not in CLAIMS:
-            raise model.UserError(f"unknown claim {name!r}; known: {', '.join(CLAIMS)}, weights "
-                                  f"(which gradient ratios suit), more (arms beyond the paper's)")
-        parts = list(CLAIMS[name].parts)
-        for control in CLAIMS[name].controls:
-            parts += CLAIMS[control].parts
-        for part in parts:
+    two = TWO.split()
+    for claim in with_controls(claims):
+        for part in CLAIMS[claim].parts:
             tasks = tasks_of(part.measure, part.tasks)
-            arms = [part.arm, part.against]
-            if name == "3":
-                arms = [*CURVE["two-stage"], *CURVE["distilled"]]
-            for arm in arms:
-                if arm == "chance":
-                    continue
-                need(arm, tasks)
+            for arm in (part.arm, part.against):
                 if "of-hinge" in arm:   # these need no other; whether the teacher knows it is asked
+                    need(arm, tasks)
                     need(teacher_of(arm), tasks)
-                else:
-                    need(arm, TWO.split())
+                elif arm != "chance":
+                    need(arm, [*two, *tasks])
+        for arm in CLAIMS[claim].arms:
+            need(arm, two)
     for arm in list(needed):
         if teacher_of(arm):   # what a teacher knows itself stands beside its students
-            need(teacher_of(arm), TWO.split())
+            need(teacher_of(arm), two)
     cells = {}
     for seed in seeds:
         for arm, tasks in needed.items():
-            cells[arm, seed] = [task for task in MINI_TASKS if task in tasks]
+            cells[arm, seed] = sorted(tasks, key=MINI_TASKS.index)
     return cells
 
 
@@ -975,54 +911,45 @@ def value_file(runs, arm, seed):
     return Path(runs) / "values" / f"seed-{seed}" / f"{arm}.json"
 
 
-def unfinished(cells, runs):
-    """The cells without a value file that holds all their tasks.
-
-    Raises UserError where a value file was made with other flags than its arm has now.
-    """
-    left = {}
-    for (arm, seed), tasks in cells.items():
-        file = value_file(runs, arm, seed)
-        made = data.read_json(file, "make claims") if file.exists() else None
-        if made and made["flags"] != recipe(arm):
-            raise model.UserError(
-                f"{file} was made with `{made['flags']}`, now {arm} is `{recipe(arm)}`; move the "
-                f"file away, and from {runs}/world-{seed} the changed runs and their students")
-        if not made or not made["tasks"].keys() >= set(tasks):
-            left[arm, seed] = tasks
-    return left
+def is_made(file, arm, tasks):
+    """Has an arm's value file all these tasks, made with the arm's flags?"""
+    if not file.exists():
+        return False
+    cell = data.read_json(file, "make claims")
+    return cell["flags"] == recipe(arm) and cell["tasks"].keys() >= set(tasks)
 
 
 def logged(command, folder, name, after=""):
-    """A shell line that writes to the end of folder/name.log, whose end it shows where it fails."""
+    """A shell line that writes to folder/name.log, whose end it shows where it fails."""
     log = f"{folder}/{name}.log"
     return (f"mkdir -p {folder} && {{ {command}; }} >> {log} 2>&1{after} "
             f"|| {{ echo {log}:; tail -n 5 {log}; exit 1; }}")
 
 
-def stage_command(arm, seed, folder, python):
-    """The shell command that trains an arm; folder: of its world's runs."""
+def stage_command(arm, seed, folder):
+    """The command that trains an arm; folder: of its world's runs."""
     teacher = teacher_of(arm)
     given = f"--data data/mini-{seed} --size mini --seed {seed} --out {folder}/{arm}"
     if arm not in TEACHERS:
         given += f" --text data/mini-{seed}/text"
         if teacher:
             given += f" --teacher {folder}/{teacher}"
-    return f"{python} {flags_of(arm).format(teacher=f'{folder}/{teacher}')} {given}"
+    return f"{sys.executable} {flags_of(arm).format(teacher=f'{folder}/{teacher}')} {given}"
 
 
-def plan(phase, cells, runs, python):
-    """The shell commands of a phase, worlds, teachers or arms, for the cells that are not finished.
+def plan(phase, cells, runs):
+    """The shell commands of a phase, worlds, teachers or arms, for the cells without a value file.
 
-    Stages that are complete say so and return. TEACHER.done says that a teacher's stage, asked in
-    this `make claims`, was content with its run; what is made from the run waits for that.
+    Complete stages return at once, and refuse runs of other flags. TEACHER.done: the teacher's
+    stage was content with its run in this `make claims`; what is made of the run needs that.
     """
-    left = unfinished(cells, runs)
-    runs = shlex.quote(str(runs))
+    python = sys.executable
     lines = {}   # as a set in order: arms share worlds and teachers
-    for number, ((arm, seed), tasks) in enumerate(left.items(), 1):
+    for (arm, seed), tasks in cells.items():
+        if is_made(value_file(runs, arm, seed), arm, tasks):
+            continue
         world = f"data/mini-{seed}"
-        folder = f"{runs}/world-{seed}"
+        folder = f"{shlex.quote(str(runs))}/world-{seed}"
         teacher = teacher_of(arm)
         if phase == "worlds" and not Path(world, "bank.json").exists():
             vocab = f"--vocab {world}/tokenizer.json"
@@ -1037,30 +964,17 @@ def plan(phase, cells, runs, python):
             lines[logged(commands, folder, "world")] = None
         if phase == "teachers" and teacher:
             done = f"{folder}/{teacher}.done"
-            stage = stage_command(teacher, seed, folder, python)
-            lines[logged(f"rm -f {done} && {stage}", folder, teacher, f" && touch {done}")] = None
+            stage = f"rm -f {done} && {stage_command(teacher, seed, folder)}"
+            lines[logged(stage, folder, teacher, f" && touch {done}")] = None
         if phase == "arms":
             steps = [f"cat {folder}/{teacher}.done"] if teacher else []
             if arm not in TEACHERS:
-                steps.append(stage_command(arm, seed, folder, python))
+                steps.append(stage_command(arm, seed, folder))
             steps.append(f"{python} finetune.py --model {folder}/{arm} --data {world}/tasks "
                          f"--seed {seed} --task {' '.join(tasks)}")
-            cell = (f" && {python} evaluate.py cell {arm} --seed {seed} --runs {runs} "
-                    f"--place {number}/{len(left)}")
-            lines[logged(" && ".join(steps), folder, arm, cell)] = None
+            cell = f"{python} evaluate.py cell {arm} --seed {seed} --runs {shlex.quote(str(runs))}"
+            lines[logged(" && ".join(steps), folder, arm, f" && {cell}")] = None
     return list(lines)
-
-
-def show_plan(args):
-    """`plan`: prints the commands of a phase, one a line."""
-    cells = cells_for(args.claims or paper_claims(), args.seeds)
-    for line in plan(args.phase, cells, args.runs, args.python):
-        print(line)
-
-
-def paper_claims():
-    """All claims but the controls, which come with them."""
-    return [name for name in CLAIMS if CLAIMS[name].kind != "control"]
 
 
 def make_cell(args):
@@ -1070,27 +984,25 @@ def make_cell(args):
     facts = run_facts(run)
     sources = [facts]   # args.json of pretraining and fine-tuning
     tasks = {}
-    for task, seeds in read_results(run).items():
-        for metrics in seeds:
-            if metrics["seed"] != args.seed:   # someone's own
-                continue
-            tasks[task] = {**metrics["parts"]["test"], "dev": metrics["parts"]["dev"]["grounded"],
-                           "stuck": metrics["majority"]}
-            tasks[task].pop("grounded_by_property", None)
-            if "categories" in metrics:   # diagnostics, of filmed nouns
-                tasks[task]["knowledge"] = metrics["categories"]["grounded"]
-            sources.append(run_facts(run / "finetune" / task / f"seed-{args.seed}"))
-    commits = []
+    for path in sorted(run.glob(f"finetune/*/seed-{args.seed}/metrics.json")):
+        metrics = data.read_json(path, "")
+        scores = {**metrics["parts"]["test"], "dev": metrics["parts"]["dev"]["grounded"],
+                  "stuck": metrics["majority"]}
+        scores.pop("grounded_by_property", None)
+        if "categories" in metrics:   # diagnostics, of filmed nouns
+            scores["knowledge"] = metrics["categories"]["grounded"]
+        tasks[metrics["task"]] = scores
+        sources.append(run_facts(path.parent))
+    commits = {}   # as a set in order
     for source in sources:
         changed = " with changes" if source.get("uncommitted changes") else ""
-        commits.append(f"{source.get('commit')}{changed}")
-    retrieval = {"how": "not defined"}
-    if trained_encoder(run) is not None:
-        metrics, _, how = retrieve(run, world)
-        retrieval = {"how": how, **metrics}
+        commits[f"{source.get('commit')}{changed}"] = None
+    retrieval = retrieve(run, world) if trained_encoder(run) else {"how": "not defined"}
+    for key in ("pool", "ranks", "data", "examples"):
+        retrieval.pop(key, None)
     probed = probe(run, data.read_json(world / "world.json", "python data.py mini"))
     cell = {"arm": args.arm, "seed": args.seed, "flags": recipe(args.arm),
-            "commit": "/".join(dict.fromkeys(commits)), "hardware": facts.get("hardware"),
+            "commit": "/".join(commits), "hardware": facts.get("hardware"),
             "threads": facts.get("threads"), "seconds": seconds_by_stage(run), "tasks": tasks,
             "probe": {name: groups["test"] for name, groups in probed.items()},
             "retrieval": retrieval}
@@ -1098,11 +1010,10 @@ def make_cell(args):
         cell["mlm"] = line.get("valid_mlm", cell.get("mlm"))   # the last one
     file = value_file(args.runs, args.arm, args.seed)
     file.parent.mkdir(parents=True, exist_ok=True)
-    # five digits, so that a file stays small
-    short = json.loads(json.dumps(cell), parse_float=lambda text: round(float(text), 5))
-    data.write_json(file, short)
-    shown = [f"{task} {100 * tasks[task]['grounded']['accuracy']:.1f}" for task in tasks]
-    print(f"{args.place} seed {args.seed}, {args.arm}: grounded {', '.join(shown)}", flush=True)
+    data.write_text(file, json.dumps(cell) + "\n")
+    shown = [f"{task} {100 * scores['grounded']['accuracy']:.1f}"
+             for task, scores in tasks.items()]
+    print(f"seed {args.seed}, {args.arm}: grounded {', '.join(shown)}")
 
 
 SEARCHED = {   # measure -> its name in retrieval.json
@@ -1114,46 +1025,43 @@ SHOWN += [("probe", name) for name in data.PROPERTIES]
 SHOWN += [(measure, "") for measure in (*SEARCHED, "MLM")]
 
 
-def measured(cells, arm, seed, measure, tasks):
+def measured(cell, measure, tasks):
     """A cell's (value, chance) in one measure, x 100; None where cell or value was not made.
 
-    grounded, ungrounded, unfilmed: accuracy, mean of the tasks. Knowledge: of diagnostics' grounded
-    rows. probe: on test nouns; tasks: a property, "dynamic", "static" or "all". R@1 and the like:
-    see SEARCHED. MLM: held-out loss in nats, not x 100.
+    grounded, ungrounded, unfilmed: accuracy, mean of the tasks; dev: the same of validation nouns.
+    Knowledge: of diagnostics' grounded rows. probe: on test nouns; tasks: a property, "dynamic",
+    "static" or "all". R@1 and the like: see SEARCHED. MLM: held-out loss in nats, not x 100.
     """
-    if (arm, seed) not in cells:
+    if cell is None:
         return None
-    cell = cells[arm, seed]
     if measure == "MLM":
         return cell["mlm"], math.nan
-    if measure in SEARCHED:
-        retrieval = cell["retrieval"]
-        if SEARCHED[measure] not in retrieval:
-            return None
-        scores = [{"accuracy": retrieval[SEARCHED[measure]], "chance": retrieval["chance R@1"]}]
-    elif measure == "probe":
-        scores = []
+    retrieval = cell["retrieval"]
+    scores = []   # (accuracy, chance)
+    if measure == "probe":
         for name, accuracy in cell["probe"].items():
             if tasks in ("all", name, "dynamic" if name in data.DYNAMIC else "static"):
-                chance = 1 / len(data.PROPERTIES[name][1])
-                scores.append({"accuracy": accuracy, "chance": chance})
-    else:
-        names = tasks_of(measure, tasks)
-        if not cell["tasks"].keys() >= set(names):
-            return None
-        scores = [cell["tasks"][name][measure.lower()] for name in names]
-    return (100 * statistics.fmean(score["accuracy"] for score in scores),
-            100 * statistics.fmean(score["chance"] for score in scores))
+                scores.append((accuracy, 1 / len(data.PROPERTIES[name][1])))
+    elif SEARCHED.get(measure) in retrieval:
+        scores.append((retrieval[SEARCHED[measure]], retrieval["chance R@1"]))
+    elif cell["tasks"].keys() >= set(tasks_of(measure, tasks)):
+        for name in tasks_of(measure, tasks):
+            score = cell["tasks"][name][measure.lower()]
+            scores.append((score["accuracy"], score["chance"]))
+    if not scores:
+        return None
+    value, chance = zip(*scores)
+    return 100 * statistics.fmean(value), 100 * statistics.fmean(chance)
 
 
 def values_of(cells, arm, seeds, measure, tasks):
-    """The values of an arm, of the seeds that have one."""
-    results = [measured(cells, arm, seed, measure, tasks) for seed in seeds]
+    """An arm's values, of the seeds that have one."""
+    results = [measured(cells.get((arm, seed)), measure, tasks) for seed in seeds]
     return [result[0] for result in results if result]
 
 
 def arm_rows(cells, seeds):
-    """What each arm reached -> {arm: {"measure tasks": [a number a seed]}} of SHOWN, if made."""
+    """What each arm reached -> {arm: {"measure tasks": [a number a seed]}} of SHOWN."""
     out = {}
     for arm in [*TEACHERS, *STUDENTS]:
         for measure, tasks in SHOWN:
@@ -1164,11 +1072,7 @@ def arm_rows(cells, seeds):
 
 
 def verdict_of(question, low, high):
-    """The verdict of a 95 % interval, in points.
-
-    No effect: it contains 0, and its middle is within 4 points, lest a wide interval around a large
-    mean passes.
-    """
+    """The verdict of a 95 % interval, in points. No effect: a wide one around 0 is not enough."""
     holds = {"better": low > 0, "not worse": low > -2, "no better": high < 2,
              "no effect": low <= 0 <= high and abs(low + high) / 2 <= 4}
     fails = {"better": high < 2, "not worse": high < 0, "no better": low > 0,
@@ -1179,10 +1083,7 @@ def verdict_of(question, low, high):
 
 
 def p_of(question, differences):
-    """Twice the one-sided p of Student's t-test, as the interval has it; 1 for the other side.
-
-    "No effect" cannot be shown by a test: None.
-    """
+    """Twice the one-sided p of Student's t-test, at most 1; None for "no effect"."""
     bounds = {"better": 0, "not worse": -2, "no better": 2}
     if question not in bounds:
         return None
@@ -1195,10 +1096,7 @@ def p_of(question, differences):
 
 
 def holm(values):
-    """Holm's correction of p-values (None: no test): the k-th smallest of m times m - k + 1.
-
-    Never falling, at most 1.
-    """
+    """Holm's correction of p-values (None: no test): the k-th smallest of m times m - k + 1."""
     order = sorted((p, index) for index, p in enumerate(values) if p is not None)
     out = [None] * len(values)
     highest = 0.0
@@ -1209,115 +1107,90 @@ def holm(values):
 
 
 def judge(part, cells, seeds):
-    """One part of a claim, paired over the seeds that have both arms -> dict for claims.json."""
+    """One part of a claim, paired over the seeds that have both arms."""
     pairs = {}   # seed -> the two arms' values
     for seed in seeds:
-        ours = measured(cells, part.arm, seed, part.measure, part.tasks)
-        theirs = ours and ours[1:]   # chance
-        if part.against != "chance":
-            theirs = measured(cells, part.against, seed, part.measure, part.tasks)
-        if ours and theirs:
+        ours = measured(cells.get((part.arm, seed)), part.measure, part.tasks)
+        theirs = measured(cells.get((part.against, seed)), part.measure, part.tasks)
+        if ours and part.against == "chance":
+            pairs[seed] = ours
+        elif ours and theirs:
             pairs[seed] = (ours[0], theirs[0])
     differences = [ours - theirs for ours, theirs in pairs.values()]
-    mean, low, high = t_interval(differences) if pairs else (None, None, None)
+    mean, low, high = t_interval(differences)
     p = None
-    verdict = "not run"
-    if part.question == "shown":
-        verdict = "-"
-    elif len(pairs) == 1:
-        verdict = "one seed"
-    elif pairs:
+    verdict = "one seed" if pairs else "not run"
+    if len(pairs) > 1 and part.question != "shown":
         verdict = verdict_of(part.question, low, high)
         p = p_of(part.question, differences)
-    if pairs and "hinge" in part.arm:
-        above = []   # chance, of the teacher fine-tuned itself
-        for seed in seeds:
-            result = measured(cells, "hinge-teacher", seed, part.measure, part.tasks)
-            if result:
-                above.append(result[0] - result[1])
-        if above and statistics.fmean(above) < 10:
+    if pairs and "of-hinge" in part.arm:
+        known = judge(Part("hinge-teacher", "chance", part.measure, part.tasks), cells, seeds)
+        if known["mean"] < 10:
             verdict = "teacher carries no signal"
     name = f"{part.measure} {part.tasks}".strip()
     return {"name": f"{name}: {part.arm} - {part.against}", "kind": part.question,
-            "n": len(pairs), "seeds": list(pairs), "a": [ours for ours, _ in pairs.values()],
+            "seeds": list(pairs), "a": [ours for ours, _ in pairs.values()],
             "b": [theirs for _, theirs in pairs.values()], "values": differences, "mean": mean,
-            "low": low, "high": high, "p": p, "verdict": verdict}
+            "low": low, "high": high, "p": p,
+            "verdict": "-" if part.question == "shown" else verdict}
 
 
-WORST = ("teacher carries no signal", "fails", "not run", "one seed", "not decided")
+WORST = ("teacher carries no signal", "fails", "not run", "one seed", "not decided", "holds", "-")
 
 
 def judge_claims(cells, names, seeds):
-    """Claims with parts and verdicts, and claim 3's curve: what claims.json holds of them."""
+    """Claims with parts and verdicts, and claim 3's curve, as claims.json holds them."""
     claims = []
     largest = []   # p of a joined claim (Berger's intersection-union test), None: not corrected
     for name in names:
         claim = CLAIMS[name]
         parts = [judge(part, cells, seeds) for part in claim.parts]
-        claims.append({"number": name, "text": claim.text, "kind": claim.kind, "note": claim.note,
-                       "parts": parts})
         tests = [part["p"] for part in parts if part["kind"] != "shown"]
-        whole = claim.kind in ("mechanism", "magnitude") and None not in tests
-        largest.append(max(tests) if whole else None)
+        corrected = claim.kind in ("mechanism", "magnitude") and None not in tests
+        largest.append(max(tests) if corrected else None)
+        verdicts = [*[part["verdict"] for part in parts], "holds"]
+        worst = min(verdicts, key=WORST.index)
+        claims.append({"number": name, "text": claim.text, "kind": claim.kind, "note": claim.note,
+                       "parts": parts, "verdict": worst})
     verdicts = {}
     for claim, p in zip(claims, holm(largest)):
-        parts = [part["verdict"] for part in claim["parts"]]
-        verdict = next((word for word in WORST if word in parts), "holds")   # one part may fail all
-        if verdict == "holds" and p is not None and p >= 0.05:
-            verdict = "not decided"
-        verdicts[claim["number"]] = verdict
-        claim.update(verdict=verdict, holm=p, of=len(largest) - largest.count(None))
-    for claim in claims:
-        lost = {}
-        for control in CLAIMS[claim["number"]].controls:
-            if verdicts.get(control, "holds") != "holds":
-                lost[control] = verdicts[control]
-        claim["controls"] = lost
+        if claim["verdict"] == "holds" and p is not None and p >= 0.05:
+            claim["verdict"] = "not decided"
+        claim["holm"] = p
+        claim["of"] = len(largest) - largest.count(None)
+        verdicts[claim["number"]] = claim["verdict"]
+    for claim in claims:   # controls that do not hold
+        claim["controls"] = {name: verdicts[name] for name in CLAIMS[claim["number"]].controls
+                             if verdicts.get(name, "holds") != "holds"}
     return {"claims": claims, "curve": curve_of(cells, seeds)}
 
 
 def curve_of(cells, seeds):
     """Claim 3's curve, of the seeds that have both arms of a length; {} where none has."""
     curve = {"steps": list(LENGTHS), "two-stage": [], "distilled": []}
-    for two_stage, distilled in zip(CURVE["two-stage"], CURVE["distilled"]):
-        both = [seed for seed in seeds if (two_stage, seed) in cells and (distilled, seed) in cells]
-        curve["two-stage"].append(values_of(cells, two_stage, both, "grounded", TWO))
-        curve["distilled"].append(values_of(cells, distilled, both, "grounded", TWO))
+    for arms in zip(CURVE["two-stage"], CURVE["distilled"]):
+        both = [seed for seed in seeds if cells.keys() >= {(arms[0], seed), (arms[1], seed)}]
+        curve["two-stage"].append(values_of(cells, arms[0], both, "grounded", TWO))
+        curve["distilled"].append(values_of(cells, arms[1], both, "grounded", TWO))
     return curve if any(curve["two-stage"]) else {}
 
 
 def read_values(source):
-    """The cells of a folder of value files, or a JSON-lines file of them -> {(arm, seed): cell}."""
+    """Cells of known arms in a folder of value files, or one file of lines: {(arm, seed): cell}."""
     source = Path(source)
-    if source.is_dir():
-        files = sorted(source.glob("seed-*/*.json"))
-        made = [data.read_json(path, "make claims") for path in files]
-    elif source.exists():
-        made = [json.loads(line) for line in source.read_text(encoding="utf-8").splitlines()]
-    else:
+    if not source.exists():
         raise model.UserError(f"no value files in {source}; `make claims` makes them")
-    return {(cell["arm"], cell["seed"]): cell for cell in made}
-
-
-def print_grid(cells, width):
-    """Accuracy on validation nouns of each arm of TUNED at each gradient ratio."""
-    seeds = sorted({seed for arm, seed in cells if arm in GRID})
-    if not seeds:
-        return
-    print(f"\ngrounded {TWO} on validation nouns, x 100, by gradient ratio; worlds {seeds}\n")
-    columns = []
-    for ratio in RATIOS:
-        texts = []
-        for name in TUNED:
-            values = values_of(cells, f"{name}@{ratio}", seeds, "dev", TWO)
-            texts.append(f"{show_points(values)} (n={len(values)})")
-        columns.append((f"ratio {ratio}", texts))
-    columns.append(("STUDENTS has", [str(STUDENTS[name][2]) for name in TUNED]))
-    print_columns(list(TUNED), columns, width)
+    cells = {}
+    for path in source.glob("seed-*/*.json") if source.is_dir() else [source]:
+        for line in path.read_text(encoding="utf-8").splitlines():
+            cell = json.loads(line)
+            if cell["arm"] in TEACHERS or cell["arm"] in TRAINED:
+                cells[cell["arm"], cell["seed"]] = cell
+    return dict(sorted(cells.items()))
 
 
 def said_of(claim):
-    """A claim's verdict in words: what took it away, or which of its controls do not hold."""
+    """A claim's verdict, with what took it away or which of its controls do not hold."""
     text = claim["verdict"]
     parts = {part["verdict"] for part in claim["parts"]}
     if text == "not decided" and parts <= {"holds", "-"}:
@@ -1328,39 +1201,23 @@ def said_of(claim):
     return text
 
 
-def effect_of(part):
-    """"+36.5 [+26.6, +46.5], n=5", or "not run"."""
-    if not part["n"]:
-        return "not run"
-    return f"{part['mean']:+.1f}{span((part['low'], part['high']))}, n={part['n']}"
-
-
-def deciding(claim):
-    """The part on which a claim's verdict hangs: of the worst verdict the one of the largest p."""
-    parts = [part for part in claim["parts"] if part["kind"] != "shown"]
-    ranks = {word: rank for rank, word in enumerate((*WORST, "holds"))}
-    return min(parts, key=lambda part: (ranks[part["verdict"]], -(part["p"] or 0.0)))
-
-
-def markdown_claims(judged, all_parts=False):
-    """The paper's claims as a Markdown table, or every part of every claim and control."""
-    rows = ["| | claim | effect in points: mean [95 % over seeds], seeds | verdict |",
-            "|---|---|---|---|"]
-    for claim in judged["claims"]:
-        if not all_parts and claim["kind"] not in ("mechanism", "magnitude"):
-            continue
-        effects = []
-        for part in claim["parts"] if all_parts else [deciding(claim)]:
-            verdict = f", {part['verdict']}" if all_parts and part["n"] else ""
-            effects.append(f"{part['name']}: {effect_of(part)}{verdict}")
-        kind = "; ".join(filter(None, (claim["kind"], claim["note"])))
-        rows.append(f"| {claim['number']} | {claim['text']} ({kind}) | {'<br>'.join(effects)} | "
-                    f"**{said_of(claim)}** |")
-    return "\n".join(rows)
+def print_grid(cells):
+    """Accuracy on validation nouns of each arm of TUNED at each gradient ratio."""
+    seeds = sorted({seed for _, seed in cells})
+    if not seeds:
+        return
+    print(f"\ngrounded {TWO} on validation nouns, x 100, by gradient ratio; worlds {seeds}\n")
+    columns = [(f"ratio {ratio}", []) for ratio in RATIOS]
+    for ratio, (_, texts) in zip(RATIOS, columns):
+        for name in TUNED:
+            values = values_of(cells, f"{name}@{ratio}", seeds, "dev", TWO)
+            texts.append(f"{show_points(values)} (n={len(values)})")
+    columns.append(("STUDENTS has", [str(STUDENTS[name][2]) for name in TUNED]))
+    print_columns(list(TUNED), columns)
 
 
 def print_claims(judged):
-    """The verdict on each claim, its parts with both arms by seed; then the curve of claim 3."""
+    """Each claim's verdict, its parts with both arms by seed; then the curve of claim 3."""
     for claim in judged["claims"]:
         title = f"\n{claim['number']}. {claim['text']} ({claim['kind']}): {said_of(claim).upper()}"
         if claim["holm"] is not None:
@@ -1370,8 +1227,13 @@ def print_claims(judged):
             print(f"   {claim['note']}")
         for part in claim["parts"]:
             print(f"   {part['name']}; {part['kind']}")
+            if not part["seeds"]:
+                print("      not run")
+                continue
+            interval = span((part["low"], part["high"]))
             p = "" if part["p"] is None else f", p {part['p']:.2g}"
-            print(f"      {effect_of(part)}{p}: {part['verdict']}")
+            print(f"      {part['mean']:+.1f}{interval}, n={len(part['seeds'])}{p}: "
+                  f"{part['verdict']}")
             by_seed = zip(part["seeds"], part["a"], part["b"])
             print("      " + "  ".join(f"seed {seed}: {a:.1f}, {b:.1f}" for seed, a, b in by_seed))
     if judged["curve"]:
@@ -1381,14 +1243,14 @@ def print_claims(judged):
                 print(f"   {kind:<10}{steps:>5}: {show_points(values)}")
 
 
-def print_arms(cells, rows, width):
-    """Every arm in every measure; what stuck; how many cells, of what commits and machines."""
+def print_arms(cells, rows):
+    """Every arm in every measure, and what stuck."""
     print(f"\nEvery arm: {ARMS_ARE}\n")
     columns = []
     for measure, tasks in SHOWN:
         name = f"{measure} {tasks}".strip()
         columns.append((name, [show_points(row.get(name, [])) for row in rows.values()]))
-    print_columns(list(rows), columns, width)
+    print_columns(list(rows), columns)
     stuck = []
     for (arm, seed), cell in cells.items():
         stuck += [f"{arm} {task} seed {seed}" for task, scores in cell["tasks"].items()
@@ -1397,77 +1259,42 @@ def print_arms(cells, rows, width):
         print(f"! gives every row one answer, and counts as it is: {', '.join(stuck)}")
 
 
-def print_source(cells):
-    """How many cells, of what commits and machines -> (commit, hardware)."""
-    if len({cell["commit"] for cell in cells.values()}) > 1:
-        print("! values of several commits: where a setting changed between them, delete the "
-              "values folder, and `make claims` looks at every finished stage again")
+def claims(args):
+    """`claims`: judges the value files of the worlds asked for; all but 1 to 99 chose settings."""
+    grid = {}
+    cells = {}
+    other = []
+    for (arm, seed), cell in read_values(args.values or Path(args.runs) / "values").items():
+        if cell["flags"] != recipe(arm):
+            other.append(f"{arm} seed {seed}")
+        elif arm in GRID:
+            grid[arm, seed] = cell
+        elif seed in (args.seeds or range(1, 100)):
+            cells[arm, seed] = cell
+    print_grid(grid)
+    if args.claims == ["weights"]:
+        return
+    if not cells:
+        raise model.UserError(f"no values of worlds {args.seeds or '1 to 99'} made with the arms' "
+                              f"flags; `make claims` makes them, --seeds names worlds")
+    seeds = sorted({seed for _, seed in cells})
+    judged = judge_claims(cells, with_controls(args.claims), seeds)
+    rows = arm_rows(cells, seeds)
+    print_claims(judged)
+    print_arms(cells, rows)
+    if other:
+        print(f"! left out, made with other flags: {', '.join(other)}")
     commit = once(str(cell["commit"]) for cell in cells.values())
     hardware = once(str(cell["hardware"]) for cell in cells.values())
     threads = once(str(cell["threads"]) for cell in cells.values())
     hours = sum(sum(cell["seconds"].values()) for cell in cells.values()) / 3600
     print(f"\n{len(cells)} cells, {hours:.1f} hours of training, {threads} thread each; commit "
           f"{commit}; {hardware}")
-    return commit, hardware
-
-
-def claims(args):
-    """`claims`: judges the value files that are there."""
-    every = read_values(args.values or Path(args.runs) / "values")
-    known = {}
-    other = []
-    for (arm, seed), cell in sorted(every.items()):
-        if arm not in {**TEACHERS, **STUDENTS, **GRID}:
-            continue
-        if cell["flags"] == recipe(arm):
-            known[arm, seed] = cell
-        else:
-            other.append(f"{arm} seed {seed}")
-    if not args.markdown:
-        print_grid(known, args.width)
-    if args.claims == ["weights"]:
-        return
-    # on all other worlds settings were chosen
-    seeds = args.seeds or sorted({seed for _, seed in every if 0 < seed < 100})
-    cells = {}
-    for (arm, seed), cell in known.items():
-        if arm not in GRID and seed in seeds:
-            cells[arm, seed] = cell
-    if not cells:
-        worlds = ", ".join(map(str, args.seeds or ["1 to 99"]))
-        raise model.UserError(f"no values of worlds {worlds} made with the arms' flags; `make "
-                              f"claims` makes them, --seeds names worlds")
-    names = []
-    for name in args.claims or paper_claims():
-        if name in CLAIMS:
-            begun = any(judge(part, cells, seeds)["n"] for part in CLAIMS[name].parts)
-            if begun or args.claims:
-                names.append(name)
-    controls = []
-    for name in names:
-        controls += CLAIMS[name].controls
-    names += [name for name in CLAIMS if name in controls and name not in names]
-    judged = judge_claims(cells, names, seeds)
-    if args.markdown:
-        print(markdown_claims(judged, args.parts))
-        return
-    rows = arm_rows(cells, seeds)
-    print_claims(judged)
-    print_arms(cells, rows, args.width)
-    if other:
-        print(f"! left out, made with other flags: {', '.join(other)}")
-    commit, hardware = print_source(cells)
-    if not names or (args.values and not args.out):   # what was judged before stays
-        return
-    if not args.values:
-        kept = [json.dumps(cell) + "\n" for (arm, seed), cell in every.items()
-                if seed in seeds or arm in GRID]
-        data.write_text(Path(args.runs) / "values.jsonl", "".join(kept))
-    out = Path(args.out or Path(args.runs) / "claims.json")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    made = {"commit": commit, "hardware": hardware, "seeds": seeds, "arms": rows, **judged}
-    # JSON has no nan: an interval of one seed has no ends
-    data.write_json(out, json.loads(json.dumps(made), parse_constant=lambda _: None))
+    if args.out or not args.values:
+        made = {"commit": commit, "hardware": hardware, "seeds": seeds, "arms": rows, **judged}
+        # JSON has no nan: an interval of one seed has no ends
+        made = json.loads(json.dumps(made), parse_constant=lambda _: None)
+        data.write_json(args.out or Path(args.runs) / "claims.json", made)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -1968,37 +1795,38 @@ def report(args):
 # --------------------------------------------------------------------------------------------------
 
 
+def show_plan(args):
+    """`plan`: prints the commands of a phase, one a line."""
+    for line in plan(args.phase, cells_for(args.claims, args.seeds), args.runs):
+        print(line)
+
+
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
 
     # --- table
-    command = commands.add_parser("table", help="a column a run; rows: tasks and their parts, "
-                                                "diagnostics' categories, TRACIE's scores")
-    command.add_argument("runs", nargs="+", help="run folders, in the order of the columns")
+    command = commands.add_parser("table", help="a column a run; rows: tasks and their parts")
+    command.add_argument("runs", nargs="+", help="run folders")
     command.add_argument("--names", nargs="+", help="their names (default: the folders')")
     command.add_argument("--fine", action="store_true", help="diagnostics' finer categories, too")
-    command.add_argument("--width", type=int, help="characters a line (default: the terminal's)")
     command.add_argument("--csv", help="also write every seed's value here")
-    command.add_argument("--json", help="also write the cells here")
     command.set_defaults(function=table)
 
     # --- squad
     command = commands.add_parser("squad", help="exact and F1, as SQuAD's official script counts")
     command.add_argument("dataset", help="the data set's JSON")
     command.add_argument("predictions", help="JSON, id -> text")
-    command.add_argument("--na-prob", help="JSON, id -> probability or odds of no answer: adds "
-                                           "best_exact, best_f1 and their thresholds")
+    command.add_argument("--na-prob", help="JSON, id -> probability or odds of no answer")
     command.set_defaults(function=show_squad)
 
     # --- retrieve
     command = commands.add_parser("retrieve", help="text-to-video retrieval among held-out clips")
-    command.add_argument("runs", nargs="+", help="run folders; one without a video encoder borrows "
-                                                 "that of the first that has one")
+    command.add_argument("runs", nargs="+", help="run folders; one at least with a video encoder")
     command.add_argument("--data", default="data/mini", help="the data folder")
-    command.add_argument("--bank", help="clips of `data.py bank --split valid` (default: the mini "
-                                        "world's, else the first clip of each held-out video)")
+    command.add_argument("--bank", help="clips to search (default: the mini world's, else the "
+                                        "first of each held-out video)")
     command.set_defaults(function=show_retrieval)
 
     # --- probe
@@ -2008,31 +1836,27 @@ def main(argv=None):
     command.set_defaults(function=show_probes)
 
     # --- claims
-    known = f"{', '.join(CLAIMS)}, weights, more"
     command = commands.add_parser("claims", help="the paper's comparisons over seeds")
     command.add_argument("--runs", default="runs/claims", help="holds values/, what `cell` wrote")
     command.add_argument("--seeds", nargs="+", type=int, help="worlds (default: all of 1 to 99)")
-    command.add_argument("--claims", nargs="+", help=f"of: {known} (default: all claims)")
+    command.add_argument("--claims", nargs="+", choices=CLAIMS, default=[], metavar="CLAIM",
+                         help=f"of {', '.join(CLAIMS)} (default: all claims)")
     command.add_argument("--values", help="judge this folder or JSON-lines file; writes only --out")
     command.add_argument("--out", help="the JSON file (default: RUNS/claims.json)")
-    command.add_argument("--markdown", action="store_true", help="print the claims' table and stop")
-    command.add_argument("--parts", action="store_true", help="with --markdown: all their parts")
-    command.add_argument("--width", type=int, help="characters a line (default: the terminal's)")
     command.set_defaults(function=claims)
 
     command = commands.add_parser("plan", help="the shell commands of `make claims`, one a line")
     command.add_argument("phase", choices=["worlds", "teachers", "arms"], help="in this order")
     command.add_argument("--seeds", nargs="+", type=int, required=True, help="one world each")
-    command.add_argument("--claims", nargs="+", help=f"of: {known} (default: all claims)")
-    command.add_argument("--runs", default="runs/claims", help="for world-SEED/ARM and values/")
-    command.add_argument("--python", default=sys.executable, help="the commands' interpreter")
+    command.add_argument("--claims", nargs="+", choices=CLAIMS, default=[], metavar="CLAIM",
+                         help=f"of {', '.join(CLAIMS)} (default: all claims)")
+    command.add_argument("--runs", default="runs/claims")
     command.set_defaults(function=show_plan)
 
     command = commands.add_parser("cell", help="one arm in one world -> its value file")
-    command.add_argument("arm")
+    command.add_argument("arm", choices=[*TEACHERS, *TRAINED], metavar="arm")
     command.add_argument("--seed", type=int, required=True)
     command.add_argument("--runs", default="runs/claims")
-    command.add_argument("--place", default="", help="said in the line that it prints: 3/165")
     command.set_defaults(function=make_cell)
 
     # --- report

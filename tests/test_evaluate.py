@@ -18,43 +18,32 @@ import model
 import teacher
 
 # --------------------------------------------------------------------------------------------------
-# Intervals
+# Intervals and tables
 
 
 def test_t_interval_by_hand():
     # 1, 2, 3: mean 2, deviation 1, t(0.975, 2) = 4.302653: half-width 4.302653 / sqrt(3)
-    mean, low, high = evaluate.t_interval([1, 2, 3])
-    assert mean == 2
-    assert low == pytest.approx(2 - 2.484138, abs=1e-5)
-    assert high == pytest.approx(2 + 2.484138, abs=1e-5)
-    mean, low, high = evaluate.t_interval([5])
-    assert mean == 5
-    assert math.isnan(low)
-    assert math.isnan(high)
-    assert all(math.isnan(value) for value in evaluate.t_interval([]))
-
-
-def test_span_of_an_interval():
+    expected = (2, pytest.approx(2 - 2.484138, abs=1e-5), pytest.approx(2 + 2.484138, abs=1e-5))
+    assert evaluate.t_interval([1, 2, 3]) == expected
+    nan = pytest.approx(math.nan, nan_ok=True)
+    assert evaluate.t_interval([5]) == (5, nan, nan)
+    assert evaluate.t_interval([]) == (nan, nan, nan)
     assert evaluate.span((-1, 2)) == " [-1.0, +2.0]"
-    assert evaluate.span(None) == evaluate.span((None, None)) == evaluate.span((math.nan, 1)) == ""
-
-
-# --------------------------------------------------------------------------------------------------
-# Table
+    assert evaluate.span((None, None)) == evaluate.span((math.nan, 1)) == ""
 
 
 def write(run, task, seed, grounded=None, majority=False, **splits):
     """A metrics.json as finetune.py writes it; grounded: {part: accuracy} of a mini test split."""
-    folder = run / "finetune" / task / f"seed-{seed}"
-    folder.mkdir(parents=True)
     parts = {}
     if grounded:
         cells = {part: {"accuracy": value, "n": 10, "chance": 0.5}
                  for part, value in grounded.items()}
         parts = {"test": cells}
-    metrics = {"task": task, "seed": seed, "seconds": 4.0, "majority": majority,
-               "split_dev": False, "parts": parts, **splits}
-    (folder / "metrics.json").write_text(json.dumps(metrics))
+    folder = run / "finetune" / task / f"seed-{seed}"
+    folder.mkdir(parents=True)
+    data.write_json(folder / "metrics.json", {
+        "task": task, "seed": seed, "seconds": 4.0, "majority": majority, "split_dev": False,
+        "parts": parts, **splits})
 
 
 def rows_of(printed):
@@ -76,8 +65,8 @@ def test_table_has_a_column_a_run(tmp_path, capsys):
     lines = [json.dumps({"step": step, "seconds": seconds}) + "\n" for step, seconds in clock]
     (student / "log.jsonl").write_text("".join(lines))
     (tmp_path / "other").mkdir()
-    files = ["--json", str(tmp_path / "cells.json"), "--csv", str(tmp_path / "cells.csv")]
-    evaluate.main(["table", str(student), str(tmp_path / "other"), "--width", "100", *files])
+    file = tmp_path / "cells.csv"
+    evaluate.main(["table", str(student), str(tmp_path / "other"), "--csv", str(file)])
     printed = capsys.readouterr().out
     rows = rows_of(printed)
     # 60, 70, 80: deviation 10 with n - 1; QQP is the mean of 80 and 60
@@ -87,26 +76,23 @@ def test_table_has_a_column_a_run(tmp_path, capsys):
     assert labels == ["QQP dev", "QNLI grounded", "QNLI ungrounded", "QNLI unfilmed"]
     assert "! a seed that gives every row one answer: student QNLI seed 2" in printed
     assert "student: pretraining 25 s, fine-tuning 16 s" in printed
-    cells = json.loads((tmp_path / "cells.json").read_text())
-    values = [entry["value"] for entry in cells["student"]["QNLI grounded"]["seeds"]]
-    assert values == pytest.approx([60, 70, 80])
-    assert cells["other"] == {}
-    with open(tmp_path / "cells.csv") as file:
-        lines = list(csv.DictReader(file))
+    with open(file) as opened:
+        lines = list(csv.DictReader(opened))
     assert len(lines) == 10
-    assert lines[0]["column"] == "dev"
-    assert float(lines[0]["value"]) == pytest.approx(70)
+    values = [float(line["value"]) for line in lines if line["column"] in ("dev", "grounded")]
+    assert values == pytest.approx([70, 60, 70, 80])
 
 
-def test_a_table_fits_a_terminal(tmp_path, capsys):
+def test_a_table_fits_a_terminal(tmp_path, capsys, monkeypatch):
     """Four runs of three seeds need more than 100 columns: what does not fit comes below."""
-    runs = [tmp_path / name for name in ("text-only", "student", "teacher", "image teacher")]
-    for run in runs:
+    monkeypatch.setenv("COLUMNS", "100")
+    names = ("text-only", "student", "teacher", "image teacher")
+    for name in names:
         for seed in (0, 1, 2):
-            write(run, "TRACIE-uniform-prior", seed, {"ungrounded": 0.5 + 0.1 * seed})
-    evaluate.main(["table", *map(str, runs), "--width", "100"])
-    table = capsys.readouterr().out.split("\n!")[0]
-    assert max(len(line) for line in table.split("chance:")[0].splitlines()) <= 100
+            write(tmp_path / name, "TRACIE-uniform-prior", seed, {"ungrounded": 0.5 + 0.1 * seed})
+    evaluate.main(["table", *[str(tmp_path / name) for name in names]])
+    table = capsys.readouterr().out.split("\nchance:")[0]
+    assert max(len(line) for line in table.splitlines()) <= 100
     assert rows_of(table)["TRACIE-uniform-prior ungrounded"][2:] == [
         "60.0 ± 10.0 (n=3, median 60.0)"] * 4
 
@@ -115,12 +101,10 @@ def test_runs_of_one_name_stay_apart(tmp_path, capsys):
     runs = [str(tmp_path / world / "nst+crd") for world in ("world-1", "world-2")]
     write(tmp_path / "world-1" / "nst+crd", "QNLI", 0, {"grounded": 0.6})
     write(tmp_path / "world-2" / "nst+crd", "QNLI", 0, {"grounded": 0.8})
-    evaluate.main(["table", *runs, "--json", str(tmp_path / "cells.json")])
-    cells = json.loads((tmp_path / "cells.json").read_text())
-    means = {name: cell["QNLI grounded"]["mean"] for name, cell in cells.items()}
-    assert means == pytest.approx({runs[0]: 60, runs[1]: 80})
-    printed = capsys.readouterr().out
-    assert all(run in printed for run in runs)
+    evaluate.main(["table", *runs])
+    rows = rows_of(capsys.readouterr().out)
+    assert rows["QNLI grounded"][-2:] == ["60.0 (n=1)", "80.0 (n=1)"]
+    assert evaluate.names_of(runs) == runs
 
 
 @pytest.mark.parametrize("fine", [False, True])
@@ -154,7 +138,7 @@ def test_table_says_what_is_missing(tmp_path):
     with pytest.raises(model.UserError, match="finetune.py"):
         evaluate.main(["table", str(tmp_path)])
     write(tmp_path, "no task", 0)
-    with pytest.raises(model.UserError, match="names no known task and seed"):
+    with pytest.raises(model.UserError, match="names no known task"):
         evaluate.main(["table", str(tmp_path)])
 
 
@@ -212,7 +196,7 @@ def test_a_student_needs_no_teacher_to_search(mini, runs, tmp_path, capsys):
     moved = tmp_path / "moved" / "student"
     (moved / "args.json").unlink()
     evaluate.main(["retrieve", str(moved), "--data", str(mini)])
-    assert json.loads((moved / "retrieval.json").read_text())["ranks"] == before[1]
+    assert json.loads((moved / "retrieval.json").read_text())["ranks"] == before["ranks"]
     printed = capsys.readouterr().out
     assert "among 288 clips of 288 held-out videos; mean of e_s(token) against e_t(v)" in printed
 
@@ -227,8 +211,6 @@ def test_a_run_without_video_borrows_an_encoder(mini, runs, capsys):
     assert 0 <= written["ridge map, R@1, new nouns"] <= 1
     with pytest.raises(model.UserError, match="no trained video encoder .* list a teacher"):
         evaluate.main(["retrieve", names[0], "--data", str(mini)])
-    with pytest.raises(model.UserError, match="text-only/model holds no trained video encoder"):
-        evaluate.retrieve(names[0], mini)
 
 
 def test_banks_of_training_videos_are_refused(mini, runs, tmp_path, capsys):
@@ -264,33 +246,20 @@ def test_any_data_folder_has_a_pool(mini, runs, tmp_path, capsys):
     assert not any("new nouns" in key for key in written)
 
 
-def test_examples_agree_with_the_ranks(mini, runs):
-    evaluate.retrieve(runs / "teacher", mini)
-    written = json.loads((runs / "teacher" / "retrieval.json").read_text())
-    assert len(written["examples"]) == 12
-    for example in written["examples"]:
-        rank = written["ranks"][example["index"]]
-        assert example["rank"] == rank
-        if rank <= 3:
-            assert example["top"][rank - 1] == example["own"]
-        else:
-            assert example["own"] not in example["top"]
-
-
 @pytest.mark.parametrize("objective, head", [
-    ("crd", "mlp"), ("crd", "none"), ("regression", "mlp"), ("regression", "none"), ("nst", "mlp")])
+    ("crd", "mlp"), ("regression", "none"), ("regression", "mlp"), ("nst", "mlp")])
 def test_students_search_as_their_objective_says(mini, runs, tmp_path, objective, head):
     """Ranks against sums over tokens, a text and a clip at a time, from the saved weights."""
     run = tmp_path / "run"
     distill.main(["--teacher", str(runs / "teacher"), "--text", str(mini / "text"), "--head", head,
                   "--objective", objective, "--crd-queue", "64", "--crd-tokens", "4",
                   "--out", str(run), *FLAGS])
-    metrics, ranks, how = evaluate.retrieve(run, mini)
-    assert 0 <= metrics["ridge map, R@1, new nouns"] <= 1
+    result = evaluate.retrieve(run, mini)
+    assert 0 <= result["ridge map, R@1, new nouns"] <= 1
     if objective == "nst":
-        assert how == "not defined"
-        assert ranks == []
-        assert "R@1" not in metrics
+        assert result["how"] == "not defined"
+        assert result["ranks"] == []
+        assert "R@1" not in result
         return
     weights = torch.load(run / "model" / "distill_heads.pt", weights_only=True)["weights"]
     config, bert, _ = model.load_hf(run / "model")
@@ -323,15 +292,16 @@ def test_students_search_as_their_objective_says(mini, runs, tmp_path, objective
             video = encoder.eval()(features, real)[0]
             videos.append(embedded("teacher", video / video.norm()))
     (tmp_path / "bank.json").write_text(json.dumps(pool))
-    _, ranks, _ = evaluate.retrieve(run, mini, tmp_path / "bank.json")
-    for index, rank in enumerate(ranks):
+    result = evaluate.retrieve(run, mini, tmp_path / "bank.json")
+    for index, rank in enumerate(result["ranks"]):
         scores = [float(texts[index] @ video) for video in videos]
         above = sum(score > scores[index] + 1e-5 for score in scores) + 1
         near = sum(score >= scores[index] - 1e-5 for score in scores)
         assert above <= rank <= near
 
 
-def test_probe_prints_and_writes_every_property(mini, runs, capsys):
+def test_probe_prints_and_writes_every_property(mini, runs, capsys, monkeypatch):
+    monkeypatch.setattr(data, "SPOKEN", data.SPOKEN[:2])   # ten sentences take seconds
     evaluate.main(["probe", str(runs / "teacher"), "--data", str(mini)])
     rows = rows_of(capsys.readouterr().out)
     assert rows["chance"] == ["50.0", "50.0", "50.0", "50.0", "25.0", "50.0", "50.0"]
