@@ -206,11 +206,6 @@ def show_points(values):
     return f"{statistics.fmean(values):.1f}{spread}"
 
 
-def show_values(values):
-    """The same of fractions; None is left out."""
-    return show_points([100 * value for value in values if value is not None])
-
-
 def print_columns(labels, columns):
     """Prints a table, in blocks as wide as the terminal. columns: [(heading, [cell of a row])]."""
     width = shutil.get_terminal_size((100, 24)).columns
@@ -1510,13 +1505,17 @@ def result(names, facts, cells):
         who = student if arguments.get("objective") else name
         if arguments.get("objective") == [] and not arguments.get("init"):
             who = plain
-        means = {key: summarise(row.get(key, []))["mean"] for key in keys}
-        if any(mean is not None for mean in means.values()):
+        means = {}
+        for key in keys:
+            values = [entry["value"] for entry in row.get(key, []) if entry["value"] is not None]
+            if values:
+                means[key] = statistics.fmean(values)
+        if means:
             scores.setdefault(who, means)
     told = [who for who in (student, plain) if who in scores] or list(scores)[:1]
     shared = keys
     for who in told:
-        shared = [key for key in shared if scores[who][key] is not None]
+        shared = [key for key in shared if key in scores[who]]
     if not told or not shared:
         return "No result yet: `python finetune.py --model RUN` fine-tunes a run.", ""
     texts = []
