@@ -29,7 +29,7 @@ import sys
 import threading
 import time
 from collections import Counter, deque
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, ThreadPoolExecutor, wait
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
 from fractions import Fraction
@@ -687,7 +687,7 @@ def text_command(args):
 #
 # One decode of a film feeds every stream. A stream is a folder features/NAME of float16 arrays
 # ID.npy [T, D], beside stream.json with its rate; another tool's arrays, laid out so, are one more.
-# A film whose arrays are there is done; what failed, and why, is in features/left_out.tsv.
+# A film whose arrays are there is done.
 
 FPS = 8   # the small descriptors look at 8 frames a second
 SIDE = 48   # of 48 x 48 pixels
@@ -705,19 +705,14 @@ class VideoError(Exception):
 
 
 def is_film(path):
-    """By its name; files that begin with a dot are none."""
     return path.suffix.lower() in FILM_ENDINGS and not path.name.startswith(".")
 
 
 def film_files(folder):
-    """{id: path} of the films of a folder, each named ID.mp4, ID.mkv, ...
-
-    Raises UserError where there is no such folder, or an id has two films.
-    """
+    """{id: path} of the films ID.mp4, ID.mkv, ... of a folder. Raises UserError."""
     folder = Path(folder)
     if not folder.is_dir():
-        raise UserError(f"no folder of videos at {folder}; "
-                        "`python data.py mini` makes the mini world's")
+        raise UserError(f"no folder of videos at {folder}")
     films = {}
     for path in sorted(folder.iterdir()):
         if not is_film(path) or not path.is_file():
@@ -730,19 +725,15 @@ def film_files(folder):
 
 
 def upright(frame):
-    """The ffmpeg filters that show a frame as its film asks: turned, mirrored.
+    """The ffmpeg filters that turn and mirror a frame as its film's display matrix asks.
 
-    The rule of ffmpeg's own autorotate (fftools/ffmpeg_filter.c), from the display matrix.
+    The rule of ffmpeg's own autorotate (fftools/ffmpeg_filter.c).
     """
     matrix = frame.side_data.get("DISPLAYMATRIX")
     if matrix is None:
         return []
-    a, b, _, c, d = np.frombuffer(matrix, np.int32)[:5] / 2 ** 16
-    across = math.hypot(a, c)
-    down = math.hypot(b, d)
-    if across == 0 or down == 0:
-        return []
-    angle = round(math.degrees(math.atan2(b / down, a / across))) % 360   # clockwise
+    a, b, _, c, d = np.frombuffer(matrix, np.int32)[:5].tolist()
+    angle = round(math.degrees(math.atan2(b, a))) % 360   # clockwise
     if angle == 90:
         return ["transpose=cclock_flip"] if c > 0 else ["transpose=clock"]
     if angle == 270:
@@ -760,9 +751,9 @@ def upright(frame):
 class Filtered:
     """A view of a film: what `ffmpeg -vf fps=F,scale=W:H[,crop=S:S] -pix_fmt rgb24` shows.
 
-    The short side becomes `size` pixels, by the rule and in the order of HowTo100M's extractor
-    (antoine77340/video_feature_extractor). crop: the middle size x size of it. stretch: the whole
-    picture becomes size x size.
+    The short side becomes `size` pixels, as in HowTo100M's extractor
+    (antoine77340/video_feature_extractor). crop: its middle, size x size; stretch: the whole
+    picture, size x size.
     """
 
     def __init__(self, fps, size, crop=False, stretch=False):
@@ -773,10 +764,7 @@ class Filtered:
         self.graph = None
 
     def push(self, frame):
-        """Takes the next frame, None at the end. Yields the pictures uint8 [h, w, 3] that are due.
-
-        They are made one by one: a frame that stands for an hour needs no memory for it.
-        """
+        """Takes the next frame, None at the end; yields the pictures uint8 [h, w, 3] due, lazily."""
         if self.graph is None:
             if frame is None:
                 return
@@ -826,14 +814,21 @@ def picture_stream(container):
 def timed_frames(container, stream, damaged):
     """Yields a stream's frames, each with a duration and a pts counted from the container's start.
 
-    A packet that cannot be decoded is skipped, as ffmpeg does, and its error appended to the list
-    `damaged`. Raises VideoError where these are more than a tenth, or where frames have no time.
+    A packet that cannot be decoded is skipped, as ffmpeg does, and its error appended to `damaged`.
+    Raises VideoError where these are more than a tenth, where frames have no time, or where picture
+    and sound end long before the file says: it was cut.
     """
     beginning = Fraction(container.start_time or 0, av.time_base)   # seconds
-    faults = [0, 0]   # times that are missing or run backwards: pts, dts
-    before = [-math.inf, -math.inf]
+    before = -math.inf
+    ordered = True
     packets = 0
-    for packet in container.demux(stream):
+    end = 0   # seconds, of picture and sound
+    for packet in container.demux(container.streams.video + container.streams.audio):
+        if packet.pts is not None:
+            packet_end = (packet.pts + (packet.duration or 0)) * packet.time_base - beginning
+            end = max(end, packet_end)
+        if packet.stream is not stream:
+            continue
         packets += 1
         try:
             frames = packet.decode()
@@ -841,14 +836,12 @@ def timed_frames(container, stream, damaged):
             damaged.append(error.strerror)
             continue
         for frame in frames:
-            # ffmpeg's best guess, which PyAV does not pass on: old AVIs have display times that
-            # run backwards, or none, and decoding times to put in their place
-            for kind, stamp in enumerate((frame.pts, frame.dts)):
-                if stamp is None or stamp <= before[kind]:
-                    faults[kind] += 1
-                if stamp is not None:
-                    before[kind] = stamp
-            if frame.pts is None or (frame.dts is not None and faults[0] > faults[1]):
+            # in old AVIs display times run backwards or are missing: as ffmpeg, decoding times then
+            if frame.pts is None or frame.pts <= before:
+                ordered = False
+            else:
+                before = frame.pts
+            if not ordered and frame.dts is not None:
                 frame.pts = frame.dts
             if frame.pts is None:
                 raise VideoError("frames without a time")
@@ -863,70 +856,36 @@ def timed_frames(container, stream, damaged):
             yield frame
     if len(damaged) > packets / 10:
         raise VideoError(f"cannot be decoded ({damaged[0]}: {len(damaged)} of {packets} packets)")
-
-
-def stated_end(container, stream):
-    """Seconds at which the picture, or else the whole file, ends by its own word; 0: not said."""
-    if stream.duration is None:
-        return (container.duration or 0) / av.time_base
-    end = ((stream.start_time or 0) + stream.duration) * stream.time_base
-    return float(end) - (container.start_time or 0) / av.time_base
-
-
-def check_gap(container, stream, before, now):
-    """Raises VideoError where a film's clock jumps, so that it would become hours of one picture.
-
-    A slide may stand for minutes. Past the length that the file states, or for more than an hour,
-    it is a jump, as in a format whose clock may start anew (MPEG-TS, where a broadcast is cut).
-    """
-    if now - before <= 60:
-        return
-    stated = stated_end(container, stream)
-    restarts = container.format.flags & av.format.Flags.ts_discont.value
-    if restarts or now - before > 3600 or 0 < stated < now - 1:
-        raise VideoError(f"its timestamps jump from {before:.0f} to {now:.0f} seconds")
-
-
-def check_length(container, stream, seconds, path):
-    """Raises VideoError where a film ends long before its file says that it does: it was cut."""
-    stated = stated_end(container, stream)
-    allowed = max(1, 0.05 * stated)
-    of_file = stream.duration is None or container.format.name == "asf"   # None: Matroska
-    if of_file and stated - seconds > allowed:   # sound may outlast the picture
-        with av.open(str(path)) as again:
-            for packet in again.demux():
-                if packet.pts is not None:
-                    end = (packet.pts + (packet.duration or 0)) * packet.time_base
-                    seconds = max(seconds, float(end) - (again.start_time or 0) / av.time_base)
-    if stated - seconds > allowed:
-        raise VideoError(f"cut: it ends after {seconds:.1f} of {stated:.1f} seconds")
+    stated = (container.duration or 0) / av.time_base
+    if stated - end > max(1, 0.05 * stated):
+        raise VideoError(f"cut: it ends after {float(end):.1f} of {stated:.1f} seconds")
 
 
 def decode(path, views, damaged=None, start=0.0):
     """Decodes a film once, for several views. Yields (view, picture uint8 [h, w, 3], seconds).
 
-    Time runs from the container's start, where players, and so captions, count from; views begin
-    at second `start`. seconds: of film so far. damaged: a list that takes the error of each packet
-    that is skipped. Raises VideoError where the file is no film, is cut, or its clock jumps.
+    Time runs from the container's start, as in players, and so in captions; views begin at second
+    `start`. seconds: of film so far. damaged: a list that takes the error of each packet that is
+    skipped. Raises VideoError where the file is no film, is cut, or its clock jumps.
     """
-    damaged = [] if damaged is None else damaged
-    seconds = 0.0
-    before = start
+    seconds = start
     try:
         with av.open(str(path)) as container:
             stream = picture_stream(container)
             if start:   # to a key frame before it
                 container.seek(int(start * av.time_base) + (container.start_time or 0))
-            for frame in timed_frames(container, stream, damaged):
-                check_gap(container, stream, before, frame.time)
-                before = frame.time
-                seconds = max(seconds, float((frame.pts + frame.duration) * frame.time_base))
+            # slides stand for minutes; but a broadcast's clock may start anew
+            restarts = container.format.flags & av.format.Flags.ts_discont.value
+            longest = 60 if restarts else 3600
+            for frame in timed_frames(container, stream, [] if damaged is None else damaged):
+                end = float((frame.pts + frame.duration) * frame.time_base)
+                if end - seconds > longest:
+                    raise VideoError(f"its timestamps jump from {seconds:.0f} to {end:.0f} seconds")
+                seconds = max(seconds, end)
                 frame.pts -= round(start / float(frame.time_base))
                 for view in views:
                     for picture in view.push(frame):
                         yield view, picture, seconds
-            check_gap(container, stream, before, seconds)
-            check_length(container, stream, seconds, path)
         for view in views:
             for picture in view.push(None):
                 yield view, picture, seconds
@@ -936,9 +895,9 @@ def decode(path, views, damaged=None, start=0.0):
 
 
 def clip_pictures(path, start, end, fps, size):
-    """Seconds start..end of a film at `fps` pictures a second: a list of uint8 [h, w, 3].
+    """Seconds start..end of a film: uint8 pictures [h, w, 3], `fps` a second, short side `size`.
 
-    The short side is `size`. Raises VideoError where there is nothing to show.
+    Raises VideoError where there is nothing to show.
     """
     shown = decode(path, [Filtered(fps, size)], start=start)
     count = max(1, round((end - start) * fps))
@@ -951,9 +910,8 @@ def clip_pictures(path, start, end, fps, size):
 def wrapped_moments(weight, side):
     """Centre of weights [N, S*S] over a picture, and each pixel's offset from it.
 
-    Returns x [N, 1], y [N, 1], dx [N, S*S], dy [N, S*S]; unit: the picture's side. The means and
-    differences are circular, so that a thing cut by the border of a picture that wraps round (the
-    mini world's) is one thing; elsewhere this only moves the origin.
+    Returns x [N, 1], y [N, 1], dx [N, S*S], dy [N, S*S]; unit: the picture's side. All circular:
+    the mini world's pictures wrap round; elsewhere this only moves the origin.
     """
     rows, columns = np.mgrid[:side, :side].astype(np.float32)
     centres = []
@@ -971,8 +929,8 @@ def wrapped_moments(weight, side):
 def frame_descriptor(frames):
     """What one frame shows (the small 2D stream). uint8 [N, S, S, 3] -> float32 [N, 56].
 
-    A 4 x 4 thumbnail (48), and of the colourful part of the picture: area, centre, how elongated
-    and how large it is (image moments, Hu 1962), mean colour. Nothing of motion.
+    A 4 x 4 thumbnail (48), and of the colourful part of the picture: area, centre, elongation,
+    spread (image moments, Hu 1962), mean colour.
     """
     N, S = frames.shape[:2]
     rgb = frames.astype(np.float32) / 255   # [N, S, S, 3]
@@ -994,6 +952,11 @@ def frame_descriptor(frames):
     area = (weight > 0).mean(1, keepdims=True)
     columns = [thumbnail.reshape(N, -1), np.sqrt(area), x, y, elongation, xx + yy, colour]
     return np.concatenate(columns, 1)
+
+
+def frame_steps(frames):
+    """frame_descriptor at the steps of the motion stream."""
+    return frame_descriptor(frames[::HOP])
 
 
 def motion_descriptor(frames):
@@ -1046,11 +1009,6 @@ def motion_descriptor(frames):
     return np.stack(steps).astype(np.float32)   # [M, 40]
 
 
-def frame_steps(frames):
-    """The small 2D stream, a step where the motion stream has one."""
-    return frame_descriptor(frames[::HOP])
-
-
 def prepare_frames(frames):
     """Frames as ResNet-152 takes them: uint8 [N, H, W, 3] -> float [N, 3, H, W]."""
     mean = torch.tensor((0.485, 0.456, 0.406), device=frames.device)
@@ -1061,8 +1019,8 @@ def prepare_frames(frames):
 def prepare_windows(frames):
     """Windows of 16 frames as 3D ResNeXt-101 takes them: uint8 [N, H, W, 3] -> [M, 3, 16, H, W].
 
-    M = ceil(N / 16). Zero frames fill the last window before the mean is taken off, so they are
-    not zero in the end: HowTo100M's way.
+    M = ceil(N / 16). The last window is filled with zeros before the mean is taken off, as
+    HowTo100M's extractor does.
     """
     frames = F.pad(frames, (0, 0, 0, 0, 0, 0, 0, -len(frames) % 16))
     frames = frames - torch.tensor((110.6, 103.2, 96.3), device=frames.device)
@@ -1070,11 +1028,10 @@ def prepare_windows(frames):
 
 
 class Stream(NamedTuple):
-    """How a stream is made. Its pictures are worked off in batches while decoding goes on."""
+    """How a stream is made. Those of model.CNNS are frozen networks."""
     view: object   # makes the view that it looks at; streams that name the same one share it
-    batch: int   # pictures
+    batch: int   # pictures that are worked off together
     function: object   # uint8 [n <= batch, h, w, 3] -> [steps, D]; a CNN's: tensor -> its input
-    cnn: bool   # a frozen network of model.CNNS, named like the stream?
     rate: float   # steps a second
     width: int   # D
     frames_seen: int   # frames that one step sees
@@ -1085,10 +1042,10 @@ FRAME_VIEW = partial(Filtered, 1, 224)
 WINDOW_VIEW = partial(Filtered, 24, 112, crop=True)
 
 STREAMS = {
-    "frame": Stream(SMALL_VIEW, 512, frame_steps, False, FPS / HOP, 56, 1),
-    "motion": Stream(SMALL_VIEW, 512, motion_descriptor, False, FPS / HOP, 40, WINDOW),
-    "resnet152": Stream(FRAME_VIEW, 16, prepare_frames, True, 1.0, 2048, 1),
-    "resnext101": Stream(WINDOW_VIEW, 8 * 16, prepare_windows, True, 24 / 16, 2048, 16),
+    "frame": Stream(SMALL_VIEW, 512, frame_steps, FPS / HOP, 56, 1),
+    "motion": Stream(SMALL_VIEW, 512, motion_descriptor, FPS / HOP, 40, WINDOW),
+    "resnet152": Stream(FRAME_VIEW, 16, prepare_frames, 1.0, 2048, 1),
+    "resnext101": Stream(WINDOW_VIEW, 8 * 16, prepare_windows, 24 / 16, 2048, 16),
 }
 
 
@@ -1113,19 +1070,17 @@ def describe(path, functions):
     Returns ({stream: float16 [T, D]}, seconds of film, packets skipped). Raises VideoError.
     """
     views = {STREAMS[name].view: STREAMS[name].view() for name in functions}
-    waiting = {name: [] for name in functions}   # pictures
+    waiting = {name: [] for name in functions}   # pictures of the next batch
     features = {name: [] for name in functions}   # of the batches so far
     damaged = []
     seconds = 0.0
 
     def work_off(name):
         if waiting[name]:
-            with np.errstate(over="ignore"):   # what float16 cannot hold is refused below
-                batch = functions[name](np.stack(waiting[name])).astype(np.float16)
-            features[name].append(batch)
+            features[name].append(functions[name](np.stack(waiting[name])).astype(np.float16))
             waiting[name].clear()
 
-    for view, picture, seconds in decode(path, list(views.values()), damaged):
+    for view, picture, seconds in decode(path, views.values(), damaged):
         for name in functions:
             if views[STREAMS[name].view] is view:
                 waiting[name].append(picture)
@@ -1150,15 +1105,14 @@ def extract(path, streams, out, cnn_settings):
     functions = {}
     for name in streams:
         functions[name] = STREAMS[name].function
-        if STREAMS[name].cnn:
+        if name in model.CNNS:
             functions[name] = cnn_function(name, *cnn_settings)
     arrays, seconds, damaged = describe(path, functions)
     for name, array in arrays.items():
         target = Path(out) / "features" / name / f"{Path(path).stem}.npy"
-        temporary = target.with_suffix(".npy.tmp")
-        with open(temporary, "wb") as file:
+        with open(f"{target}.tmp", "wb") as file:
             np.save(file, array)
-        os.replace(temporary, target)
+        os.replace(f"{target}.tmp", target)
     return seconds, damaged
 
 
@@ -1171,41 +1125,38 @@ def start_worker(threads):
     threading.Thread(target=end_with_parent, daemon=True).start()
 
 
-def run_workers(jobs, workers, make_pool):
-    """Yields (id, future) of jobs {id: (function, *arguments)}, as they are done.
+def run_job(job, pools, make_pool):
+    """Runs (function, *arguments) in a process of `pools`. Returns its result, or its error.
 
-    Each process is a pool of its own, so that it is known which film a process died at: that one
-    is tried once more, after the others. After an unexpected error a process is replaced, too: one
-    that met an error of CUDA computes nothing any more.
+    Each process is a pool of its own, so that it is known what it died at: that is tried once
+    more. It is replaced then, and after any unexpected error: one of CUDA's would last.
     """
-    waiting = deque(jobs)
-    died = set()
-    idle = [make_pool() for _ in range(workers)]
-    running = {}   # {future: (id, pool)}
-    while waiting or running:
-        while waiting and idle:
-            video = waiting.popleft()
-            pool = idle.pop()
-            try:
-                future = pool.submit(*jobs[video])
-            except BrokenProcessPool:   # its process was killed meanwhile
-                pool = make_pool()
-                future = pool.submit(*jobs[video])
-            running[future] = video, pool
-        for future in wait(running, return_when=FIRST_COMPLETED).done:
-            video, pool = running.pop(future)
-            error = future.exception()
-            if error and not isinstance(error, VideoError):
-                pool.shutdown(wait=False)
-                pool = make_pool()
-            idle.append(pool)
-            if isinstance(error, BrokenProcessPool) and video not in died:
-                died.add(video)
-                waiting.append(video)
-            else:
-                yield video, future
-    for pool in idle:
-        pool.shutdown()
+    for _ in range(2):
+        pool = pools.pop()
+        try:
+            result = pool.submit(*job).result()
+        except Exception as error:   # of any kind: it is listed, and the next film comes
+            result = error
+        if isinstance(result, Exception) and not isinstance(result, VideoError):
+            pool.shutdown(wait=False)
+            pool = make_pool()
+        pools.append(pool)
+        if not isinstance(result, BrokenProcessPool):
+            break
+    return result
+
+
+def run_jobs(jobs, workers, make_pool):
+    """Yields (id, result or error) of jobs {id: (function, *arguments)}, in their order."""
+    pools = [make_pool() for _ in range(workers)]
+    run = partial(run_job, pools=pools, make_pool=make_pool)
+    threads = ThreadPoolExecutor(workers)   # each waits for one process
+    try:
+        yield from zip(jobs, threads.map(run, jobs.values()))
+    finally:
+        threads.shutdown(cancel_futures=True)
+        for pool in pools:
+            pool.shutdown()
 
 
 def read_stream(folder, made_by):
@@ -1214,18 +1165,13 @@ def read_stream(folder, made_by):
     frames_seen is 1 if not given. Raises UserError that says what to write.
     """
     path = Path(folder) / "stream.json"
-    form = ('{"rate": steps a second, "width": D, "frames_seen": frames a step sees} '
-            "for arrays [T, D] named ID.npy")
-    if not path.exists():
-        raise UserError(f"{path} is missing. `{made_by}` writes it for its own streams; beside "
-                        f"features made by another tool, write it yourself: {form}")
-    stream = read_json(path, made_by)
-    if isinstance(stream, dict):
-        stream = {"frames_seen": 1, **stream}
-        kinds = {"rate": (int, float), "width": (int,), "frames_seen": (int,)}
-        if all(type(stream.get(key)) in kinds[key] and stream[key] > 0 for key in kinds):
+    if path.exists():
+        stream = {"frames_seen": 1, **read_json(path, made_by)}
+        if stream.get("rate", 0) > 0 and stream.get("width", 0) > 0:
             return stream
-    raise UserError(f"{path} must hold {form}, all above 0, not {json.dumps(stream)[:200]}")
+    raise UserError(f'{path} must hold {{"rate": steps a second, "width": D}} of arrays [T, D] '
+                    f"named ID.npy; `{made_by}` writes it for its own streams, else write it "
+                    "yourself")
 
 
 def open_streams(streams, out, tag, cnn_settings):
@@ -1234,17 +1180,17 @@ def open_streams(streams, out, tag, cnn_settings):
     Raises UserError on an unknown stream, on weights that do not fit, and where a folder holds
     features that were made otherwise.
     """
-    weights, _, precision = cnn_settings
+    weights, device, precision = cnn_settings
     for name in streams:
         folder = out / "features" / name
         if name not in STREAMS:
-            raise UserError(f"unknown stream {name}; known: {', '.join(STREAMS)}. Another tool's "
-                            f"stream is not named here: its arrays go to {folder} with a "
-                            "stream.json")
+            raise UserError(f"unknown stream {name}; known: {', '.join(STREAMS)} (another tool's "
+                            f"arrays go to {folder}, unnamed here)")
         stream = STREAMS[name]
         facts = {"rate": stream.rate, "width": stream.width, "frames_seen": stream.frames_seen}
-        if stream.cnn:
-            model.load_cnn(name, weights)   # a missing or wrong file is said once and at once
+        if name in model.CNNS:   # what is wrong with weights or device is said before the work
+            model.load_cnn(name, weights)
+            torch.empty(0, device=device)
             facts["precision"] = precision
         folder.mkdir(parents=True, exist_ok=True)
         if (folder / "stream.json").exists():
@@ -1258,7 +1204,7 @@ def open_streams(streams, out, tag, cnn_settings):
 
 
 def parse_shard(text):
-    """'3/64' -> (3, 64). Raises UserError unless it is one of 1/64 ... 64/64."""
+    """'3/64' -> (3, 64). Raises UserError."""
     k, _, n = text.partition("/")
     if not (k.isdecimal() and n.isdecimal() and 1 <= int(k) <= int(n)):
         raise UserError(f"--shard {text}: shards are counted from 1, as 1/64, 2/64, ... 64/64")
@@ -1272,67 +1218,57 @@ def in_shard(video, shard):
 
 
 def missing_shards(out):
-    """The shards that were not run to their end, as ["2/3", ...]; [] where none was ever begun.
+    """The shards that are not complete, as ["2/3", ...]; [] where none was ever begun.
 
     A shard has features/left_out.K-of-N.tsv when it is complete, and that name + .tmp before.
     """
     folder = Path(out) / "features"
-    totals = {path.name.split("-of-")[1].split(".")[0] for path in folder.glob("left_out.*-of-*")}
     missing = []
-    for n in sorted(map(int, totals)):
-        shards = range(1, n + 1)
-        lacking = [k for k in shards if not (folder / f"left_out.{k}-of-{n}.tsv").exists()]
-        if not lacking:
-            return []
-        missing += [f"{k}/{n}" for k in lacking]
+    for n in {path.name.split("-of-")[1].split(".")[0] for path in folder.glob("left_out.*-of-*")}:
+        for k in range(1, int(n) + 1):
+            if not (folder / f"left_out.{k}-of-{n}.tsv").exists():
+                missing.append(f"{k}/{n}")
     return missing
 
 
 def extract_features(films, streams, out, workers=None, shard=None, weights="data/weights",
                      device="auto", precision="fp32"):
-    """Writes OUT/features/STREAM/ID.npy of films {id: path}, in several processes. Resumable.
+    """Writes OUT/features/STREAM/ID.npy of films {id: path}, where missing, in several processes.
 
-    shard (k, n): only the films of that part; n machines can share `out`. What cannot be used is
-    listed in OUT/features/left_out.tsv, a shard's in left_out.K-of-N.tsv (id, reason), and tried
-    again by the next start. Returns how many films met an error that is not their own. Raises
-    UserError on settings that cannot be kept, without a shard where some are missing, and when 20
-    films in a row met such errors.
+    shard (k, n): only that part of the films. Those that cannot be used are listed (id, reason) in
+    features/left_out.tsv or left_out.K-of-N.tsv. Returns how many met an error that is not their
+    own. Raises UserError on settings that cannot be kept, and where other shards are missing.
     """
     out = Path(out)
-    cnn = any(name in model.CNNS for name in streams)
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    on_gpu = cnn and device.startswith("cuda")
-    if on_gpu and not torch.cuda.is_available():
-        raise UserError(f"--device {device}: PyTorch sees no CUDA device here; "
-                        "--device cpu works, far slower")
     if not shard and missing_shards(out):
         raise UserError(f"{out}: shards {', '.join(missing_shards(out))} are not complete: run "
-                        "them first (or, to extract all here, delete "
-                        f"{out}/features/left_out.*-of-*)")
-    if not workers:
-        workers = min(4, os.cpu_count()) if on_gpu else os.cpu_count()
+                        f"them first, or delete {out}/features/left_out.*-of-* to extract all here")
+    context = None
+    cpus = os.cpu_count()
+    if any(name in model.CNNS for name in streams):
+        context = multiprocessing.get_context("spawn")   # CUDA and OpenMP do not survive a fork
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        if device.startswith("cuda"):
+            cpus = min(4, cpus)
+    workers = workers or cpus
     threads = max(1, os.cpu_count() // workers)
     tag = f".{shard[0]}-of-{shard[1]}" if shard else ""
     cnn_settings = str(weights), device, precision
     open_streams(streams, out, tag, cnn_settings)
-    done = [set(os.listdir(out / "features" / name)) for name in streams]
+    done = set.intersection(*[set(os.listdir(out / "features" / name)) for name in streams])
     jobs = {}
     for video, path in films.items():
-        lacking = any(f"{video}.npy" not in files for files in done)
-        if lacking and (shard is None or in_shard(video, shard)):
+        if f"{video}.npy" not in done and (shard is None or in_shard(video, shard)):
             jobs[video] = extract, path, streams, out, cnn_settings
-    context = None
-    if cnn:   # neither CUDA nor OpenMP survives a fork
-        context = multiprocessing.get_context("spawn")
-        print(f"{len(jobs):,} videos on {device} in {precision}, "
-              f"{workers} processes of {threads} threads")
+    print(f"{len(jobs):,} videos: {workers} processes of {threads} threads; CNNs on {device} in "
+          f"{precision}")
     make_pool = partial(ProcessPoolExecutor, 1, context, start_worker, (threads,))
+    outcomes = run_jobs(jobs, min(workers, max(1, len(jobs))), make_pool)
     record = out / "features" / f"left_out{tag}.tsv"
     if jobs:
         record.unlink(missing_ok=True)   # killed from here on, it is not complete
     with open(f"{record}.tmp", "w", encoding="utf-8") as file:
-        outcomes = run_workers(jobs, min(workers, len(jobs)), make_pool)
         unexpected = record_outcomes(outcomes, len(jobs), file)
     os.replace(f"{record}.tmp", record)
     return unexpected
@@ -1341,34 +1277,25 @@ def extract_features(films, streams, out, workers=None, shard=None, weights="dat
 def record_outcomes(outcomes, total, file):
     """Writes (id, reason) of the films that cannot be used. Returns the number of other errors.
 
-    outcomes: (id, future of `extract`). Raises UserError when 20 in a row were other errors.
+    outcomes: pairs (id, (seconds of film, packets skipped) or error).
     """
     started = time.time()
     counts = Counter()
-    in_a_row = 0
-    for video, future in tqdm(outcomes, total=total, unit="video", desc="features"):
-        error = future.exception()
-        if error is None:
-            seconds, damaged = future.result()
-            counts.update(seconds=seconds, damaged=damaged)
-            in_a_row = 0
+    for video, outcome in tqdm(outcomes, total=total, unit="video", desc="features"):
+        if not isinstance(outcome, Exception):
+            counts.update(seconds=outcome[0], damaged=outcome[1])
             continue
-        reason = str(error)
-        if not isinstance(error, VideoError):
-            reason = f"{type(error).__name__}: {error}"
-            counts.update(unexpected=1)
-            in_a_row += 1
-        if isinstance(error, BrokenProcessPool):
-            reason = "a process died at it twice: killed, likely for memory, or crashed"
-        counts.update(left_out=1)
-        file.write(f"{video}\t{' '.join(reason.split())}\n")   # one line
-        if in_a_row == 20:
-            raise UserError(f"20 videos in a row met errors, the last one {video}: {reason}; mend "
-                            "this and start the same command again")
+        reason = " ".join(str(outcome).split())   # one line
+        if not isinstance(outcome, VideoError):
+            reason = f"{type(outcome).__name__}: {reason}"
+            counts["unexpected"] += 1
+            tqdm.write(f"{video}: {reason}")
+        counts["left out"] += 1
+        file.write(f"{video}\t{reason}\n")
     rate = counts["seconds"] / (time.time() - started)
-    print(f"{total - counts['left_out']:,} videos, {counts['seconds']:,.0f} seconds of film, "
+    print(f"{total - counts['left out']:,} videos, {counts['seconds']:,.0f} seconds of film, "
           f"{rate:,.1f} a second; {counts['damaged']} damaged packets skipped; left out: "
-          f"{counts['left_out']}, listed in {Path(file.name).with_suffix('')}")
+          f"{counts['left out']}, listed in {Path(file.name).with_suffix('')}")
     return counts["unexpected"]
 
 
@@ -1383,8 +1310,7 @@ def video_command(args):
     films = film_files(args.videos)
     others = [path.suffix for path in Path(args.videos).glob("[!.]*") if not is_film(path)]
     if others:
-        endings = [f"{count:,} {ending or 'without'}" for ending, count in Counter(others).items()]
-        print(f"{args.videos}: passed over, no films by their endings: {', '.join(endings)}")
+        print(f"{args.videos}: passed over, no films by their endings: {dict(Counter(others))}")
     if args.only:
         only = listed_videos(args.only, args.category)
         films = {video: films[video] for video in films if video in only}
@@ -1842,9 +1768,7 @@ class TextBlocks:
         if len(tokens) != packed["tokens"]:
             raise UserError(f"{path} holds {len(tokens)} tokens, {name}.json says "
                             f"{packed['tokens']}: delete both and run `python data.py text` again")
-        ids = special_ids(tokenizer)
-        self.cls = ids["cls"]
-        self.sep = ids["sep"]
+        self.ids = special_ids(tokenizer)
         self.inner = block - 2
         count = len(tokens) // self.inner
         self.blocks = tokens[:count * self.inner].reshape(count, self.inner)
@@ -1857,13 +1781,10 @@ class TextBlocks:
     def batch(self, indices):
         """Token ids int64 [B, block] of the given blocks."""
         tokens = np.empty((len(indices), self.inner + 2), np.int64)
-        tokens[:, 0] = self.cls
+        tokens[:, 0] = self.ids["cls"]
         tokens[:, 1:-1] = self.blocks[indices]
-        tokens[:, -1] = self.sep
+        tokens[:, -1] = self.ids["sep"]
         return torch.from_numpy(tokens)
-
-
-CACHE = 2 ** 28   # bytes of features that a data set keeps in memory, in each process
 
 
 class Clips:
@@ -1880,25 +1801,20 @@ class Clips:
         self.block = block
         self.max_steps = max_steps
         self.frames = frames
-        made_by = f"python data.py video --out {folder}"
-        self._open_captions(split, made_by)
-        opened = {}
+        self.special = special_ids(tokenizer)
+        self.made_by = f"python data.py video --out {folder}"
+        self._open_captions(split)
+        described = {}
         for name in streams:
-            opened[name] = read_stream(self.folder / "features" / name, made_by)
-        self.rates = {name: opened[name]["rate"] for name in streams}
-        self.stream_dims = {name: opened[name]["width"] for name in streams}
-        self.frames_seen = {name: opened[name]["frames_seen"] for name in streams}
-        special = special_ids(tokenizer)
-        self.cls = special["cls"]
-        self.sep = special["sep"]
-        self.pad = special["pad"]
-        self.cache = {}   # {(stream, video): [T, D]}
-        self.cached = 0   # bytes
+            described[name] = read_stream(self.folder / "features" / name, self.made_by)
+        self.rates = {name: described[name]["rate"] for name in streams}
+        self.stream_dims = {name: described[name]["width"] for name in streams}
+        self.frames_seen = {name: described[name]["frames_seen"] for name in streams}
 
-    def _open_captions(self, split, made_by):
+    def _open_captions(self, split):
         """Maps the packed captions: all processes share them, and only what is used is read."""
-        ids = read_json(self.folder / "splits.json", made_by)[split]
-        index = read_json(self.folder / "captions" / "index.json", made_by)
+        self.ids = read_json(self.folder / "splits.json", self.made_by)[split]
+        index = read_json(self.folder / "captions" / "index.json", self.made_by)
         self.sha256 = index["sha256"]   # of the captions, for a run's list of its inputs
         arrays = []
         for name, kind in zip(CAPTION_ARRAYS, (index["dtype"], np.int64, np.float32, np.int64)):
@@ -1908,48 +1824,35 @@ class Clips:
         counts = index["counts"]
         if len(self.tokens) != counts["tokens"] or len(self.bounds) != counts["kept"] + 1:
             raise UserError(f"{self.folder}/captions: the arrays are not those that index.json "
-                            f"describes; delete the folder and run `{made_by}` again")
-        self.times = times.reshape(-1, 2)
+                            f"describes; delete the folder and run `{self.made_by}` again")
+        self.times = times.reshape(-1, 2)   # [captions, 2], seconds
         row_of = {video: row for row, video in enumerate(index["ids"])}
-        spans = spans.reshape(-1, 2)[[row_of[video] for video in ids]]   # [videos, 2]
-        spoken = spans[:, 1] > spans[:, 0]   # True = has a caption
-        self.spans = spans[spoken]
-        self.ids = [video for video, has_caption in zip(ids, spoken) if has_caption]
+        rows = [row_of[video] for video in self.ids]
+        self.spans = spans.reshape(-1, 2)[rows]   # [videos, 2]: first caption, last + 1
         if not self.ids:
-            raise UserError(f"{self.folder}: the {split} split holds no video with a usable "
-                            "caption")
+            raise UserError(f"{self.folder}: the {split} split holds no video")
 
     def __len__(self):
         return len(self.ids)
 
+    @lru_cache(maxsize=20_000)   # Linux allows a process 65,530 maps
     def _load(self, name, video):
-        """One stream of one video, [T, D]: kept in memory while CACHE bytes last, else mapped.
-
-        Nothing is evicted: videos come in random order, so any that are kept serve as well as the
-        latest.
-        """
-        if (name, video) in self.cache:
-            return self.cache[name, video]
+        """One stream of one video, [T, D], mapped: all processes share what is in memory."""
         path = self.folder / "features" / name / f"{video}.npy"
         if not path.exists():
-            raise UserError(f"{path} is missing; `python data.py video --out {self.folder} "
-                            f"--streams {name}` makes it")
-        array = np.load(path, mmap_mode="r")
+            raise UserError(f"{path} is missing; `{self.made_by} --streams {name}` makes it")
+        array = np.asarray(np.load(path, mmap_mode="r"))
         width = self.stream_dims[name]
         if array.ndim != 2 or array.shape[1] != width or len(array) == 0:
             raise UserError(f"{path}: expected [T, {width}] with T > 0, found {list(array.shape)}")
-        if self.cached + array.nbytes <= CACHE:
-            array = np.array(array)
-            self.cache[name, video] = array
-            self.cached += array.nbytes
         return array
 
     def clip(self, video, start, end):
         """Features [T, D] float32 of seconds start..end, all streams side by side.
 
         T steps of the first stream: a step belongs if its interval meets [start, end); more than
-        max_steps are thinned evenly. Other streams are resampled to the first one's steps. With
-        `frames` set, that many steps, evenly spaced, stand for the clip.
+        max_steps are thinned evenly, as are more than `frames`. Other streams are resampled to
+        the first one's steps.
         """
         columns = []
         for name in self.streams:
@@ -1958,9 +1861,7 @@ class Clips:
             if not columns:
                 low = min(int(np.floor(start * rate + 1e-4)), len(array) - 1)
                 high = max(low + 1, min(int(np.ceil(end * rate - 1e-4)), len(array)))
-                T = min(high - low, self.max_steps)
-                if self.frames:
-                    T = min(T, self.frames)
+                T = min(high - low, self.max_steps, self.frames or self.max_steps)
                 # centres of T equal parts, so that one step is the middle one
                 picked = low + ((np.arange(T) + 0.5) * (high - low) / T).astype(int)
                 middles = (picked + 0.5) / rate   # [T], seconds
@@ -1996,7 +1897,7 @@ class Clips:
         if generator is not None:
             caption = int(generator.integers(caption, last))
         tokens, start, end = self.stretch(index, caption)
-        tokens = np.concatenate([[self.cls], tokens, [self.sep]])
+        tokens = np.concatenate([[self.special["cls"]], tokens, [self.special["sep"]]])
         return tokens, self.clip(self.ids[index], start, end)
 
     def collate(self, examples):
@@ -2007,7 +1908,7 @@ class Clips:
         B = len(examples)
         T = max(len(features) for _, features in examples)
         D = examples[0][1].shape[1]
-        tokens = torch.full((B, self.block), self.pad)
+        tokens = torch.full((B, self.block), self.special["pad"])
         token_mask = torch.zeros(B, self.block, dtype=torch.bool)
         features = torch.zeros(B, T, D)
         step_mask = torch.zeros(B, T, dtype=torch.bool)
@@ -2039,9 +1940,9 @@ BANKS = {
 
 
 def make_bank(folder, split, count, seed, block, path=None):
-    """`data.py bank`: draws `count` clips as the teacher's examples are drawn, into a JSON file.
+    """`data.py bank`: draws `count` clips as the teacher's examples are drawn: bank_row's rows.
 
-    A list of bank_row's rows; no video twice before all were drawn once. path: None: BANKS' file.
+    No video comes twice before all were drawn once.
     """
     file, purpose = BANKS[split]
     path = path or Path(folder) / file
@@ -2057,34 +1958,22 @@ def make_bank(folder, split, count, seed, block, path=None):
     print(f"{path}: {len(rows):,} clips of {videos:,} {split} videos, {purpose}")
 
 
-def is_bank_row(row):
-    """Has it video, text, and a start that is not after its end?"""
-    if not isinstance(row, dict):
-        return False
-    texts = [row.get("video"), row.get("text")]
-    times = [row.get("start"), row.get("end")]
-    return (all(isinstance(text, str) for text in texts)
-            and all(isinstance(time, (int, float)) for time in times) and times[0] <= times[1])
-
-
 def read_bank(path):
     """The rows of a clip bank, as make_bank writes them. Raises UserError naming file and row."""
     rows = read_json(path, "python data.py bank")
-    if not isinstance(rows, list) or not rows:
-        raise UserError(f"{path}: a clip bank is a list of {{video, start, end, text}}, not empty")
     for number, row in enumerate(rows):
-        if not is_bank_row(row):
-            raise UserError(f"{path}, row {number}: needs video, text, and start not after end, "
-                            f"not {row!r}")
+        if not {"video", "start", "end", "text"} <= set(row):
+            raise UserError(f"{path}, row {number}: needs video, start, end, text, not {row!r}")
     return rows
 
 
 def bank_batch(rows, clips, tokenizer):
     """Rows of a clip bank as a batch: what Clips.collate returns."""
     encoded = tokenizer.encode_batch([row["text"] for row in rows], add_special_tokens=False)
+    special = clips.special
     examples = []
     for row, encoding in zip(rows, encoded):
-        tokens = np.array([clips.cls, *encoding.ids[:clips.block - 2], clips.sep])
+        tokens = np.array([special["cls"], *encoding.ids[:clips.block - 2], special["sep"]])
         examples.append((tokens, clips.clip(row["video"], row["start"], row["end"])))
     return clips.collate(examples)
 
@@ -2100,13 +1989,11 @@ def special_mask(tokens, ids):
 
 def mask_tokens(tokens, special_mask, generator, mask_id, vocab_size, probability=0.15,
                 rows=None, batch=None):
-    """BERT's masking: of the ordinary tokens, 15 % are chosen, and of those 80 % become [MASK],
-    10 % a random id, 10 % stay.
+    """BERT's masking: 15 % of the tokens; 80 % of these become [MASK], 10 % a random id.
 
     tokens: int [b, L]; special_mask: bool [b, L], True = leave alone. The random numbers are drawn
-    for `batch` sequences of which these are `rows` (a slice), so that masks do not depend on the
-    number of processes; None: these are all. Returns (inputs [b, L], labels [b, L]); labels are
-    -100 where nothing is to be predicted.
+    for `batch` sequences of which these are `rows` (a slice); None: these are all. Returns (inputs
+    [b, L], labels [b, L]); labels are -100 where nothing is to be predicted.
     """
     b, L = tokens.shape
     if rows is None:
