@@ -689,10 +689,10 @@ def text_command(args):
 # ID.npy [T, D], beside stream.json with its rate; another tool's arrays, laid out so, are one more.
 # A film whose arrays are there is done.
 
-FPS = 8   # the small descriptors look at 8 frames a second
-SIDE = 48   # of 48 x 48 pixels
-WINDOW = 4   # frames that the motion descriptor looks at
-HOP = 4   # frames between its windows
+FPS = 8   # frames a second that the small streams see
+SIDE = 48   # their sides
+WINDOW = 4   # frames of a step of motion
+HOP = 4   # frames from step to step
 
 FILM_ENDINGS = set("""
     .3g2 .3gp .asf .avi .divx .dv .f4v .flv .gif .m1v .m2t .m2ts .m2v .m4v .mkv .mov .mp4 .mpe .mpeg
@@ -764,7 +764,7 @@ class Filtered:
         self.graph = None
 
     def push(self, frame):
-        """Takes the next frame, None at the end; yields the pictures uint8 [h, w, 3] due, lazily."""
+        """Takes the next frame, None at the end. Yields the pictures uint8 [h, w, 3] then due."""
         if self.graph is None:
             if frame is None:
                 return
@@ -800,17 +800,6 @@ class Filtered:
         self.graph.link_nodes(*[self.graph.add(*step.split("=", 1)) for step in steps]).configure()
 
 
-def picture_stream(container):
-    """The stream of an open film that is looked at. Raises VideoError where there is none."""
-    stream = container.streams.best("video")
-    if stream is None or stream.disposition & av.stream.Disposition.attached_pic:   # a song's cover
-        raise VideoError("no video stream")
-    if stream.codec_context is None:
-        raise VideoError("in a format that FFmpeg cannot decode")
-    stream.codec_context.thread_count = 1   # the caller runs one process a core
-    return stream
-
-
 def timed_frames(container, stream, damaged):
     """Yields a stream's frames, each with a duration and a pts counted from the container's start.
 
@@ -825,8 +814,8 @@ def timed_frames(container, stream, damaged):
     end = 0   # seconds, of picture and sound
     for packet in container.demux(container.streams.video + container.streams.audio):
         if packet.pts is not None:
-            packet_end = (packet.pts + (packet.duration or 0)) * packet.time_base - beginning
-            end = max(end, packet_end)
+            last = (packet.pts + (packet.duration or 0)) * packet.time_base
+            end = max(end, last - beginning)
         if packet.stream is not stream:
             continue
         packets += 1
@@ -871,7 +860,13 @@ def decode(path, views, damaged=None, start=0.0):
     seconds = start
     try:
         with av.open(str(path)) as container:
-            stream = picture_stream(container)
+            stream = container.streams.best("video")
+            cover = av.stream.Disposition.attached_pic   # of a song
+            if stream is None or stream.disposition & cover:
+                raise VideoError("no video stream")
+            if stream.codec_context is None:
+                raise VideoError("in a format that FFmpeg cannot decode")
+            stream.codec_context.thread_count = 1   # the caller runs one process a core
             if start:   # to a key frame before it
                 container.seek(int(start * av.time_base) + (container.start_time or 0))
             # slides stand for minutes; but a broadcast's clock may start anew
@@ -1174,33 +1169,30 @@ def read_stream(folder, made_by):
                     "yourself")
 
 
-def open_streams(streams, out, tag, cnn_settings):
+def open_streams(streams, out, tag, weights, device, precision):
     """Makes the feature folders with their stream.json. tag: that of the shard.
 
     Raises UserError on an unknown stream, on weights that do not fit, and where a folder holds
     features that were made otherwise.
     """
-    weights, device, precision = cnn_settings
     for name in streams:
         folder = out / "features" / name
         if name not in STREAMS:
             raise UserError(f"unknown stream {name}; known: {', '.join(STREAMS)} (another tool's "
                             f"arrays go to {folder}, unnamed here)")
-        stream = STREAMS[name]
-        facts = {"rate": stream.rate, "width": stream.width, "frames_seen": stream.frames_seen}
+        facts = {key: getattr(STREAMS[name], key) for key in ("rate", "width", "frames_seen")}
         if name in model.CNNS:   # what is wrong with weights or device is said before the work
             model.load_cnn(name, weights)
             torch.empty(0, device=device)
             facts["precision"] = precision
         folder.mkdir(parents=True, exist_ok=True)
-        if (folder / "stream.json").exists():
-            before = read_stream(folder, "python data.py video")
-            if before != facts:
-                raise UserError(f"{folder} has features made otherwise ({before}, now {facts}): "
-                                "choose another --out")
+        path = folder / "stream.json"
+        if path.exists() and read_json(path, "") != facts:
+            raise UserError(f"{path} says that features were made otherwise, now {facts}: choose "
+                            "another --out")
         # a shard's own name first: many may start in one second
         write_json(folder / f"stream{tag}.json", facts)
-        os.replace(folder / f"stream{tag}.json", folder / "stream.json")
+        os.replace(folder / f"stream{tag}.json", path)
 
 
 def parse_shard(text):
@@ -1255,7 +1247,7 @@ def extract_features(films, streams, out, workers=None, shard=None, weights="dat
     threads = max(1, os.cpu_count() // workers)
     tag = f".{shard[0]}-of-{shard[1]}" if shard else ""
     cnn_settings = str(weights), device, precision
-    open_streams(streams, out, tag, cnn_settings)
+    open_streams(streams, out, tag, *cnn_settings)
     done = set.intersection(*[set(os.listdir(out / "features" / name)) for name in streams])
     jobs = {}
     for video, path in films.items():
@@ -1302,11 +1294,10 @@ def record_outcomes(outcomes, total, file):
 def video_command(args):
     """`data.py video`: features of every film of a folder; with --vocab, the captions, too."""
     if args.category and not args.only:
-        raise UserError("--category narrows --only, the CSV that says which video is of which "
-                        "category")
+        raise UserError("--category narrows --only, which says the category of each video")
     shard = parse_shard(args.shard) if args.shard else None
     if args.vocab and not shard:
-        load_tokenizer(args.vocab, args.cased)   # what is wrong with it is said before the work
+        load_tokenizer(args.vocab, args.cased)   # an error is said before the work
     films = film_files(args.videos)
     others = [path.suffix for path in Path(args.videos).glob("[!.]*") if not is_film(path)]
     if others:
@@ -1790,9 +1781,8 @@ class TextBlocks:
 class Clips:
     """Captions with the features of the stretch of video they were spoken over.
 
-    An example starts at a random caption of its video; following captions join it until the block
-    is full, and the clip runs from the first one's start to the last used one's end. (The authors
-    always start at caption 0.)
+    An example starts at a random caption of its video (the authors': at the first); following
+    captions join it until the block is full; the clip ends with the last of them.
     """
 
     def __init__(self, folder, split, streams, tokenizer, block, max_steps, frames=None):
@@ -1804,33 +1794,35 @@ class Clips:
         self.special = special_ids(tokenizer)
         self.made_by = f"python data.py video --out {folder}"
         self._open_captions(split)
-        described = {}
+        self.rates = {}
+        self.stream_dims = {}
+        self.frames_seen = {}
         for name in streams:
-            described[name] = read_stream(self.folder / "features" / name, self.made_by)
-        self.rates = {name: described[name]["rate"] for name in streams}
-        self.stream_dims = {name: described[name]["width"] for name in streams}
-        self.frames_seen = {name: described[name]["frames_seen"] for name in streams}
+            described = read_stream(self.folder / "features" / name, self.made_by)
+            self.rates[name] = described["rate"]
+            self.stream_dims[name] = described["width"]
+            self.frames_seen[name] = described["frames_seen"]
 
     def _open_captions(self, split):
-        """Maps the packed captions: all processes share them, and only what is used is read."""
+        """Maps the packed captions, so that all processes share them."""
         self.ids = read_json(self.folder / "splits.json", self.made_by)[split]
         index = read_json(self.folder / "captions" / "index.json", self.made_by)
         self.sha256 = index["sha256"]   # of the captions, for a run's list of its inputs
         arrays = []
         for name, kind in zip(CAPTION_ARRAYS, (index["dtype"], np.int64, np.float32, np.int64)):
             mapped = np.memmap(self.folder / "captions" / f"{name}.bin", kind, "r")
-            arrays.append(np.asarray(mapped))   # numpy slices plain arrays faster
+            arrays.append(np.asarray(mapped))   # plain arrays are sliced faster
         self.tokens, self.bounds, times, spans = arrays
         counts = index["counts"]
         if len(self.tokens) != counts["tokens"] or len(self.bounds) != counts["kept"] + 1:
             raise UserError(f"{self.folder}/captions: the arrays are not those that index.json "
-                            f"describes; delete the folder and run `{self.made_by}` again")
+                            f"describes; delete the folder and make it again")
         self.times = times.reshape(-1, 2)   # [captions, 2], seconds
+        if not self.ids:
+            raise UserError(f"{self.folder}: the {split} split holds no video")
         row_of = {video: row for row, video in enumerate(index["ids"])}
         rows = [row_of[video] for video in self.ids]
         self.spans = spans.reshape(-1, 2)[rows]   # [videos, 2]: first caption, last + 1
-        if not self.ids:
-            raise UserError(f"{self.folder}: the {split} split holds no video")
 
     def __len__(self):
         return len(self.ids)
@@ -1844,7 +1836,7 @@ class Clips:
         array = np.asarray(np.load(path, mmap_mode="r"))
         width = self.stream_dims[name]
         if array.ndim != 2 or array.shape[1] != width or len(array) == 0:
-            raise UserError(f"{path}: expected [T, {width}] with T > 0, found {list(array.shape)}")
+            raise UserError(f"{path}: expected [T > 0, {width}], found {list(array.shape)}")
         return array
 
     def clip(self, video, start, end):
@@ -1871,10 +1863,7 @@ class Clips:
         return np.concatenate(columns, 1)
 
     def stretch(self, index, caption):
-        """The captions of video `index` that fill a block from `caption` on.
-
-        Returns (token ids [n], start, end), in seconds.
-        """
+        """(token ids [n], start, end in seconds) of the captions that fill a block from one on."""
         last = int(self.spans[index, 1])
         start = float(self.times[caption, 0])
         end = 0.0
@@ -1889,9 +1878,7 @@ class Clips:
         return np.concatenate(pieces).astype(np.int64), start, end
 
     def example(self, index, generator=None):
-        """One example: (token ids [n], features [T, D]).
-
-        generator: draws the caption that it starts at; None: the first one (validation).
+        """(token ids [n], features [T, D]). generator: draws where it starts; None: first caption.
         """
         caption, last = self.spans[index].tolist()
         if generator is not None:
@@ -1901,10 +1888,7 @@ class Clips:
         return tokens, self.clip(self.ids[index], start, end)
 
     def collate(self, examples):
-        """Pads examples to tokens [B, block], token mask, features [B, T, D], step mask.
-
-        Masks are True for real tokens and steps.
-        """
+        """Pads examples: tokens [B, block], mask; features [B, T, D], mask. True = real."""
         B = len(examples)
         T = max(len(features) for _, features in examples)
         D = examples[0][1].shape[1]
@@ -1923,9 +1907,8 @@ class Clips:
 def bank_row(clips, index, caption, tokenizer):
     """{"video", "start", "end" (seconds), "text"} of the clip that starts at a caption.
 
-    The text is written so that it becomes the example's tokens again.
+    The text becomes the example's tokens again: clean-up would make "do not" to "don't".
     """
-    # the decoder's clean-up would make "do not" to "don't"
     decoder = tokenizers.decoders.WordPiece(prefix="##", cleanup=False)
     tokens, start, end = clips.stretch(index, caption)
     text = decoder.decode([tokenizer.id_to_token(token) for token in tokens.tolist()])
@@ -1940,10 +1923,7 @@ BANKS = {
 
 
 def make_bank(folder, split, count, seed, block, path=None):
-    """`data.py bank`: draws `count` clips as the teacher's examples are drawn: bank_row's rows.
-
-    No video comes twice before all were drawn once.
-    """
+    """`data.py bank`: writes `count` rows of bank_row, drawn as the teacher's examples are."""
     file, purpose = BANKS[split]
     path = path or Path(folder) / file
     tokenizer = load_tokenizer(folder)
