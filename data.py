@@ -1255,7 +1255,10 @@ def extract_features(films, streams, out, workers=None, shard=None, weights="dat
     if jobs:
         record.unlink(missing_ok=True)   # killed from here on, it is not complete
     with open(f"{record}.tmp", "w", encoding="utf-8") as file:
-        unexpected = record_outcomes(outcomes, len(jobs), file)
+        try:
+            unexpected = record_outcomes(outcomes, len(jobs), file)
+        finally:
+            outcomes.close()   # no process outlives it
     os.replace(f"{record}.tmp", record)
     return unexpected
 
@@ -1772,6 +1775,9 @@ class TextBlocks:
         return torch.from_numpy(tokens)
 
 
+CACHE = 2 ** 28   # bytes of features that a data set keeps in memory, in each process
+
+
 class Clips:
     """Captions with the features of the stretch of video they were spoken over.
 
@@ -1787,6 +1793,8 @@ class Clips:
         self.frames = frames
         self.special = special_ids(tokenizer)
         self.made_by = f"python data.py video --out {folder}"
+        self.cache = {}   # {(stream, video): [T, D]}
+        self.cached = 0   # bytes
         self._open_captions(split)
         self.rates = {}
         self.stream_dims = {}
@@ -1821,16 +1829,21 @@ class Clips:
     def __len__(self):
         return len(self.ids)
 
-    @lru_cache(maxsize=20_000)   # Linux allows a process 65,530 maps
     def _load(self, name, video):
-        """One stream of one video, [T, D], mapped: all processes share what is in memory."""
+        """One stream of one video, [T, D]: kept in memory while CACHE bytes last, else mapped."""
+        if (name, video) in self.cache:
+            return self.cache[name, video]
         path = self.folder / "features" / name / f"{video}.npy"
         if not path.exists():
             raise UserError(f"{path} is missing; `{self.made_by} --streams {name}` makes it")
-        array = np.asarray(np.load(path, mmap_mode="r"))
+        array = np.load(path, mmap_mode="r")
         width = self.stream_dims[name]
         if array.ndim != 2 or array.shape[1] != width or len(array) == 0:
             raise UserError(f"{path}: expected [T > 0, {width}], found {list(array.shape)}")
+        if self.cached + array.nbytes <= CACHE:
+            array = np.array(array)
+            self.cache[name, video] = array
+            self.cached += array.nbytes
         return array
 
     def clip(self, video, start, end):

@@ -286,13 +286,15 @@ def test_collate_pads(tmp_path, tiny_tokenizer):
     assert (features[1, 2:] == 0).all() and (features[1, :2] == 1).all()
 
 
-def test_arrays_are_mapped_once_and_never_read_whole(tmp_path, tiny_tokenizer):
-    clips = make_clips(tmp_path, tiny_tokenizer, {"a": 200}, {"a": 4.0}, CAPTIONS)
-    assert clips._load("a", "v") is clips._load("a", "v")
-    for array in (clips.tokens, clips.bounds, clips.times, clips._load("a", "v")):
-        while not isinstance(array, np.memmap):
-            assert array.base is not None, "read into memory"
-            array = array.base
+def test_features_are_kept_in_memory_up_to_a_bound(tmp_path, tiny_tokenizer, monkeypatch):
+    clips = make_clips(tmp_path, tiny_tokenizer, {"a": 200, "b": 100}, {"a": 4.0, "b": 2.0},
+                       CAPTIONS)
+    wanted = clips.example(0)[1]
+    assert clips.cached == sum(array.nbytes for array in clips.cache.values()) == 300 * 2 * 2
+    monkeypatch.setattr(data, "CACHE", 500)   # fits stream b alone
+    bounded = data.Clips(tmp_path, "train", ["a", "b"], tiny_tokenizer, 12, 50)
+    assert np.array_equal(bounded.example(0)[1], wanted)
+    assert list(bounded.cache) == [("b", "v")] and bounded.cached == 400
 
 
 def test_missing_features_are_named(tmp_path, tiny_tokenizer):
