@@ -1849,9 +1849,8 @@ class Clips:
     def clip(self, video, start, end):
         """Features [T, D] float32 of seconds start..end, all streams side by side.
 
-        T steps of the first stream: a step belongs if its interval meets [start, end); more than
-        max_steps are thinned evenly, as are more than `frames`. Other streams are resampled to
-        the first one's steps.
+        T steps of the first stream, those whose interval meets [start, end); more than max_steps or
+        `frames` are thinned evenly. Other streams are resampled to these steps.
         """
         columns = []
         for name in self.streams:
@@ -1871,22 +1870,15 @@ class Clips:
 
     def stretch(self, index, caption):
         """(token ids [n], start, end in seconds) of the captions that fill a block from one on."""
-        last = int(self.spans[index, 1])
-        start = float(self.times[caption, 0])
-        end = 0.0
-        pieces = []
-        room = self.block - 2
-        while caption < last and room > 0:
-            piece = self.tokens[self.bounds[caption]:self.bounds[caption + 1]][:room]
-            pieces.append(piece)
-            room -= len(piece)
-            end = max(end, float(self.times[caption, 1]))
-            caption += 1
-        return np.concatenate(pieces).astype(np.int64), start, end
+        first = self.bounds[caption]
+        last = self.spans[index, 1]
+        used = np.searchsorted(self.bounds[caption:last + 1], first + self.block - 2)
+        after = min(caption + used, last)   # one past the last caption used
+        tokens = self.tokens[first:self.bounds[after]][:self.block - 2].astype(np.int64)
+        return tokens, float(self.times[caption, 0]), float(self.times[caption:after, 1].max())
 
     def example(self, index, generator=None):
-        """(token ids [n], features [T, D]). generator: draws where it starts; None: first caption.
-        """
+        """(token ids [n], features [T, D]) from a caption by lot, without a generator the first."""
         caption, last = self.spans[index].tolist()
         if generator is not None:
             caption = int(generator.integers(caption, last))
@@ -1896,17 +1888,14 @@ class Clips:
 
     def collate(self, examples):
         """Pads examples: tokens [B, block], mask; features [B, T, D], mask. True = real."""
-        B = len(examples)
-        T = max(len(features) for _, features in examples)
-        D = examples[0][1].shape[1]
-        tokens = torch.full((B, self.block), self.special["pad"])
-        token_mask = torch.zeros(B, self.block, dtype=torch.bool)
-        features = torch.zeros(B, T, D)
-        step_mask = torch.zeros(B, T, dtype=torch.bool)
+        clips = [torch.from_numpy(clip) for _, clip in examples]
+        features = torch.nn.utils.rnn.pad_sequence(clips, batch_first=True)   # [B, T, D]
+        step_mask = torch.zeros(features.shape[:2], dtype=torch.bool)
+        tokens = torch.full((len(examples), self.block), self.special["pad"])
+        token_mask = torch.zeros(tokens.shape, dtype=torch.bool)
         for row, (ids, clip) in enumerate(examples):
             tokens[row, :len(ids)] = torch.from_numpy(ids)
             token_mask[row, :len(ids)] = True
-            features[row, :len(clip)] = torch.from_numpy(clip)
             step_mask[row, :len(clip)] = True
         return tokens, token_mask, features, step_mask
 
