@@ -28,7 +28,7 @@ import sys
 import threading
 import time
 from collections import Counter, deque
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, ThreadPoolExecutor, wait
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
 from fractions import Fraction
@@ -629,12 +629,12 @@ def write_tokens(lines, tokenizer, path):
 #
 # One decode of a film feeds every stream. A stream is a folder features/NAME of float16 arrays
 # ID.npy [T, D], beside stream.json with its rate; another tool's arrays, laid out so, are one more.
-# A film whose arrays are there is done; what failed, and why, is in features/left_out.tsv.
+# A film whose arrays are there is done.
 
-FPS = 8   # the small descriptors look at 8 frames a second
-SIDE = 48   # of 48 x 48 pixels
-WINDOW = 4   # frames that the motion descriptor looks at
-HOP = 4   # frames between its windows
+FPS = 8   # frames a second that the small streams see
+SIDE = 48   # their sides
+WINDOW = 4   # frames of a step of motion
+HOP = 4   # frames from step to step
 
 FILM_ENDINGS = set("""
     .3g2 .3gp .asf .avi .divx .dv .f4v .flv .gif .m1v .m2t .m2ts .m2v .m4v .mkv .mov .mp4 .mpe .mpeg
@@ -647,19 +647,14 @@ class VideoError(Exception):
 
 
 def is_film(path):
-    """By its name; files that begin with a dot are none."""
     return path.suffix.lower() in FILM_ENDINGS and not path.name.startswith(".")
 
 
 def film_files(folder):
-    """{id: path} of the films of a folder, each named ID.mp4, ID.mkv, ...
-
-    Raises UserError where there is no such folder, or an id has two films.
-    """
+    """{id: path} of the films ID.mp4, ID.mkv, ... of a folder. Raises UserError."""
     folder = Path(folder)
     if not folder.is_dir():
-        raise UserError(f"no folder of videos at {folder}; "
-                        "`python data.py mini` makes the mini world's")
+        raise UserError(f"no folder of videos at {folder}")
     films = {}
     for path in sorted(folder.iterdir()):
         if not is_film(path) or not path.is_file():
@@ -672,19 +667,15 @@ def film_files(folder):
 
 
 def upright(frame):
-    """The ffmpeg filters that show a frame as its film asks: turned, mirrored.
+    """The ffmpeg filters that turn and mirror a frame as its film's display matrix asks.
 
-    The rule of ffmpeg's own autorotate (fftools/ffmpeg_filter.c), from the display matrix.
+    The rule of ffmpeg's own autorotate (fftools/ffmpeg_filter.c).
     """
     matrix = frame.side_data.get("DISPLAYMATRIX")
     if matrix is None:
         return []
-    a, b, _, c, d = np.frombuffer(matrix, np.int32)[:5] / 2 ** 16
-    across = math.hypot(a, c)
-    down = math.hypot(b, d)
-    if across == 0 or down == 0:
-        return []
-    angle = round(math.degrees(math.atan2(b / down, a / across))) % 360   # clockwise
+    a, b, _, c, d = np.frombuffer(matrix, np.int32)[:5].tolist()
+    angle = round(math.degrees(math.atan2(b, a))) % 360   # clockwise
     if angle == 90:
         return ["transpose=cclock_flip"] if c > 0 else ["transpose=clock"]
     if angle == 270:
@@ -702,9 +693,9 @@ def upright(frame):
 class Filtered:
     """A view of a film: what `ffmpeg -vf fps=F,scale=W:H[,crop=S:S] -pix_fmt rgb24` shows.
 
-    The short side becomes `size` pixels, by the rule and in the order of HowTo100M's extractor
-    (antoine77340/video_feature_extractor). crop: the middle size x size of it. stretch: the whole
-    picture becomes size x size.
+    The short side becomes `size` pixels, as in HowTo100M's extractor
+    (antoine77340/video_feature_extractor). crop: its middle, size x size; stretch: the whole
+    picture, size x size.
     """
 
     def __init__(self, fps, size, crop=False, stretch=False):
@@ -715,10 +706,7 @@ class Filtered:
         self.graph = None
 
     def push(self, frame):
-        """Takes the next frame, None at the end. Yields the pictures uint8 [h, w, 3] that are due.
-
-        They are made one by one: a frame that stands for an hour needs no memory for it.
-        """
+        """Takes the next frame, None at the end. Yields the pictures uint8 [h, w, 3] then due."""
         if self.graph is None:
             if frame is None:
                 return
@@ -754,28 +742,23 @@ class Filtered:
         self.graph.link_nodes(*[self.graph.add(*step.split("=", 1)) for step in steps]).configure()
 
 
-def picture_stream(container):
-    """The stream of an open film that is looked at. Raises VideoError where there is none."""
-    stream = container.streams.best("video")
-    if stream is None or stream.disposition & av.stream.Disposition.attached_pic:   # a song's cover
-        raise VideoError("no video stream")
-    if stream.codec_context is None:
-        raise VideoError("in a format that FFmpeg cannot decode")
-    stream.codec_context.thread_count = 1   # the caller runs one process a core
-    return stream
-
-
 def timed_frames(container, stream, damaged):
     """Yields a stream's frames, each with a duration and a pts counted from the container's start.
 
-    A packet that cannot be decoded is skipped, as ffmpeg does, and its error appended to the list
-    `damaged`. Raises VideoError where these are more than a tenth, or where frames have no time.
+    A packet that cannot be decoded is skipped, as ffmpeg does, and its error goes to `damaged`.
+    Raises VideoError where more than a tenth are, frames have no time, or the file was cut.
     """
     beginning = Fraction(container.start_time or 0, av.time_base)   # seconds
-    faults = [0, 0]   # times that are missing or run backwards: pts, dts
-    before = [-math.inf, -math.inf]
+    before = -math.inf
+    ordered = True
     packets = 0
-    for packet in container.demux(stream):
+    end = 0   # seconds: sound may outlast the picture
+    for packet in container.demux(container.streams.video + container.streams.audio):
+        if packet.pts is not None:
+            last = (packet.pts + (packet.duration or 0)) * packet.time_base
+            end = max(end, last - beginning)
+        if packet.stream is not stream:
+            continue
         packets += 1
         try:
             frames = packet.decode()
@@ -783,14 +766,12 @@ def timed_frames(container, stream, damaged):
             damaged.append(error.strerror)
             continue
         for frame in frames:
-            # ffmpeg's best guess, which PyAV does not pass on: old AVIs have display times that
-            # run backwards, or none, and decoding times to put in their place
-            for kind, stamp in enumerate((frame.pts, frame.dts)):
-                if stamp is None or stamp <= before[kind]:
-                    faults[kind] += 1
-                if stamp is not None:
-                    before[kind] = stamp
-            if frame.pts is None or (frame.dts is not None and faults[0] > faults[1]):
+            # in old AVIs display times run backwards or are missing: as ffmpeg, decoding times then
+            if frame.pts is None or frame.pts <= before:
+                ordered = False
+            else:
+                before = frame.pts
+            if not ordered and frame.dts is not None:
                 frame.pts = frame.dts
             if frame.pts is None:
                 raise VideoError("frames without a time")
@@ -805,70 +786,41 @@ def timed_frames(container, stream, damaged):
             yield frame
     if len(damaged) > packets / 10:
         raise VideoError(f"cannot be decoded ({damaged[0]}: {len(damaged)} of {packets} packets)")
-
-
-def stated_end(container, stream):
-    """Seconds at which the picture, or else the whole file, ends by its own word; 0: not said."""
-    if stream.duration is None:
-        return (container.duration or 0) / av.time_base
-    end = ((stream.start_time or 0) + stream.duration) * stream.time_base
-    return float(end) - (container.start_time or 0) / av.time_base
-
-
-def check_gap(container, stream, before, now):
-    """Raises VideoError where a film's clock jumps, so that it would become hours of one picture.
-
-    A slide may stand for minutes. Past the length that the file states, or for more than an hour,
-    it is a jump, as in a format whose clock may start anew (MPEG-TS, where a broadcast is cut).
-    """
-    if now - before <= 60:
-        return
-    stated = stated_end(container, stream)
-    restarts = container.format.flags & av.format.Flags.ts_discont.value
-    if restarts or now - before > 3600 or 0 < stated < now - 1:
-        raise VideoError(f"its timestamps jump from {before:.0f} to {now:.0f} seconds")
-
-
-def check_length(container, stream, seconds, path):
-    """Raises VideoError where a film ends long before its file says that it does: it was cut."""
-    stated = stated_end(container, stream)
-    allowed = max(1, 0.05 * stated)
-    of_file = stream.duration is None or container.format.name == "asf"   # None: Matroska
-    if of_file and stated - seconds > allowed:   # sound may outlast the picture
-        with av.open(str(path)) as again:
-            for packet in again.demux():
-                if packet.pts is not None:
-                    end = (packet.pts + (packet.duration or 0)) * packet.time_base
-                    seconds = max(seconds, float(end) - (again.start_time or 0) / av.time_base)
-    if stated - seconds > allowed:
-        raise VideoError(f"cut: it ends after {seconds:.1f} of {stated:.1f} seconds")
+    stated = (container.duration or 0) / av.time_base
+    if stated - end > max(1, 0.05 * stated):
+        raise VideoError(f"cut: it ends after {float(end):.1f} of {stated:.1f} seconds")
 
 
 def decode(path, views, damaged=None, start=0.0):
     """Decodes a film once, for several views. Yields (view, picture uint8 [h, w, 3], seconds).
 
-    Time runs from the container's start, where players, and so captions, count from; views begin
-    at second `start`. seconds: of film so far. damaged: a list that takes the error of each packet
-    that is skipped. Raises VideoError where the file is no film, is cut, or its clock jumps.
+    Time runs from the container's start, as in captions; views begin at second `start`. seconds:
+    of film so far. damaged: takes the error of each packet that is skipped. Raises VideoError.
     """
-    damaged = [] if damaged is None else damaged
-    seconds = 0.0
-    before = start
+    seconds = start
     try:
         with av.open(str(path)) as container:
-            stream = picture_stream(container)
+            stream = container.streams.best("video")
+            cover = av.stream.Disposition.attached_pic   # of a song
+            if stream is None or stream.disposition & cover:
+                raise VideoError("no video stream")
+            if stream.codec_context is None:
+                raise VideoError("in a format that FFmpeg cannot decode")
+            stream.codec_context.thread_count = 1   # the caller runs one process a core
             if start:   # to a key frame before it
                 container.seek(int(start * av.time_base) + (container.start_time or 0))
-            for frame in timed_frames(container, stream, damaged):
-                check_gap(container, stream, before, frame.time)
-                before = frame.time
-                seconds = max(seconds, float((frame.pts + frame.duration) * frame.time_base))
+            # slides stand for minutes; but a broadcast's clock may start anew
+            restarts = container.format.flags & av.format.Flags.ts_discont.value
+            longest = 60 if restarts else 3600
+            for frame in timed_frames(container, stream, [] if damaged is None else damaged):
+                end = float((frame.pts + frame.duration) * frame.time_base)
+                if end - seconds > longest:
+                    raise VideoError(f"its timestamps jump from {seconds:.0f} to {end:.0f} seconds")
+                seconds = max(seconds, end)
                 frame.pts -= round(start / float(frame.time_base))
                 for view in views:
                     for picture in view.push(frame):
                         yield view, picture, seconds
-            check_gap(container, stream, before, seconds)
-            check_length(container, stream, seconds, path)
         for view in views:
             for picture in view.push(None):
                 yield view, picture, seconds
@@ -878,9 +830,9 @@ def decode(path, views, damaged=None, start=0.0):
 
 
 def clip_pictures(path, start, end, fps, size):
-    """Seconds start..end of a film at `fps` pictures a second: a list of uint8 [h, w, 3].
+    """Seconds start..end of a film: uint8 pictures [h, w, 3], `fps` a second, short side `size`.
 
-    The short side is `size`. Raises VideoError where there is nothing to show.
+    Raises VideoError where there is nothing to show.
     """
     shown = decode(path, [Filtered(fps, size)], start=start)
     count = max(1, round((end - start) * fps))
@@ -893,9 +845,8 @@ def clip_pictures(path, start, end, fps, size):
 def wrapped_moments(weight, side):
     """Centre of weights [N, S*S] over a picture, and each pixel's offset from it.
 
-    Returns x [N, 1], y [N, 1], dx [N, S*S], dy [N, S*S]; unit: the picture's side. The means and
-    differences are circular, so that a thing cut by the border of a picture that wraps round (the
-    mini world's) is one thing; elsewhere this only moves the origin.
+    Returns x [N, 1], y [N, 1], dx [N, S*S], dy [N, S*S]; unit: the picture's side. All circular:
+    the mini world's pictures wrap round; elsewhere this only moves the origin.
     """
     rows, columns = np.mgrid[:side, :side].astype(np.float32)
     centres = []
@@ -913,15 +864,13 @@ def wrapped_moments(weight, side):
 def frame_descriptor(frames):
     """What one frame shows (the small 2D stream). uint8 [N, S, S, 3] -> float32 [N, 56].
 
-    A 4 x 4 thumbnail (48), and of the colourful part of the picture: area, centre, how elongated
-    and how large it is (image moments, Hu 1962), mean colour. Nothing of motion.
+    A 4 x 4 thumbnail (48), and of the colourful part of the picture: area, centre, elongation,
+    spread (image moments, Hu 1962), mean colour.
     """
     N, S = frames.shape[:2]
     rgb = frames.astype(np.float32) / 255   # [N, S, S, 3]
     thumbnail = rgb.reshape(N, 4, S // 4, 4, S // 4, 3).mean((2, 4))   # [N, 4, 4, 3]
-    red = rgb[..., 0]   # by name: numpy reduces an axis of 3 ten times slower
-    green = rgb[..., 1]
-    blue = rgb[..., 2]
+    red, green, blue = rgb.transpose(3, 0, 1, 2)   # an axis of 3 is reduced ten times slower
     highest = np.maximum(np.maximum(red, green), blue)
     chroma = highest - np.minimum(np.minimum(red, green), blue)   # [N, S, S]
     weight = np.where(chroma > 0.15, chroma, 0).reshape(N, -1)   # grey is background
@@ -938,12 +887,17 @@ def frame_descriptor(frames):
     return np.concatenate(columns, 1)
 
 
+def frame_steps(frames):
+    """frame_descriptor at the steps of the motion stream."""
+    return frame_descriptor(frames[::HOP])
+
+
 def motion_descriptor(frames):
     """What moves in each window of 4 frames (the small 3D stream). uint8 [N, S, S, 3] -> [M, 40].
 
-    Least-squares affine motion of the picture between neighbouring frames (Bergen et al. 1992):
-    translation, divergence, curl, two shears, and speed, averaged over the window (7), the change
-    of speed across it (1); and a 4 x 4 grid of motion energy along x and y (32). float32.
+    Least-squares affine motion between neighbouring frames (Bergen et al. 1992): translation,
+    divergence, curl, two shears, speed, averaged over the window (7), the change of speed across
+    it (1); a 4 x 4 grid of motion energy along x and y (32). float32.
     """
     N, S = frames.shape[:2]
     if N < WINDOW:
@@ -988,11 +942,6 @@ def motion_descriptor(frames):
     return np.stack(steps).astype(np.float32)   # [M, 40]
 
 
-def frame_steps(frames):
-    """The small 2D stream, a step where the motion stream has one."""
-    return frame_descriptor(frames[::HOP])
-
-
 def prepare_frames(frames):
     """Frames as ResNet-152 takes them: uint8 [N, H, W, 3] -> float [N, 3, H, W]."""
     mean = torch.tensor((0.485, 0.456, 0.406), device=frames.device)
@@ -1003,8 +952,7 @@ def prepare_frames(frames):
 def prepare_windows(frames):
     """Windows of 16 frames as 3D ResNeXt-101 takes them: uint8 [N, H, W, 3] -> [M, 3, 16, H, W].
 
-    M = ceil(N / 16). Zero frames fill the last window before the mean is taken off, so they are
-    not zero in the end: HowTo100M's way.
+    The last window is filled with zeros before the mean is taken off, as in HowTo100M's extractor.
     """
     frames = F.pad(frames, (0, 0, 0, 0, 0, 0, 0, -len(frames) % 16))
     frames = frames - torch.tensor((110.6, 103.2, 96.3), device=frames.device)
@@ -1012,11 +960,10 @@ def prepare_windows(frames):
 
 
 class Stream(NamedTuple):
-    """How a stream is made. Its pictures are worked off in batches while decoding goes on."""
+    """How a stream is made. Those of model.CNNS are frozen networks."""
     view: object   # makes the view that it looks at; streams that name the same one share it
-    batch: int   # pictures
+    batch: int   # pictures that are worked off together
     function: object   # uint8 [n <= batch, h, w, 3] -> [steps, D]; a CNN's: tensor -> its input
-    cnn: bool   # a frozen network of model.CNNS, named like the stream?
     rate: float   # steps a second
     width: int   # D
     frames_seen: int   # frames that one step sees
@@ -1027,10 +974,10 @@ FRAME_VIEW = partial(Filtered, 1, 224)
 WINDOW_VIEW = partial(Filtered, 24, 112, crop=True)
 
 STREAMS = {
-    "frame": Stream(SMALL_VIEW, 512, frame_steps, False, FPS / HOP, 56, 1),
-    "motion": Stream(SMALL_VIEW, 512, motion_descriptor, False, FPS / HOP, 40, WINDOW),
-    "resnet152": Stream(FRAME_VIEW, 16, prepare_frames, True, 1.0, 2048, 1),
-    "resnext101": Stream(WINDOW_VIEW, 8 * 16, prepare_windows, True, 24 / 16, 2048, 16),
+    "frame": Stream(SMALL_VIEW, 512, frame_steps, FPS / HOP, 56, 1),
+    "motion": Stream(SMALL_VIEW, 512, motion_descriptor, FPS / HOP, 40, WINDOW),
+    "resnet152": Stream(FRAME_VIEW, 16, prepare_frames, 1.0, 2048, 1),
+    "resnext101": Stream(WINDOW_VIEW, 8 * 16, prepare_windows, 24 / 16, 2048, 16),
 }
 
 
@@ -1055,19 +1002,17 @@ def describe(path, functions):
     Returns ({stream: float16 [T, D]}, seconds of film, packets skipped). Raises VideoError.
     """
     views = {STREAMS[name].view: STREAMS[name].view() for name in functions}
-    waiting = {name: [] for name in functions}   # pictures
+    waiting = {name: [] for name in functions}   # pictures of the next batch
     features = {name: [] for name in functions}   # of the batches so far
     damaged = []
     seconds = 0.0
 
     def work_off(name):
         if waiting[name]:
-            with np.errstate(over="ignore"):   # what float16 cannot hold is refused below
-                batch = functions[name](np.stack(waiting[name])).astype(np.float16)
-            features[name].append(batch)
+            features[name].append(functions[name](np.stack(waiting[name])).astype(np.float16))
             waiting[name].clear()
 
-    for view, picture, seconds in decode(path, list(views.values()), damaged):
+    for view, picture, seconds in decode(path, views.values(), damaged):
         for name in functions:
             if views[STREAMS[name].view] is view:
                 waiting[name].append(picture)
@@ -1092,15 +1037,14 @@ def extract(path, streams, out, cnn_settings):
     functions = {}
     for name in streams:
         functions[name] = STREAMS[name].function
-        if STREAMS[name].cnn:
+        if name in model.CNNS:
             functions[name] = cnn_function(name, *cnn_settings)
     arrays, seconds, damaged = describe(path, functions)
     for name, array in arrays.items():
         target = Path(out) / "features" / name / f"{Path(path).stem}.npy"
-        temporary = target.with_suffix(".npy.tmp")
-        with open(temporary, "wb") as file:
+        with open(f"{target}.tmp", "wb") as file:
             np.save(file, array)
-        os.replace(temporary, target)
+        os.replace(f"{target}.tmp", target)
     return seconds, damaged
 
 
@@ -1113,94 +1057,82 @@ def start_worker(threads):
     threading.Thread(target=end_with_parent, daemon=True).start()
 
 
-def run_workers(jobs, workers, make_pool):
-    """Yields (id, future) of jobs {id: (function, *arguments)}, as they are done.
+def run_job(job, pools, make_pool):
+    """Runs (function, *arguments) in a process of `pools`. Returns its result, or its error.
 
-    Each process is a pool of its own, so that it is known which film a process died at: that one
-    is tried once more, after the others. After an unexpected error a process is replaced, too: one
-    that met an error of CUDA computes nothing any more.
+    Each process is a pool of its own, so that it is known what it died at: that is tried once
+    more. It is replaced then, and after any unexpected error: one of CUDA's would last.
     """
-    waiting = deque(jobs)
-    died = set()
-    idle = [make_pool() for _ in range(workers)]
-    running = {}   # {future: (id, pool)}
-    while waiting or running:
-        while waiting and idle:
-            video = waiting.popleft()
-            pool = idle.pop()
-            try:
-                future = pool.submit(*jobs[video])
-            except BrokenProcessPool:   # its process was killed meanwhile
-                pool = make_pool()
-                future = pool.submit(*jobs[video])
-            running[future] = video, pool
-        for future in wait(running, return_when=FIRST_COMPLETED).done:
-            video, pool = running.pop(future)
-            error = future.exception()
-            if error and not isinstance(error, VideoError):
-                pool.shutdown(wait=False)
-                pool = make_pool()
-            idle.append(pool)
-            if isinstance(error, BrokenProcessPool) and video not in died:
-                died.add(video)
-                waiting.append(video)
-            else:
-                yield video, future
-    for pool in idle:
-        pool.shutdown()
+    for _ in range(2):
+        pool = pools.pop()
+        try:
+            result = pool.submit(*job).result()
+        except Exception as error:   # of any kind: it is listed, and the next film comes
+            result = error
+        if isinstance(result, Exception) and not isinstance(result, VideoError):
+            pool.shutdown(wait=False)
+            pool = make_pool()
+        pools.append(pool)
+        if not isinstance(result, BrokenProcessPool):
+            break
+    return result
+
+
+def run_jobs(jobs, workers, make_pool):
+    """Yields (id, result or error) of jobs {id: (function, *arguments)}, in their order."""
+    pools = [make_pool() for _ in range(workers)]
+    run = partial(run_job, pools=pools, make_pool=make_pool)
+    threads = ThreadPoolExecutor(workers)   # each waits for one process
+    try:
+        yield from zip(jobs, threads.map(run, jobs.values()))
+    finally:
+        threads.shutdown(cancel_futures=True)
+        for pool in pools:
+            pool.shutdown()
 
 
 def read_stream(folder, made_by):
-    """stream.json of a feature folder, ours or anyone's, as a dict: rate, width, frames_seen.
+    """stream.json of a feature folder, anyone's: {"rate", "width", "frames_seen" or 1}.
 
-    frames_seen is 1 if not given. Raises UserError that says what to write.
+    Raises UserError that says what to write.
     """
     path = Path(folder) / "stream.json"
-    form = ('{"rate": steps a second, "width": D, "frames_seen": frames a step sees} '
-            "for arrays [T, D] named ID.npy")
-    if not path.exists():
-        raise UserError(f"{path} is missing. `{made_by}` writes it for its own streams; beside "
-                        f"features made by another tool, write it yourself: {form}")
-    stream = read_json(path, made_by)
-    if isinstance(stream, dict):
-        stream = {"frames_seen": 1, **stream}
-        kinds = {"rate": (int, float), "width": (int,), "frames_seen": (int,)}
-        if all(type(stream.get(key)) in kinds[key] and stream[key] > 0 for key in kinds):
+    if path.exists():
+        stream = {"frames_seen": 1, **read_json(path, made_by)}
+        if stream.get("rate", 0) > 0 and stream.get("width", 0) > 0:
             return stream
-    raise UserError(f"{path} must hold {form}, all above 0, not {json.dumps(stream)[:200]}")
+    raise UserError(f'{path} must hold {{"rate": steps a second, "width": D}} of arrays [T, D] '
+                    f"named ID.npy; `{made_by}` writes it for its own streams, else write it "
+                    "yourself")
 
 
-def open_streams(streams, out, tag, cnn_settings):
+def open_streams(streams, out, tag, weights, device, precision):
     """Makes the feature folders with their stream.json. tag: that of the shard.
 
-    Raises UserError on an unknown stream, on weights that do not fit, and where a folder holds
-    features that were made otherwise.
+    Raises UserError on an unknown stream, other weights, features that were made otherwise.
     """
-    weights, _, precision = cnn_settings
     for name in streams:
         folder = out / "features" / name
         if name not in STREAMS:
-            raise UserError(f"unknown stream {name}; known: {', '.join(STREAMS)}. Another tool's "
-                            f"stream is not named here: its arrays go to {folder} with a "
-                            "stream.json")
-        stream = STREAMS[name]
-        facts = {"rate": stream.rate, "width": stream.width, "frames_seen": stream.frames_seen}
-        if stream.cnn:
-            model.load_cnn(name, weights)   # a missing or wrong file is said once and at once
+            raise UserError(f"unknown stream {name}; known: {', '.join(STREAMS)} (another tool's "
+                            f"arrays go to {folder}, unnamed here)")
+        facts = {key: getattr(STREAMS[name], key) for key in ("rate", "width", "frames_seen")}
+        if name in model.CNNS:   # what is wrong with weights or device is said before the work
+            model.load_cnn(name, weights)
+            torch.empty(0, device=device)
             facts["precision"] = precision
         folder.mkdir(parents=True, exist_ok=True)
-        if (folder / "stream.json").exists():
-            before = read_stream(folder, "python data.py video")
-            if before != facts:
-                raise UserError(f"{folder} has features made otherwise ({before}, now {facts}): "
-                                "choose another --out")
+        path = folder / "stream.json"
+        if path.exists() and read_json(path, "") != facts:
+            raise UserError(f"{path} says that features were made otherwise, now {facts}: choose "
+                            "another --out")
         # a shard's own name first: many may start in one second
         write_json(folder / f"stream{tag}.json", facts)
-        os.replace(folder / f"stream{tag}.json", folder / "stream.json")
+        os.replace(folder / f"stream{tag}.json", path)
 
 
 def parse_shard(text):
-    """'3/64' -> (3, 64). Raises UserError unless it is one of 1/64 ... 64/64."""
+    """'3/64' -> (3, 64). Raises UserError."""
     k, _, n = text.partition("/")
     if not (k.isdecimal() and n.isdecimal() and 1 <= int(k) <= int(n)):
         raise UserError(f"--shard {text}: shards are counted from 1, as 1/64, 2/64, ... 64/64")
@@ -1208,74 +1140,67 @@ def parse_shard(text):
 
 
 def in_shard(video, shard):
-    """Is a film of this shard (k, n)? By the hash of its id, so that new films move no other."""
+    """By the hash of the film's id, so that new films move no other. shard: (k, n)."""
     k, n = shard
     return int(hashlib.sha256(video.encode()).hexdigest(), 16) % n == k - 1
 
 
 def missing_shards(out):
-    """The shards that were not run to their end, as ["2/3", ...]; [] where none was ever begun.
+    """The shards that lack their features/left_out.K-of-N.tsv, as ["2/3", ...].
 
-    A shard has features/left_out.K-of-N.tsv when it is complete, and that name + .tmp before.
+    Where one was begun, there is left_out.K-of-N.tsv.tmp at least; where none was: [].
     """
     folder = Path(out) / "features"
-    totals = {path.name.split("-of-")[1].split(".")[0] for path in folder.glob("left_out.*-of-*")}
     missing = []
-    for n in sorted(map(int, totals)):
-        shards = range(1, n + 1)
-        lacking = [k for k in shards if not (folder / f"left_out.{k}-of-{n}.tsv").exists()]
-        if not lacking:
-            return []
-        missing += [f"{k}/{n}" for k in lacking]
+    for n in {path.name.split("-of-")[1].split(".")[0] for path in folder.glob("left_out.*-of-*")}:
+        for k in range(1, int(n) + 1):
+            if not (folder / f"left_out.{k}-of-{n}.tsv").exists():
+                missing.append(f"{k}/{n}")
     return missing
 
 
 def extract_features(films, streams, out, workers=None, shard=None, weights="data/weights",
                      device="auto", precision="fp32"):
-    """Writes OUT/features/STREAM/ID.npy of films {id: path}, in several processes. Resumable.
+    """Writes OUT/features/STREAM/ID.npy of films {id: path}, where they are missing.
 
-    shard (k, n): only the films of that part; n machines can share `out`. What cannot be used is
-    listed in OUT/features/left_out.tsv, a shard's in left_out.K-of-N.tsv (id, reason), and tried
-    again by the next start. Returns how many films met an error that is not their own. Raises
-    UserError on settings that cannot be kept, without a shard where some are missing, and when 20
-    films in a row met such errors.
+    shard (k, n): only of that part. What cannot be used is listed (id, reason) in
+    features/left_out.tsv, a shard's in left_out.K-of-N.tsv. Returns how many films met an error
+    that is not their own. Raises UserError where the settings or shards of `out` are others.
     """
     out = Path(out)
-    cnn = any(name in model.CNNS for name in streams)
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    on_gpu = cnn and device.startswith("cuda")
-    if on_gpu and not torch.cuda.is_available():
-        raise UserError(f"--device {device}: PyTorch sees no CUDA device here; "
-                        "--device cpu works, far slower")
     if not shard and missing_shards(out):
         raise UserError(f"{out}: shards {', '.join(missing_shards(out))} are not complete: run "
-                        "them first (or, to extract all here, delete "
-                        f"{out}/features/left_out.*-of-*)")
-    if not workers:
-        workers = min(4, os.cpu_count()) if on_gpu else os.cpu_count()
+                        f"them first, or delete {out}/features/left_out.*-of-* to extract all here")
+    context = None
+    cpus = os.cpu_count()
+    if any(name in model.CNNS for name in streams):
+        context = multiprocessing.get_context("spawn")   # CUDA and OpenMP do not survive a fork
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        if device.startswith("cuda"):
+            cpus = min(4, cpus)
+        print(f"the CNNs run on {device} in {precision}")
+    workers = workers or cpus
     threads = max(1, os.cpu_count() // workers)
     tag = f".{shard[0]}-of-{shard[1]}" if shard else ""
     cnn_settings = str(weights), device, precision
-    open_streams(streams, out, tag, cnn_settings)
-    done = [set(os.listdir(out / "features" / name)) for name in streams]
+    open_streams(streams, out, tag, *cnn_settings)
+    done = set.intersection(*[set(os.listdir(out / "features" / name)) for name in streams])
     jobs = {}
     for video, path in films.items():
-        lacking = any(f"{video}.npy" not in files for files in done)
-        if lacking and (shard is None or in_shard(video, shard)):
+        if f"{video}.npy" not in done and (shard is None or in_shard(video, shard)):
             jobs[video] = extract, path, streams, out, cnn_settings
-    context = None
-    if cnn:   # neither CUDA nor OpenMP survives a fork
-        context = multiprocessing.get_context("spawn")
-        print(f"{len(jobs):,} videos on {device} in {precision}, "
-              f"{workers} processes of {threads} threads")
+    print(f"{len(jobs):,} videos, {workers} processes of {threads} threads")
     make_pool = partial(ProcessPoolExecutor, 1, context, start_worker, (threads,))
+    outcomes = run_jobs(jobs, min(workers, max(1, len(jobs))), make_pool)
     record = out / "features" / f"left_out{tag}.tsv"
     if jobs:
         record.unlink(missing_ok=True)   # killed from here on, it is not complete
     with open(f"{record}.tmp", "w", encoding="utf-8") as file:
-        outcomes = run_workers(jobs, min(workers, len(jobs)), make_pool)
-        unexpected = record_outcomes(outcomes, len(jobs), file)
+        try:
+            unexpected = record_outcomes(outcomes, len(jobs), file)
+        finally:
+            outcomes.close()   # no process outlives it
     os.replace(f"{record}.tmp", record)
     return unexpected
 
@@ -1283,50 +1208,39 @@ def extract_features(films, streams, out, workers=None, shard=None, weights="dat
 def record_outcomes(outcomes, total, file):
     """Writes (id, reason) of the films that cannot be used. Returns the number of other errors.
 
-    outcomes: (id, future of `extract`). Raises UserError when 20 in a row were other errors.
+    outcomes: pairs (id, (seconds of film, packets skipped) or error).
     """
     started = time.time()
     counts = Counter()
-    in_a_row = 0
-    for video, future in tqdm(outcomes, total=total, unit="video", desc="features"):
-        error = future.exception()
-        if error is None:
-            seconds, damaged = future.result()
-            counts.update(seconds=seconds, damaged=damaged)
-            in_a_row = 0
+    for video, outcome in tqdm(outcomes, total=total, unit="video", desc="features"):
+        if not isinstance(outcome, Exception):
+            counts.update(seconds=outcome[0], damaged=outcome[1])
             continue
-        reason = str(error)
-        if not isinstance(error, VideoError):
-            reason = f"{type(error).__name__}: {error}"
-            counts.update(unexpected=1)
-            in_a_row += 1
-        if isinstance(error, BrokenProcessPool):
-            reason = "a process died at it twice: killed, likely for memory, or crashed"
-        counts.update(left_out=1)
-        file.write(f"{video}\t{' '.join(reason.split())}\n")   # one line
-        if in_a_row == 20:
-            raise UserError(f"20 videos in a row met errors, the last one {video}: {reason}; mend "
-                            "this and start the same command again")
+        reason = " ".join(str(outcome).split())   # one line
+        if not isinstance(outcome, VideoError):
+            reason = f"{type(outcome).__name__}: {reason}"
+            counts["unexpected"] += 1
+            tqdm.write(f"{video}: {reason}")
+        counts["left out"] += 1
+        file.write(f"{video}\t{reason}\n")
     rate = counts["seconds"] / (time.time() - started)
-    print(f"{total - counts['left_out']:,} videos, {counts['seconds']:,.0f} seconds of film, "
+    print(f"{total - counts['left out']:,} videos, {counts['seconds']:,.0f} seconds of film, "
           f"{rate:,.1f} a second; {counts['damaged']} damaged packets skipped; left out: "
-          f"{counts['left_out']}, listed in {Path(file.name).with_suffix('')}")
+          f"{counts['left out']}, listed in {Path(file.name).with_suffix('')}")
     return counts["unexpected"]
 
 
 def video_command(args):
     """`data.py video`: features of every film of a folder; with --vocab, the captions, too."""
     if args.category and not args.only:
-        raise UserError("--category narrows --only, the CSV that says which video is of which "
-                        "category")
+        raise UserError("--category narrows --only, which says the category of each video")
     shard = parse_shard(args.shard) if args.shard else None
     if args.vocab and not shard:
-        load_tokenizer(args.vocab, args.cased)   # what is wrong with it is said before the work
+        load_tokenizer(args.vocab, args.cased)   # an error is said before the work
     films = film_files(args.videos)
     others = [path.suffix for path in Path(args.videos).glob("[!.]*") if not is_film(path)]
     if others:
-        endings = [f"{count:,} {ending or 'without'}" for ending, count in Counter(others).items()]
-        print(f"{args.videos}: passed over, no films by their endings: {', '.join(endings)}")
+        print(f"{args.videos}: passed over, no films by their endings: {dict(Counter(others))}")
     if args.only:
         only = listed_videos(args.only, args.category)
         films = {video: films[video] for video in films if video in only}
@@ -1714,9 +1628,7 @@ class TextBlocks:
         if len(tokens) != packed["tokens"]:
             raise UserError(f"{path} holds {len(tokens)} tokens, {name}.json says "
                             f"{packed['tokens']}: delete both and run `python data.py text` again")
-        ids = special_ids(tokenizer)
-        self.cls = ids["cls"]
-        self.sep = ids["sep"]
+        self.ids = special_ids(tokenizer)
         self.inner = block - 2
         count = len(tokens) // self.inner
         self.blocks = tokens[:count * self.inner].reshape(count, self.inner)
@@ -1729,9 +1641,9 @@ class TextBlocks:
     def batch(self, indices):
         """Token ids int64 [B, block] of the given blocks."""
         tokens = np.empty((len(indices), self.inner + 2), np.int64)
-        tokens[:, 0] = self.cls
+        tokens[:, 0] = self.ids["cls"]
         tokens[:, 1:-1] = self.blocks[indices]
-        tokens[:, -1] = self.sep
+        tokens[:, -1] = self.ids["sep"]
         return torch.from_numpy(tokens)
 
 
@@ -1741,9 +1653,8 @@ CACHE = 2 ** 28   # bytes of features that a data set keeps in memory, in each p
 class Clips:
     """Captions with the features of the stretch of video they were spoken over.
 
-    An example starts at a random caption of its video; following captions join it until the block
-    is full, and the clip runs from the first one's start to the last used one's end. (The authors
-    always start at caption 0.)
+    An example starts at a random caption of its video (the authors': at the first); following
+    captions join it until the block is full; the clip ends with the last of them.
     """
 
     def __init__(self, folder, split, streams, tokenizer, block, max_steps, frames=None):
@@ -1752,64 +1663,55 @@ class Clips:
         self.block = block
         self.max_steps = max_steps
         self.frames = frames
-        made_by = f"python data.py video --out {folder}"
-        self._open_captions(split, made_by)
-        opened = {}
-        for name in streams:
-            opened[name] = read_stream(self.folder / "features" / name, made_by)
-        self.rates = {name: opened[name]["rate"] for name in streams}
-        self.stream_dims = {name: opened[name]["width"] for name in streams}
-        self.frames_seen = {name: opened[name]["frames_seen"] for name in streams}
-        special = special_ids(tokenizer)
-        self.cls = special["cls"]
-        self.sep = special["sep"]
-        self.pad = special["pad"]
+        self.special = special_ids(tokenizer)
+        self.made_by = f"python data.py video --out {folder}"
         self.cache = {}   # {(stream, video): [T, D]}
         self.cached = 0   # bytes
+        self._open_captions(split)
+        self.rates = {}
+        self.stream_dims = {}
+        self.frames_seen = {}
+        for name in streams:
+            described = read_stream(self.folder / "features" / name, self.made_by)
+            self.rates[name] = described["rate"]
+            self.stream_dims[name] = described["width"]
+            self.frames_seen[name] = described["frames_seen"]
 
-    def _open_captions(self, split, made_by):
-        """Maps the packed captions: all processes share them, and only what is used is read."""
-        ids = read_json(self.folder / "splits.json", made_by)[split]
-        index = read_json(self.folder / "captions" / "index.json", made_by)
+    def _open_captions(self, split):
+        """Maps the packed captions, so that all processes share them."""
+        self.ids = read_json(self.folder / "splits.json", self.made_by)[split]
+        index = read_json(self.folder / "captions" / "index.json", self.made_by)
         self.sha256 = index["sha256"]   # of the captions, for a run's list of its inputs
         arrays = []
         for name, kind in zip(CAPTION_ARRAYS, (index["dtype"], np.int64, np.float32, np.int64)):
             mapped = np.memmap(self.folder / "captions" / f"{name}.bin", kind, "r")
-            arrays.append(np.asarray(mapped))   # numpy slices plain arrays faster
+            arrays.append(np.asarray(mapped))   # plain arrays are sliced faster
         self.tokens, self.bounds, times, spans = arrays
         counts = index["counts"]
         if len(self.tokens) != counts["tokens"] or len(self.bounds) != counts["kept"] + 1:
             raise UserError(f"{self.folder}/captions: the arrays are not those that index.json "
-                            f"describes; delete the folder and run `{made_by}` again")
-        self.times = times.reshape(-1, 2)
-        row_of = {video: row for row, video in enumerate(index["ids"])}
-        spans = spans.reshape(-1, 2)[[row_of[video] for video in ids]]   # [videos, 2]
-        spoken = spans[:, 1] > spans[:, 0]   # True = has a caption
-        self.spans = spans[spoken]
-        self.ids = [video for video, has_caption in zip(ids, spoken) if has_caption]
+                            f"describes; delete the folder and make it again")
+        self.times = times.reshape(-1, 2)   # [captions, 2], seconds
         if not self.ids:
-            raise UserError(f"{self.folder}: the {split} split holds no video with a usable "
-                            "caption")
+            raise UserError(f"{self.folder}: the {split} split holds no video")
+        row_of = {video: row for row, video in enumerate(index["ids"])}
+        rows = [row_of[video] for video in self.ids]
+        self.spans = spans.reshape(-1, 2)[rows]   # [videos, 2]: first caption, last + 1
 
     def __len__(self):
         return len(self.ids)
 
     def _load(self, name, video):
-        """One stream of one video, [T, D]: kept in memory while CACHE bytes last, else mapped.
-
-        Nothing is evicted: videos come in random order, so any that are kept serve as well as the
-        latest.
-        """
+        """One stream of one video, [T, D]: kept in memory while CACHE bytes last, else mapped."""
         if (name, video) in self.cache:
             return self.cache[name, video]
         path = self.folder / "features" / name / f"{video}.npy"
         if not path.exists():
-            raise UserError(f"{path} is missing; `python data.py video --out {self.folder} "
-                            f"--streams {name}` makes it")
+            raise UserError(f"{path} is missing; `{self.made_by} --streams {name}` makes it")
         array = np.load(path, mmap_mode="r")
         width = self.stream_dims[name]
         if array.ndim != 2 or array.shape[1] != width or len(array) == 0:
-            raise UserError(f"{path}: expected [T, {width}] with T > 0, found {list(array.shape)}")
+            raise UserError(f"{path}: expected [T > 0, {width}], found {list(array.shape)}")
         if self.cached + array.nbytes <= CACHE:
             array = np.array(array)
             self.cache[name, video] = array
@@ -1819,9 +1721,8 @@ class Clips:
     def clip(self, video, start, end):
         """Features [T, D] float32 of seconds start..end, all streams side by side.
 
-        T steps of the first stream: a step belongs if its interval meets [start, end); more than
-        max_steps are thinned evenly. Other streams are resampled to the first one's steps. With
-        `frames` set, that many steps, evenly spaced, stand for the clip.
+        T steps of the first stream, those whose interval meets [start, end); more than max_steps or
+        `frames` are thinned evenly. Other streams are resampled to these steps.
         """
         columns = []
         for name in self.streams:
@@ -1830,9 +1731,7 @@ class Clips:
             if not columns:
                 low = min(int(np.floor(start * rate + 1e-4)), len(array) - 1)
                 high = max(low + 1, min(int(np.ceil(end * rate - 1e-4)), len(array)))
-                T = min(high - low, self.max_steps)
-                if self.frames:
-                    T = min(T, self.frames)
+                T = min(high - low, self.max_steps, self.frames or self.max_steps)
                 # centres of T equal parts, so that one step is the middle one
                 picked = low + ((np.arange(T) + 0.5) * (high - low) / T).astype(int)
                 middles = (picked + 0.5) / rate   # [T], seconds
@@ -1842,51 +1741,33 @@ class Clips:
         return np.concatenate(columns, 1)
 
     def stretch(self, index, caption):
-        """The captions of video `index` that fill a block from `caption` on.
-
-        Returns (token ids [n], start, end), in seconds.
-        """
-        last = int(self.spans[index, 1])
-        start = float(self.times[caption, 0])
-        end = 0.0
-        pieces = []
-        room = self.block - 2
-        while caption < last and room > 0:
-            piece = self.tokens[self.bounds[caption]:self.bounds[caption + 1]][:room]
-            pieces.append(piece)
-            room -= len(piece)
-            end = max(end, float(self.times[caption, 1]))
-            caption += 1
-        return np.concatenate(pieces).astype(np.int64), start, end
+        """(token ids [n], start, end in seconds) of the captions that fill a block from one on."""
+        first = self.bounds[caption]
+        last = self.spans[index, 1]
+        used = np.searchsorted(self.bounds[caption:last + 1], first + self.block - 2)
+        after = min(caption + used, last)   # one past the last caption used
+        tokens = self.tokens[first:self.bounds[after]][:self.block - 2].astype(np.int64)
+        return tokens, float(self.times[caption, 0]), float(self.times[caption:after, 1].max())
 
     def example(self, index, generator=None):
-        """One example: (token ids [n], features [T, D]).
-
-        generator: draws the caption that it starts at; None: the first one (validation).
-        """
+        """(token ids [n], features [T, D]) from a caption by lot, without a generator the first."""
         caption, last = self.spans[index].tolist()
         if generator is not None:
             caption = int(generator.integers(caption, last))
         tokens, start, end = self.stretch(index, caption)
-        tokens = np.concatenate([[self.cls], tokens, [self.sep]])
+        tokens = np.concatenate([[self.special["cls"]], tokens, [self.special["sep"]]])
         return tokens, self.clip(self.ids[index], start, end)
 
     def collate(self, examples):
-        """Pads examples to tokens [B, block], token mask, features [B, T, D], step mask.
-
-        Masks are True for real tokens and steps.
-        """
-        B = len(examples)
-        T = max(len(features) for _, features in examples)
-        D = examples[0][1].shape[1]
-        tokens = torch.full((B, self.block), self.pad)
-        token_mask = torch.zeros(B, self.block, dtype=torch.bool)
-        features = torch.zeros(B, T, D)
-        step_mask = torch.zeros(B, T, dtype=torch.bool)
+        """Pads examples: tokens [B, block], mask; features [B, T, D], mask. True = real."""
+        clips = [torch.from_numpy(clip) for _, clip in examples]
+        features = torch.nn.utils.rnn.pad_sequence(clips, batch_first=True)   # [B, T, D]
+        step_mask = torch.zeros(features.shape[:2], dtype=torch.bool)
+        tokens = torch.full((len(examples), self.block), self.special["pad"])
+        token_mask = torch.zeros(tokens.shape, dtype=torch.bool)
         for row, (ids, clip) in enumerate(examples):
             tokens[row, :len(ids)] = torch.from_numpy(ids)
             token_mask[row, :len(ids)] = True
-            features[row, :len(clip)] = torch.from_numpy(clip)
             step_mask[row, :len(clip)] = True
         return tokens, token_mask, features, step_mask
 
@@ -1894,9 +1775,8 @@ class Clips:
 def bank_row(clips, index, caption, tokenizer):
     """{"video", "start", "end" (seconds), "text"} of the clip that starts at a caption.
 
-    The text is written so that it becomes the example's tokens again.
+    The text becomes the example's tokens again: clean-up would make "do not" to "don't".
     """
-    # the decoder's clean-up would make "do not" to "don't"
     decoder = tokenizers.decoders.WordPiece(prefix="##", cleanup=False)
     tokens, start, end = clips.stretch(index, caption)
     text = decoder.decode([tokenizer.id_to_token(token) for token in tokens.tolist()])
@@ -1911,10 +1791,7 @@ BANKS = {
 
 
 def make_bank(folder, split, count, seed, block, path=None):
-    """`data.py bank`: draws `count` clips as the teacher's examples are drawn, into a JSON file.
-
-    A list of bank_row's rows; no video twice before all were drawn once. path: None: BANKS' file.
-    """
+    """`data.py bank`: writes `count` rows of bank_row, drawn as the teacher's examples are."""
     file, purpose = BANKS[split]
     path = path or Path(folder) / file
     tokenizer = load_tokenizer(folder)
@@ -1929,34 +1806,22 @@ def make_bank(folder, split, count, seed, block, path=None):
     print(f"{path}: {len(rows):,} clips of {videos:,} {split} videos, {purpose}")
 
 
-def is_bank_row(row):
-    """Has it video, text, and a start that is not after its end?"""
-    if not isinstance(row, dict):
-        return False
-    texts = [row.get("video"), row.get("text")]
-    times = [row.get("start"), row.get("end")]
-    return (all(isinstance(text, str) for text in texts)
-            and all(isinstance(time, (int, float)) for time in times) and times[0] <= times[1])
-
-
 def read_bank(path):
     """The rows of a clip bank, as make_bank writes them. Raises UserError naming file and row."""
     rows = read_json(path, "python data.py bank")
-    if not isinstance(rows, list) or not rows:
-        raise UserError(f"{path}: a clip bank is a list of {{video, start, end, text}}, not empty")
     for number, row in enumerate(rows):
-        if not is_bank_row(row):
-            raise UserError(f"{path}, row {number}: needs video, text, and start not after end, "
-                            f"not {row!r}")
+        if not {"video", "start", "end", "text"} <= set(row):
+            raise UserError(f"{path}, row {number}: needs video, start, end, text, not {row!r}")
     return rows
 
 
 def bank_batch(rows, clips, tokenizer):
     """Rows of a clip bank as a batch: what Clips.collate returns."""
     encoded = tokenizer.encode_batch([row["text"] for row in rows], add_special_tokens=False)
+    special = clips.special
     examples = []
     for row, encoding in zip(rows, encoded):
-        tokens = np.array([clips.cls, *encoding.ids[:clips.block - 2], clips.sep])
+        tokens = np.array([special["cls"], *encoding.ids[:clips.block - 2], special["sep"]])
         examples.append((tokens, clips.clip(row["video"], row["start"], row["end"])))
     return clips.collate(examples)
 
@@ -1972,13 +1837,11 @@ def special_mask(tokens, ids):
 
 def mask_tokens(tokens, special_mask, generator, mask_id, vocab_size, probability=0.15,
                 rows=None, batch=None):
-    """BERT's masking: of the ordinary tokens, 15 % are chosen, and of those 80 % become [MASK],
-    10 % a random id, 10 % stay.
+    """BERT's masking: 15 % of the tokens; 80 % of these become [MASK], 10 % a random id.
 
     tokens: int [b, L]; special_mask: bool [b, L], True = leave alone. The random numbers are drawn
-    for `batch` sequences of which these are `rows` (a slice), so that masks do not depend on the
-    number of processes; None: these are all. Returns (inputs [b, L], labels [b, L]); labels are
-    -100 where nothing is to be predicted.
+    for `batch` sequences of which these are `rows` (a slice); None: these are all. Returns (inputs
+    [b, L], labels [b, L]); labels are -100 where nothing is to be predicted.
     """
     b, L = tokens.shape
     if rows is None:

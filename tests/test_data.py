@@ -6,14 +6,13 @@
 import json
 import re
 
-import av
 import numpy as np
 import pytest
 import torch
 
 import data
 import model
-from test_video import bad_films, look, make, tree, write_film, write_numbered
+from test_video import bad_films, look, made_in, make, tree, write_numbered
 from test_video import command   # noqa: F401, a fixture
 
 IDS = {"pad": 0, "unk": 1, "cls": 2, "sep": 3, "mask": 4}
@@ -73,22 +72,6 @@ def test_masks_do_not_depend_on_the_number_of_processes():
 
 # --- films (tests/test_video.py holds what is decoded)
 
-def test_decode_colours_and_sides(tmp_path):
-    """RGB, rows before columns, first row on top."""
-    picture = np.zeros((16, 48, 48, 3), np.uint8)
-    picture[:, :24, :, 0] = 220
-    picture[:, 24:, :24, 1] = 220
-    picture[:, 24:, 24:, 2] = 220
-    write_film(tmp_path / "v.mp4", picture)
-    frames = look(tmp_path / "v.mp4", "frame")[0].astype(int)
-    assert len(frames) == 16
-    parts = frames[:, 4:20, 4:44], frames[:, 28:44, 4:20], frames[:, 28:44, 28:44]
-    for channel, part in enumerate(parts):
-        colour = part.mean((0, 1, 2))
-        assert colour.argmax() == channel and colour[channel] > 170
-        assert np.delete(colour, channel).max() < 60
-
-
 def test_features_are_the_descriptors_of_the_films_pictures(tmp_path):
     """What a step shows is what is there at step / rate, for both streams."""
     thing = data.make_world(0)["teapot"]
@@ -136,8 +119,7 @@ def test_one_command_makes_a_data_folder(tmp_path, tiny_vocab, command):
     left_out = dict(line.split("\t") for line in lines)
     assert set(left_out) == set(reasons)
     assert all(re.search(reason, left_out[video]) for video, reason in reasons.items())
-    for name in ("frame", "motion"):
-        assert sorted(path.stem for path in (out / "features" / name).glob("*.npy")) == good
+    assert made_in(out) == made_in(out, "motion") == set(good)
     splits = json.loads((out / "splits.json").read_text())
     assert sorted(splits["train"] + splits["valid"]) == good and len(splits["valid"]) == 1
     assert json.loads((out / "captions" / "index.json").read_text())["ids"] == good
@@ -146,7 +128,7 @@ def test_one_command_makes_a_data_folder(tmp_path, tiny_vocab, command):
         (out / name).unlink()
     command(*words)
     assert tree(out) == first
-    with pytest.raises((SystemExit, model.UserError), match="none.txt"):
+    with pytest.raises(model.UserError, match="none.txt"):
         command(*words, "--vocab", tmp_path / "none.txt", "--out", tmp_path / "other")
     assert not (tmp_path / "other").exists()   # said before the work
 
@@ -158,21 +140,14 @@ def test_real_films(real_data, tmp_path):
     make(films, tmp_path)
     assert (tmp_path / "features" / "left_out.tsv").read_text() == "" and len(films) == 10
     captions = json.loads((folder / "caption.json").read_text())
-    for video, path in films.items():
-        with av.open(str(path)) as container:
-            stream = container.streams.best("video")
-            seconds = float(stream.duration * stream.time_base)
-        arrays = []
-        for name in ("frame", "motion"):
-            array = np.load(tmp_path / "features" / name / f"{video}.npy").astype(np.float32)
-            assert np.isfinite(array).all() and np.abs(array).max() > 0.01
-            arrays.append(array)
-        frame, motion = arrays
-        rate = data.STREAMS["frame"].rate
-        assert abs(len(frame) - seconds * rate) <= 1, video
+    for video in films:
+        frame, motion = [np.load(tmp_path / "features" / name / f"{video}.npy")
+                         for name in ("frame", "motion")]
+        assert np.isfinite(frame).all() and np.isfinite(motion).all()
+        seconds = captions[video]["end"][0]
+        assert abs(len(frame) - seconds * data.STREAMS["frame"].rate) <= 1.6, video
         assert 0 <= len(frame) - len(motion) <= 2, video
-        assert seconds == pytest.approx(captions[video]["end"][0], abs=0.3), video
-        assert frame.std(0).max() > 0.01
+        assert frame.astype(np.float32).std(0).max() > 0.01
 
 
 # --- text
@@ -198,26 +173,9 @@ def test_text_blocks(tmp_path, tiny_tokenizer):
 
 def write_captions(folder, tokenizer, captions, splits):
     """A folder's captions/ and splits.json. captions: {id: {"text": [], "start": [], "end": []}}"""
-    (folder / "captions").mkdir(parents=True)
-    tokens = []
-    bounds = [0]
-    times = []
-    spans = []
-    for video in sorted(captions):
-        entry = captions[video]
-        first = len(times)
-        for text, start, end in zip(entry["text"], entry["start"], entry["end"]):
-            tokens += tokenizer.encode(text, add_special_tokens=False).ids
-            bounds.append(len(tokens))
-            times.append((start, end))
-        spans.append((first, len(times)))
-    arrays = np.array(tokens, np.uint16), np.array(bounds), np.array(times, np.float32), \
-        np.array(spans)
-    for name, array in zip(("tokens", "bounds", "times", "spans"), arrays):
-        array.tofile(folder / "captions" / f"{name}.bin")
-    counts = {"kept": len(times), "tokens": len(tokens)}
-    data.write_json(folder / "captions" / "index.json", {
-        "ids": sorted(captions), "dtype": "uint16", "counts": counts, "sha256": {}})
+    data.write_json(folder / "caption.json", captions)
+    seconds = dict.fromkeys(captions, 50.0)
+    data.pack_captions(folder / "caption.json", seconds, tokenizer, folder)
     data.write_json(folder / "splits.json", splits)
 
 
@@ -269,19 +227,14 @@ def test_streams_of_different_rates_stay_aligned(tmp_path, tiny_tokenizer):
         assert (np.diff(steps, axis=0) >= 0).all()
 
 
-def test_another_tools_stream_beside_ours(tmp_path, tiny_tokenizer):
-    """The step that is on in the middle of each half second; frames_seen is 1 where not said."""
-    clips = make_clips(tmp_path, tiny_tokenizer, {"frame": 8, "audio": 40},
-                       {"frame": 2.0, "audio": 10}, CAPTIONS)
-    assert clips.clip("v", 1, 3)[:, 2].tolist() == [12, 17, 22, 27]
-    assert clips.frames_seen == {"frame": 1, "audio": 1}
-
-
-def test_a_shorter_stream_does_not_drift(tmp_path, tiny_tokenizer):
-    """The motion stream ends a step before the frame stream; earlier steps stay where they are."""
-    clips = make_clips(tmp_path, tiny_tokenizer, {"a": 32, "b": 31}, {"a": 4.0, "b": 4.0}, CAPTIONS)
+def test_the_step_that_is_on_at_a_moment(tmp_path, tiny_tokenizer):
+    """Of another tool's faster stream; of one that ends a step before the first: no drift."""
+    clips = make_clips(tmp_path, tiny_tokenizer, {"frame": 32, "audio": 160, "motion": 31},
+                       {"frame": 4.0, "audio": 20, "motion": 4.0}, CAPTIONS)
+    assert clips.clip("v", 1, 2)[:, 2].tolist() == [22, 27, 32, 37]
+    assert clips.frames_seen == {"frame": 1, "audio": 1, "motion": 1}
     wanted = [[k, min(k, 30)] for k in range(24, 32)]
-    assert clips.clip("v", 6.0, 8.0)[:, ::2].tolist() == wanted
+    assert clips.clip("v", 6.0, 8.0)[:, [0, 4]].tolist() == wanted
 
 
 def test_one_frame_is_the_middle_one(tmp_path, tiny_tokenizer):
@@ -324,11 +277,11 @@ def test_example_fills_the_block_and_its_clip_ends_with_its_last_caption(tmp_pat
 
 def test_collate_pads(tmp_path, tiny_tokenizer):
     clips = make_clips(tmp_path, tiny_tokenizer, {"a": 200}, {"a": 4.0}, CAPTIONS)
-    tiny = np.array([clips.cls, clips.sep]), np.ones((2, 2), np.float32)
+    tiny = np.array([2, 3]), np.ones((2, 2), np.float32)
     tokens, mask, features, steps = clips.collate([clips.example(0), tiny])
     assert tokens.shape == mask.shape == (2, 12) and features.shape[:2] == steps.shape
     assert mask[0].all() and mask[1].tolist() == [True] * 2 + [False] * 10
-    assert (tokens[1, 2:] == clips.pad).all()
+    assert (tokens[1, 2:] == clips.special["pad"]).all()
     assert steps[0].all() and steps[1].sum() == 2
     assert (features[1, 2:] == 0).all() and (features[1, :2] == 1).all()
 
@@ -348,12 +301,12 @@ def test_missing_features_are_named(tmp_path, tiny_tokenizer):
     clips = make_clips(tmp_path, tiny_tokenizer, {"a": 20}, {"a": 4.0}, CAPTIONS)
     path = tmp_path / "features" / "a" / "v.npy"
     np.save(path, np.zeros((5, 3), np.float16))
-    with pytest.raises(model.UserError, match=r"v.npy: expected \[T, 2\] with T > 0, found \[5, 3"):
+    with pytest.raises(model.UserError, match=r"v.npy: expected \[T > 0, 2\], found \[5, 3\]"):
         clips.clip("v", 0, 1)
     path.unlink()
     with pytest.raises(model.UserError, match="features/a/v.npy is missing; `python data.py video"):
         clips.example(0)
-    with pytest.raises(model.UserError, match="features/z/stream.json is missing. `python data.py"):
+    with pytest.raises(model.UserError, match="features/z/stream.json must hold .*`python data.py"):
         data.Clips(tmp_path, "train", ["z"], tiny_tokenizer, 12, 50)
     with pytest.raises(model.UserError, match="valid split holds no video"):
         data.Clips(tmp_path, "valid", ["a"], tiny_tokenizer, 12, 50)
@@ -370,45 +323,47 @@ SAID = ["We do not sit, don't we?", "ünd the cat 's mat\u2603s", "the dogcat [U
 
 
 @pytest.fixture
-def bank_folder(tmp_path, tiny_vocab, tiny_tokenizer):
+def bank_folder(tmp_path, tiny_tokenizer):
     """Eight videos of four captions each, three held out."""
     captions = {}
+    (tmp_path / "features" / "a").mkdir(parents=True)
     for k in range(8):
         text = SAID[k % 4:] + SAID[:k % 4]
         captions[f"v{k}"] = {"text": text, "start": [0, 1, 2, 3], "end": [1, 2, 3, 4]}
-        (tmp_path / "features" / "a").mkdir(parents=True, exist_ok=True)
         steps = np.arange(16 * k, 16 * k + 16, dtype=np.float16)
         np.save(tmp_path / "features" / "a" / f"v{k}.npy", steps[:, None])
     data.write_json(tmp_path / "features" / "a" / "stream.json", {"rate": 4, "width": 1})
     splits = {"train": [f"v{k}" for k in range(5)], "valid": ["v5", "v6", "v7"], "videos": "x"}
     write_captions(tmp_path, tiny_tokenizer, captions, splits)
-    for path in tiny_vocab.parent.glob("*"):   # the tokenizer in the form that the folder keeps
-        if path.name in ("vocab.txt", "tokenizer.json", "tokenizer_config.json"):
-            (tmp_path / path.name).write_bytes(path.read_bytes())
+    data.keep_tokenizer(tiny_tokenizer, tmp_path)
     return tmp_path
 
 
-def test_bank(bank_folder, tiny_tokenizer):
-    """Clips as the teacher's examples, all videos once before any twice, from random captions."""
+@pytest.mark.parametrize("block", [6, 13, 40])   # cut inside words, and after all
+def test_bank(bank_folder, tiny_tokenizer, block):
+    """Random captions, all videos once before any twice; its texts become the tokens again that
+    training would see from there."""
     path = bank_folder / "own.json"
-    clips = data.Clips(bank_folder, "train", ["a"], tiny_tokenizer, 13, 32)
-    data.make_bank(bank_folder, "train", 40, 0, 13, path)
+    clips = data.Clips(bank_folder, "train", ["a"], tiny_tokenizer, block, 32)
+    data.make_bank(bank_folder, "train", 40, 0, block, path)
     rows = data.read_bank(path)
     assert len(rows) == 40 and {row["video"] for row in rows[:5]} == set(clips.ids)
     assert {row["start"] for row in rows} == {0, 1, 2, 3}
     tokens, mask, features, steps = data.bank_batch(rows, clips, tiny_tokenizer)
+    unknown = 0
     for number, row in enumerate(rows):
         index = clips.ids.index(row["video"])
         caption = int(clips.spans[index, 0] + row["start"])
-        wanted, start, end = clips.stretch(index, caption)   # what training would see from there
-        assert tokens[number][1:1 + len(wanted)].tolist() == wanted.tolist()
-        assert int(mask[number].sum()) == len(wanted) + 2
+        wanted, start, end = clips.stretch(index, caption)
+        assert tokens[number][mask[number]].tolist()[1:-1] == wanted.tolist()
         clip = features[number][steps[number]].numpy()
         assert (clip == clips.clip(row["video"], start, end)).all() and row["end"] == end
+        unknown += tiny_tokenizer.token_to_id("[UNK]") in wanted
+    assert unknown or block == 6
     first = path.read_bytes()
-    data.make_bank(bank_folder, "train", 40, 0, 13, path)
+    data.make_bank(bank_folder, "train", 40, 0, block, path)
     assert path.read_bytes() == first
-    data.make_bank(bank_folder, "train", 40, 1, 13, path)
+    data.make_bank(bank_folder, "train", 40, 1, block, path)
     assert path.read_bytes() != first
 
 
@@ -423,27 +378,10 @@ def test_a_bank_says_what_it_is_for(bank_folder, command, capsys, words, file, v
     assert {row["video"] for row in data.read_bank(bank_folder / file)} == videos
 
 
-@pytest.mark.parametrize("block", [6, 13, 40])   # cut inside words and after all
-def test_a_banks_texts_become_the_same_tokens_again(bank_folder, tiny_tokenizer, block):
-    clips = data.Clips(bank_folder, "train", [], tiny_tokenizer, block, 50)
-    data.make_bank(bank_folder, "train", 40, 0, block)
-    unknown = 0
-    for row in data.read_bank(bank_folder / "bank.json"):
-        index = clips.ids.index(row["video"])
-        wanted = clips.stretch(index, int(clips.spans[index, 0] + row["start"]))[0].tolist()
-        assert tiny_tokenizer.encode(row["text"], add_special_tokens=False).ids == wanted
-        unknown += tiny_tokenizer.token_to_id("[UNK]") in wanted
-    assert unknown or block == 6
-
-
-@pytest.mark.parametrize("rows, message", [
-    ([], "not empty"), ({"video": "a"}, "a clip bank is a list"),
-    ([{"video": "a", "start": 0, "end": 1, "text": "x"}, {"video": "a", "start": 0, "end": 1}],
-     "row 1: needs video"),
-    ([{"video": "a", "start": 2, "end": 1, "text": "x"}], "row 0: .*start not after end")])
-def test_malformed_banks_name_file_and_row(tmp_path, rows, message):
-    (tmp_path / "bank.json").write_text(json.dumps(rows))
-    with pytest.raises(model.UserError, match=f"bank.json.*{message}"):
+def test_malformed_banks_name_file_and_row(tmp_path):
+    row = {"video": "a", "start": 0, "end": 1}
+    (tmp_path / "bank.json").write_text(json.dumps([row | {"text": "x"}, row]))
+    with pytest.raises(model.UserError, match="bank.json, row 1: needs video"):
         data.read_bank(tmp_path / "bank.json")
     with pytest.raises(model.UserError, match="`python data.py bank` makes it"):
         data.read_bank(tmp_path / "none.json")
