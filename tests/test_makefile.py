@@ -252,7 +252,7 @@ def fetch(server, *targets, sums=None):
     """make TARGETS from the server, whose files' sums are published unless `sums` says others."""
     if sums is None:
         sums = {name: sha256(content) for name, content in server.files.items()}
-    table = "".join(f"{digest} {name}\n" for name, digest in sums.items())
+    table = "".join(f"{name}={digest}\n" for name, digest in sums.items())
     port = server.server_address[1]
     code, said, _ = make(*targets, f"MIRROR=http://127.0.0.1:{port}", f"SUMS={table}")
     return code, said
@@ -385,7 +385,7 @@ def publish_tasks(server):
         if task == "CoLA":
             members["CoLA/test.tsv"] = "index\tsentence\n0\tA sentence .\n"
         members[f"{task}/original/dev.tsv"] = "not this"
-        members[f"__MACOSX/{task}/dev.tsv"] = "nor this"
+        members[f"__MACOSX/{task}/._dev.tsv"] = "nor this"
         server.files[f"{name}.zip"] = zipped(members)
     for name, content in PLAIN.items():
         server.files[name] = content.encode()
