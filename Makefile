@@ -113,7 +113,8 @@ $(DATA)/text/valid.json: $(DATA)/world.json
 	  --valid $(DATA)/text/valid.txt --vocab $(DATA)/tokenizer.json --out $(DATA)/text)
 endif
 %/splits.json:
-	@echo "$* holds no features yet. For films of your own, named ID.mp4, with ID.srt:"
+	@echo "$* holds no features yet. For films, named ID.mp4, with ID.srt (HowTo100M's 12 TB"
+	@echo "are given on request, https://www.di.ens.fr/willow/research/howto100m/):"
 	@echo "  $(PYTHON) data.py video --videos FOLDER --vocab $(VOCAB) --out $*"
 	@exit 1
 %/valid.json:
@@ -290,7 +291,7 @@ $(ZIPS) $(WEIGHTS) $(foreach task,$(PLAIN),$(call files,$(task))) data/tasks/PIQ
 
 # $(call unzip,END): the file of the zip whose path ends so
 unzip = @mkdir -p $(@D); python3 -c "$$UNZIP" $< $1 > $@.tmp && mv $@.tmp $@ || \
-  { echo "$<: damaged, or without $1; delete it"; exit 1; }
+  { echo "$< is damaged, or lacks $1: delete it"; exit 1; }
 define UNZIP
 import shutil, sys, zipfile
 archive = zipfile.ZipFile(sys.argv[1])
@@ -327,7 +328,3 @@ data/weights: $(WEIGHTS)
 data/weights/resnet152: data/weights/resnet152-394f9c45.pth
 data/weights/resnext101: data/weights/resnext101.pth
 data/weights/bert-base-uncased: data/weights/bert-base-uncased/vocab.txt
-data/howto100m/videos:
-	@echo "The videos (12 TB) are given on request only, by the form at"
-	@echo "  https://www.di.ens.fr/willow/research/howto100m/"
-	@exit 1
