@@ -2278,19 +2278,17 @@ def fill(template, generator, **given):
 
 
 def draw_path(properties, action, generator):
-    """Where a thing is, frame by frame: x, y in pixels, phase of its growth 0..1, angle; each [F].
+    """Frame by frame: x, y in pixels, phase of growth 0..1, angle; each [F, 1, 1].
 
-    The two behaviours of an action visit the same frames in opposite order or at another pace,
-    from a random phase of a cycle (the picture wraps round, sizes run through a saw-tooth), so
-    that no single frame tells them apart.
+    The two behaviours of an action visit the same frames in opposite order or at another pace, from
+    a random phase of a cycle: the picture wraps round, sizes run through a saw-tooth.
     """
     name = list(DYNAMIC)[ACTIONS.index(action)]
     sign = 1 if properties[name] == PROPERTIES[name][1][0] else -1
     frames = np.arange(CLIP_FRAMES)
-    still = np.zeros(CLIP_FRAMES)
     x, y = generator.uniform(0, SIDE, 2)
-    phase = still + generator.uniform()
-    angle = still + generator.uniform(0, 2 * np.pi)
+    phase = np.full(CLIP_FRAMES, generator.uniform())
+    angle = np.full(CLIP_FRAMES, generator.uniform(0, 2 * np.pi))
     if action == "drop":   # image rows count downwards
         y = y - sign * 1.6 * frames
     elif action == "heat":
@@ -2362,8 +2360,7 @@ def write_video(path, frames):
 def make_video(seed, video, noun, properties, folder):
     """Films one noun: every action once, in random order. Returns what is shown and spoken.
 
-    Two in five captions begin with the last words (`repeated` many) of the one before, as rolling
-    captions do.
+    Two in five captions repeat the last words of the one before, as rolling captions do.
     """
     generator = numpy_generator(seed, "video", video)
     actions = generator.permutation(ACTIONS).tolist()
@@ -2477,9 +2474,8 @@ def make_text(world, seed, documents):
 
 # --- tasks
 
-# A task's function yields (label, noun, property, text of each column). A grounded row, with a
-# noun, asks what only video tells; an ungrounded one, without, what every student must keep (word
-# order, negation, copying): instead of a property it names that.
+# A task's function yields (label, noun, property, text of each column). Grounded rows, about a noun,
+# ask what only video tells; ungrounded ones word order, negation or copying, their "property".
 
 # split: (its groups of nouns, how many ungrounded rows)
 SPLITS = {
@@ -2508,10 +2504,7 @@ def facts(world, nouns, names, generator):
 
 
 def pairs(world, nouns, generator):
-    """(noun, rival, property): the noun has a property's first value, its rival the second.
-
-    Each noun is in one pair of every dynamic property.
-    """
+    """(noun, with a property's first value, rival, with the second, property); each noun in one."""
     rows = []
     for name in DYNAMIC:
         first, second = PROPERTIES[name][1]
@@ -2591,9 +2584,9 @@ NLI_LABELS = ["entailment", "contradiction", "neutral"]
 
 
 def mnli(world, nouns, plain, generator):
-    """Premise and hypothesis. Grounded: is it so or not. Ungrounded: where people are (copying).
+    """Does it follow from the premise? Ungrounded: where people are (copying).
 
-    A neutral hypothesis shows that it is neutral by itself, so it is ungrounded.
+    A neutral hypothesis shows by itself that it is neutral, so no grounded row is.
     """
     for noun, name, value, truth in facts(world, nouns, STATIC, generator):
         premise = f"{generator.choice(PEOPLE)} knows the {noun} ."
@@ -2619,11 +2612,7 @@ def diagnostic(category, label, noun, name, premise, hypothesis):
 
 
 def diagnostics(world, nouns, plain, generator):
-    """MNLI's rows, the grounded ones as Knowledge, and rows of negation and word order.
-
-    It asks of the properties that MNLI trains on: to others a model says "neutral", more or less
-    often, whatever it knows of the noun.
-    """
+    """MNLI's rows, the grounded ones as Knowledge, and rows of negation and word order."""
     for label, noun, *rest in mnli(world, nouns, plain, generator):
         category = "Knowledge" if noun else "Lexical Semantics"
         yield diagnostic(category, label, noun, *rest)
@@ -2703,7 +2692,7 @@ def squad1(world, nouns, plain, generator):
     return [row for row in squad2(world, nouns, plain, generator) if row[0]]
 
 
-# What the first value of each property leads to: of two things, the one that has it gets there.
+# what the first value of each property leads to
 LEADS_TO = {
     "lift": "reaches the top", "growth": "fills the hall", "pace": "gets there",
     "spin": "faces the west",
@@ -2820,8 +2809,8 @@ def task_rows(world, seed, task, split):
 def make_tasks(world, seed, out):
     """Writes every task in its published format under out/TASK. Returns the training rows' texts.
 
-    Test files keep their labels to themselves, as the published ones do. SPLIT.meta.jsonl beside
-    each split has them, and by what rows are scored apart: part, noun, its group, property.
+    Test files have no labels, as the published ones. SPLIT.meta.jsonl has them, and by what rows
+    are scored apart: part, noun, its group, property.
     """
     texts = []
     for task, (_, _, write, label_column, files) in TASKS.items():
