@@ -7,7 +7,7 @@
 #   make test                              all tests
 #   make bench                             speed against references; BENCH="--only mlm nst"
 #   make data/tasks/RTE data/wiki          published files (the last section)
-#   make DATA=data/howto100m TEXT=data/wiki SIZE=base NPROC=8      paper scale (README, "At scale")
+#   make DATA=data/howto100m TEXT=data/wiki SIZE=base NPROC=8      paper scale
 #   make PYTHON=python ...                 your own environment instead of .venv
 
 SIZE  ?= mini
@@ -247,9 +247,9 @@ WEIGHTS     := $(addprefix data/weights/,resnet152-394f9c45.pth resnext101.pth \
 WIKI        := data/wiki/wikitext-103-raw/wiki
 
 # Where they come from, and their names there
-GLUE   := https://dl.fbaipublicfiles.com/glue/data
 REMOTE  = $(@F)
-data/downloads/% data/tasks/AX/% data/tasks/MRPC/%: URL := $(GLUE)
+$(GLUED:%=data/downloads/%.zip) data/tasks/AX/AX.tsv data/tasks/MRPC/mrpc_dev_ids.tsv: \
+  URL := https://dl.fbaipublicfiles.com/glue/data
 data/downloads/QQP.zip: REMOTE := QQP-clean.zip
 data/downloads/QNLI.zip: REMOTE := QNLIv2.zip
 data/tasks/MRPC/msr%: URL := https://dl.fbaipublicfiles.com/senteval/senteval_data
@@ -325,6 +325,6 @@ data/tasks: $(ALL:%=data/tasks/%)
 $(foreach task,$(ALL),$(eval data/tasks/$(task): $(call files,$(task))))
 data/wiki: data/wiki/valid.json
 data/weights: $(WEIGHTS)
-data/weights/resnet152: data/weights/resnet152-394f9c45.pth
-data/weights/resnext101: data/weights/resnext101.pth
-data/weights/bert-base-uncased: data/weights/bert-base-uncased/vocab.txt
+data/weights/resnet152: $(word 1,$(WEIGHTS))
+data/weights/resnext101: $(word 2,$(WEIGHTS))
+data/weights/bert-base-uncased: $(word 3,$(WEIGHTS))
