@@ -2474,8 +2474,8 @@ def make_text(world, seed, documents):
 
 # --- tasks
 
-# A task's function yields (label, noun, property, text of each column). Grounded rows, about a noun,
-# ask what only video tells; ungrounded ones word order, negation or copying, their "property".
+# A task's function yields (label, noun, property, text of each column). Grounded rows, about a
+# noun, ask what only video tells; ungrounded ones word order, negation or copying.
 
 # split: (its groups of nouns, how many ungrounded rows)
 SPLITS = {
@@ -2857,7 +2857,7 @@ def film_world(world, seed, videos_a_noun, folder, workers):
 def begin_world(out, made_from):
     """Is there something to do? Raises UserError for a folder that is not this world's.
 
-    world.json.part says from the first moment whose the folder is, world.json that it is whole.
+    world.json.part says whose the folder is, world.json that it is whole.
     """
     for path in (out / "world.json", out / "world.json.part"):
         if path.exists():
