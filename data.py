@@ -1859,9 +1859,7 @@ def mask_tokens(tokens, special_mask, generator, mask_id, vocab_size, probabilit
 # The mini world: a generated world in which only video tells what a noun does
 #
 # A test of transfer, not of common sense: every noun gets its properties by lot. Captions and text
-# name nouns, never their properties; clips show them. Whatever a text-only student knows of a
-# noun's property, it has from the video teacher. A seed redraws everything. tests/test_mini.py
-# checks that nothing leaks.
+# name nouns, never their properties; clips show them. tests/test_mini.py checks that nothing leaks.
 
 NOUNS = """
 teapot kettle cup spoon fork knife plate bowl jar bottle pan pot ladle tray mug napkin sponge bucket
@@ -1886,9 +1884,8 @@ typewriter trophy badge flag banner tent hammock fossil igloo pillar fountain lo
 corkscrew spatula whisk marker trowel crib futon hamper kayak ukulele clarinet oboe tuba mitten
 poncho tiara brooch easel canvas chalk palette colander funnel sieve teacup saucer jug
 """.split()
-# Groups of nouns: those the tasks train on, settings are chosen on, are judged by; and the control.
+# those the tasks train on, settings are chosen on, are judged by; and the control
 GROUPS = {"train": 160, "validation": 48, "test": 80, "unfilmed": 32}
-
 # property: (the action that brings it out, its values); None: every single frame shows it
 PROPERTIES = {
     "lift": ("drop", ("rises", "sinks")),
@@ -1899,15 +1896,15 @@ PROPERTIES = {
     "shape": (None, ("round", "long")),
     "size": (None, ("big", "small")),
 }
-DYNAMIC = [name for name, (action, _) in PROPERTIES.items() if action]
+DYNAMIC = {name: action for name, (action, _) in PROPERTIES.items() if action}
 STATIC = [name for name in PROPERTIES if name not in DYNAMIC]
-ACTIONS = [PROPERTIES[name][0] for name in DYNAMIC]
+ACTIONS = list(DYNAMIC.values())   # a video has a clip of each
 COLOURS = {
     "red": (210, 40, 40), "green": (40, 170, 60), "blue": (50, 70, 215), "yellow": (225, 200, 40),
 }
-CLIP_FRAMES = 16     # at FPS = 8 frames a second
-CLIPS_A_VIDEO = 4    # one for each action
-VIDEOS_A_NOUN = 8    # for training; one more is held out
+CLIP_FRAMES = 16
+CLIP_SECONDS = CLIP_FRAMES / FPS
+VIDEOS_A_NOUN = 8   # for training; one more is held out
 
 # Slots of a template: {n}oun, {a}ction, two people {p} and {q}, {w}here, {m}ood; {v}alue of a
 # property {k} and what it {g}ives. Two spoken sentences fill a block of 32 tokens.
@@ -1999,55 +1996,43 @@ def filmed_nouns(world):
     return [noun for noun in world if world[noun]["group"] != "unfilmed"]
 
 
+def two_of(values, generator):
+    return generator.choice(values, 2, replace=False).tolist()
+
+
 def fill(template, generator, **given):
-    """Fills a template: two people, a place, a mood and an action by lot, unless they are given."""
-    p, q = two_people(generator)
+    """Fills a template; what is not given is drawn."""
+    p, q = two_of(PEOPLE, generator)
     drawn = {"p": p, "q": q, "w": generator.choice(PLACES)}
     drawn["m"] = generator.choice(list(MOODS))
     drawn["a"] = generator.choice(ACTIONS)
     return template.format(**drawn | given)
 
 
-def two_people(generator):
-    return generator.choice(PEOPLE, 2, replace=False).tolist()
-
-
-def two_places(generator):
-    """(p, q, where p is, where q is, the sentence that says so)"""
-    p, q = two_people(generator)
-    place, other = generator.choice(PLACES, 2, replace=False).tolist()
-    return p, q, place, other, f"{p} is in the {place} and {q} is in the {other} ."
-
-
 # --- pictures
 
 
 def draw_path(properties, action, generator):
-    """Where a thing is, frame by frame: x, y in pixels, phase of its growth 0..1, angle; each [F].
+    """Frame by frame: x, y in pixels, phase of growth 0..1, angle; each [F, 1, 1].
 
-    The two behaviours of an action visit the same frames in opposite order or at another pace,
-    from a random phase of a cycle: the picture wraps round, sizes run through a saw-tooth. So no
-    single frame tells them apart, the first and the last included.
+    The two behaviours of an action visit the same frames in opposite order or at another pace, from
+    a random phase of a cycle: the picture wraps round, sizes run through a saw-tooth.
     """
+    name = list(DYNAMIC)[ACTIONS.index(action)]
+    sign = 1 if properties[name] == PROPERTIES[name][1][0] else -1
     frames = np.arange(CLIP_FRAMES)
-    still = np.zeros(CLIP_FRAMES)
     x, y = generator.uniform(0, SIDE, 2)
-    phase = still + generator.uniform()
-    angle = still + generator.uniform(0, 2 * np.pi)
+    phase = np.full(CLIP_FRAMES, generator.uniform())
+    angle = np.full(CLIP_FRAMES, generator.uniform(0, 2 * np.pi))
     if action == "drop":   # image rows count downwards
-        step = -1.6 if properties["lift"] == "rises" else 1.6
-        y = y + step * frames
+        y = y - sign * 1.6 * frames
     elif action == "heat":
-        step = 1 if properties["growth"] == "grows" else -1
-        phase = (phase + step * frames / CLIP_FRAMES) % 1
+        phase = (phase + sign * frames / CLIP_FRAMES) % 1
     elif action == "push":   # 0.3 to 3 pixels a frame or the reverse, to either side
-        speed = np.linspace(0.3, 3.0, CLIP_FRAMES)
-        if properties["pace"] == "brakes":
-            speed = speed[::-1]
+        speed = np.linspace(0.3, 3.0, CLIP_FRAMES)[::sign]
         x = x + generator.choice([-1, 1]) * np.cumsum(speed)
     else:   # a falling angle turns left, as rows count downwards
-        step = -0.2 if properties["spin"] == "turns left" else 0.2
-        angle = angle + step * frames
+        angle = angle - sign * 0.2 * frames
     x = x + generator.normal(0, 0.15, CLIP_FRAMES)
     y = y + generator.normal(0, 0.15, CLIP_FRAMES)
     return [values.astype(np.float32)[:, None, None] for values in (x, y, phase, angle)]
@@ -2062,10 +2047,7 @@ def offsets(x, y):
 
 
 def draw_clip(properties, action, generator):
-    """One clip, uint8 [16, 48, 48, 3]: what a thing of these properties does under an action.
-
-    Grey specks, pixel noise and jitter are there to be ignored.
-    """
+    """One clip, uint8 [F, S, S, 3]; specks, noise and jitter are there to be ignored."""
     x, y, phase, angle = draw_path(properties, action, generator)
     low, high = (9.5, 15.5) if properties["size"] == "big" else (4.5, 7.5)
     radius = low * (high / low) ** phase                                    # [F, 1, 1] pixels
@@ -2079,14 +2061,13 @@ def draw_clip(properties, action, generator):
     body = np.clip(inside + 0.5, 0, 1)[..., None]                           # [F, S, S, 1]
     mark = np.clip(0.33 * radius - np.hypot(along - 0.62 * radius, across) + 0.5, 0, 1)[..., None]
 
-    frames = np.arange(CLIP_FRAMES)
     grey = generator.uniform(150, 235)
     picture = np.full((CLIP_FRAMES, SIDE, SIDE, 3), grey, np.float32)
     for _ in range(generator.integers(0, 3)):
         place = generator.uniform(0, SIDE, 2)
         drift = generator.normal(0, 0.5, 2)
-        path = (place[:, None] + drift[:, None] * frames).astype(np.float32)   # [2, F]
-        speck_dx, speck_dy = offsets(*path[:, :, None, None])
+        path = place[:, None] + drift[:, None] * np.arange(CLIP_FRAMES)     # [2, F]
+        speck_dx, speck_dy = offsets(*path.astype(np.float32)[:, :, None, None])
         speck = np.clip(2.0 - np.hypot(speck_dx, speck_dy), 0, 1)[..., None]
         picture = picture * (1 - speck) + np.float32(generator.uniform(60, 130)) * speck
     brightness = np.float32(generator.uniform(0.85, 1.1))
@@ -2102,89 +2083,86 @@ def write_video(path, frames):
     """Encodes uint8 [N, S, S, 3] as H.264, FPS frames a second, through a temporary name."""
     temporary = path.with_name(path.name + ".tmp")
     with av.open(str(temporary), "w", format="mp4") as container:
-        options = {"preset": "ultrafast", "crf": "21"}
-        stream = container.add_stream("libx264", rate=FPS, options=options)
-        stream.width = SIDE
-        stream.height = SIDE
-        stream.pix_fmt = "yuv420p"
-        stream.thread_count = 1   # the same bytes on every machine
+        stream = container.add_stream(
+            "libx264", FPS, {"preset": "ultrafast", "crf": "21"}, width=SIDE, height=SIDE,
+            pix_fmt="yuv420p", thread_count=1)   # one thread: the same bytes on every machine
         for picture in frames:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         container.mux(stream.encode())
     os.replace(temporary, path)
 
 
-def make_video(seed, name, noun, properties, folder):
-    """One video of one noun: every action once, in random order. Returns (actions, captions).
+def make_video(seed, video, noun, properties, folder):
+    """Films one noun: every action once, in random order. Returns what is shown and spoken.
 
-    A caption is (its words, how many words of the caption before come first, start, end): two in
-    five repeat some, as rolling speech captions do.
+    Two in five captions repeat the last words of the one before, as rolling captions do.
     """
-    generator = numpy_generator(seed, "video", name)
+    generator = numpy_generator(seed, "video", video)
     actions = generator.permutation(ACTIONS).tolist()
     clips = [draw_clip(properties, action, generator) for action in actions]
-    path = Path(folder) / f"{name}.mp4"
+    path = Path(folder) / f"{video}.mp4"
     if not path.exists():
         write_video(path, np.concatenate(clips))
-    seconds = CLIP_FRAMES / FPS
-    captions = []
+    film = {"noun": noun, "actions": actions, "words": [], "repeated": [], "start": [], "end": []}
     for index, action in enumerate(actions):
-        words = generator.choice(SPOKEN).format(a=action, n=noun).split()
+        film["words"].append(generator.choice(SPOKEN).format(a=action, n=noun).split())
         repeated = 0
         if index > 0 and generator.uniform() < 0.4:
             repeated = int(generator.integers(2, 5))
-        start = index * seconds + generator.uniform(-0.2, 0.2)
-        end = (index + 1) * seconds + generator.uniform(-0.2, 0.2)
-        start = round(max(0.0, start), 2)
-        end = round(min(CLIPS_A_VIDEO * seconds, end), 2)
-        captions.append((words, repeated, start, end))
-    return actions, captions
+        film["repeated"].append(repeated)
+        start = index * CLIP_SECONDS + generator.uniform(-0.2, 0.2)
+        end = (index + 1) * CLIP_SECONDS + generator.uniform(-0.2, 0.2)
+        film["start"].append(round(max(0.0, start), 2))
+        film["end"].append(round(min(len(actions) * CLIP_SECONDS, end), 2))
+    return film
 
 
-def join_captions(narrations, training, generator):
-    """{video: captions} -> HowTo100M's form {video: {"text": [], "start": [], "end": []}}.
+def join_captions(films, training, generator):
+    """Captions in HowTo100M's form {video: {"text": [], "start": [], "end": []}}.
 
-    One caption in twelve is spoken over another video's clip: texts change places among the
+    One caption in twelve is spoken over another video's clip: words change places among the
     `training` videos, so that counts of nouns and actions stay exactly equal.
     """
-    words = {name: [caption[0] for caption in narrations[name]] for name in narrations}
-    slots = list(product(training, range(CLIPS_A_VIDEO)))
+    slots = product(training, range(len(ACTIONS)))
     slots = [slot for slot in slots if generator.uniform() < 1 / 12]
-    moved = [words[name][index] for name, index in slots]
-    for (name, index), text in zip(slots, moved[1:] + moved[:1]):
-        words[name][index] = text
-    joined = {}
-    for name, captions in narrations.items():
-        entry = {"text": [], "start": [], "end": []}
-        for index, (_, repeated, start, end) in enumerate(captions):
-            # the end of what was really said before, so after the exchange
-            before = words[name][index - 1][-repeated:] if repeated else []
-            entry["text"].append(" ".join(before + words[name][index]))
-            entry["start"].append(start)
-            entry["end"].append(end)
-        joined[name] = entry
-    return joined
+    moved = [films[video]["words"][index] for video, index in slots]
+    for (video, index), words in zip(slots, moved[1:] + moved[:1]):
+        films[video]["words"][index] = words
+    captions = {}
+    for video, film in films.items():
+        texts = []
+        before = []
+        for words, repeated in zip(film["words"], film["repeated"]):
+            texts.append(" ".join(before[len(before) - repeated:] + words))
+            before = words
+        captions[video] = {"text": texts, "start": film["start"], "end": film["end"]}
+    return captions
 
 
-def retrieval_row(name, noun, properties, action, index):
-    """A row of the retrieval pool: clip `index` of a held-out video, its text and what it shows."""
-    seconds = CLIP_FRAMES / FPS
-    shown = {key: properties[key] for key in STATIC}
-    shown["behaviour"] = properties[DYNAMIC[ACTIONS.index(action)]]
-    return {
-        "video": name, "start": index * seconds, "end": (index + 1) * seconds,
-        "text": SPOKEN[0].format(a=action, n=noun), "noun": noun, "group": properties["group"],
-        "shown": shown,
-    }
+def retrieval_pool(world, films, generator):
+    """A clip of each of these films: its text, where it is, what it shows."""
+    rows = []
+    for video, name in zip(films, balanced(list(DYNAMIC), len(films), generator)):
+        noun = films[video]["noun"]
+        properties = world[noun]
+        shown = {key: properties[key] for key in STATIC}
+        shown["behaviour"] = properties[name]
+        start = CLIP_SECONDS * films[video]["actions"].index(DYNAMIC[name])
+        rows.append({
+            "video": video, "start": start, "end": start + CLIP_SECONDS,
+            "text": SPOKEN[0].format(a=DYNAMIC[name], n=noun), "noun": noun,
+            "group": properties["group"], "shown": shown,
+        })
+    return rows
 
 
 # --- text
 
 
-def noun_article(noun, sentences, generator):
-    """Sentences about one noun; no word of a property."""
+def noun_article(noun, generator):
+    """Five sentences about one noun; no word of a property."""
     article = []
-    for _ in range(sentences):
+    for _ in range(5):
         if generator.uniform() < 0.6:
             template = generator.choice(SPOKEN) + " ."
         else:
@@ -2193,46 +2171,46 @@ def noun_article(noun, sentences, generator):
     return article
 
 
-def property_article(values_left, sentences, generator):
-    """Three sentences about one property, the others plain; no noun of the world."""
+def property_article(values_left, generator):
+    """Three sentences about one property, two plain; no noun of the world."""
     name = generator.choice(list(PROPERTIES))
-    action, _ = PROPERTIES[name]
+    templates = DYNAMIC_SENTENCES if name in DYNAMIC else STATIC_SENTENCES
     article = []
     for _ in range(3):
         value = next(values_left[name])
-        given = {"v": value, "k": name, "g": MEANINGS[value]}
-        if action:
-            given["a"] = action
-        template = generator.choice(DYNAMIC_SENTENCES if action else STATIC_SENTENCES)
-        article.append(fill(template, generator, **given))
-    for _ in range(sentences - 3):
+        given = {"v": value, "k": name, "g": MEANINGS[value], "a": DYNAMIC.get(name)}
+        article.append(fill(generator.choice(templates), generator, **given))
+    for _ in range(2):
         article.append(fill(generator.choice(PLAIN_SENTENCES), generator))
     return article
 
 
-def make_text(world, seed, documents, sentences=5):
+def make_text(world, seed, documents):
     """Lines of text, a short article each: three in four about one noun, all nouns equally often.
 
     The rest holds the property words, every value as often as its rivals.
     """
     generator = numpy_generator(seed, "text", documents)
-    about = balanced(list(world), documents * 3 // 4, generator)
-    about += [None] * (documents - len(about))
+    nouns = balanced(list(world), documents * 3 // 4, generator)
+    nouns += [None] * (documents - len(nouns))
     values_left = {}
     for name, (_, values) in PROPERTIES.items():
         values_left[name] = iter(balanced(values, 3 * documents, generator))
     lines = []
     for index in generator.permutation(documents):
-        if about[index] is None:
-            article = property_article(values_left, sentences, generator)
+        if nouns[index]:
+            article = noun_article(nouns[index], generator)
         else:
-            article = noun_article(about[index], sentences, generator)
-        order = generator.permutation(sentences)
+            article = property_article(values_left, generator)
+        order = generator.permutation(len(article))
         lines.append(" ".join(article[place] for place in order))
     return lines
 
 
 # --- tasks
+
+# A task's function yields (label, noun, property, text of each column). Grounded rows, about a
+# noun, ask what only video tells; ungrounded ones word order, negation or copying.
 
 # split: (its groups of nouns, how many ungrounded rows)
 SPLITS = {
@@ -2242,13 +2220,8 @@ SPLITS = {
 }
 
 
-class Row(NamedTuple):
-    """A row of a task: grounded, with a noun, it needs what only video tells; ungrounded (word
-    order, negation, copying), without one, what every student must keep."""
-    fields: dict         # the columns of its file
-    label: str | int     # of SQuAD the answer, "" where there is none
-    noun: str | None
-    property: str        # of an ungrounded row what it tests
+def having(world, nouns, name, value):
+    return [noun for noun in nouns if world[noun][name] == value]
 
 
 def facts(world, nouns, names, generator):
@@ -2257,26 +2230,16 @@ def facts(world, nouns, names, generator):
     Every value is as often true as false in a group: colours move by one common shift.
     """
     shift = int(generator.integers(1, 4))
-    rows = []
-    for noun in nouns:
-        for name in names:
-            values = PROPERTIES[name][1]
-            index = values.index(world[noun][name])
-            step = shift if len(values) > 2 else 1
-            rows.append((noun, name, values[index], True))
-            rows.append((noun, name, values[(index + step) % len(values)], False))
-    return rows
-
-
-def having(world, nouns, name, value):
-    return [noun for noun in nouns if world[noun][name] == value]
+    for noun, name in product(nouns, names):
+        values = PROPERTIES[name][1]
+        step = shift if len(values) > 2 else 1
+        right = world[noun][name]
+        yield noun, name, right, True
+        yield noun, name, values[(values.index(right) + step) % len(values)], False
 
 
 def pairs(world, nouns, generator):
-    """(noun, rival, property): the noun has the property's first value, its rival the second.
-
-    Each noun is in one pair of every dynamic property.
-    """
+    """(noun, with a property's first value, rival, with the second, property); each noun in one."""
     rows = []
     for name in DYNAMIC:
         first, second = PROPERTIES[name][1]
@@ -2287,95 +2250,87 @@ def pairs(world, nouns, generator):
 
 
 def choices(world, nouns, generator):
-    """(one, two, right, property): both words of each pair are asked for.
-
-    So each noun is the right one as often as not, and stands first as often as second.
-    """
+    """(one, two, right, property): each noun is right as often as not, first as often as second."""
     drawn = pairs(world, nouns, generator)
-    places = {}
-    for name in DYNAMIC:
-        for side in (0, 1):
-            places[name, side] = iter(balanced([0, 1], len(drawn) // len(DYNAMIC), generator))
+    swaps = {}
+    for key in product(DYNAMIC, (0, 1)):
+        swaps[key] = iter(balanced([False, True], len(drawn) // len(DYNAMIC), generator))
     rows = []
     for noun, rival, name in drawn:
         for side, (right, wrong) in enumerate(((noun, rival), (rival, noun))):
-            two = [right, wrong]
-            if next(places[name, side]):
-                two.reverse()
-            rows.append((*two, right, name))
+            swap = next(swaps[name, side])
+            one, two = (wrong, right) if swap else (right, wrong)
+            rows.append((one, two, right, name))
     return rows
 
 
+def two_places(generator):
+    """(p, q, where p is, where q is, the sentence that says so)"""
+    p, q = two_of(PEOPLE, generator)
+    place, other = two_of(PLACES, generator)
+    return p, q, place, other, f"{p} is in the {place} and {q} is in the {other} ."
+
+
 def behaviour_question(noun, name):
-    return f"what does the {noun} do when you {PROPERTIES[name][0]} it ?"
+    return f"what does the {noun} do when you {DYNAMIC[name]} it ?"
 
 
 def sst2(world, nouns, plain, generator):
     """One sentence, 1 = true. Ungrounded: is the mood a good one (negation)."""
     for noun, name, value, truth in facts(world, nouns, DYNAMIC, generator):
-        sentence = f"when you {PROPERTIES[name][0]} the {noun} it {value} ."
-        yield Row({"sentence": sentence}, int(truth), noun, name)
+        yield int(truth), noun, name, f"when you {DYNAMIC[name]} the {noun} it {value} ."
     for index in range(plain):
         good, bad = list(MOODS.items())[index // 4 % 4]
         mood = [good, f"not {bad}", f"not {good}", bad][index % 4]
-        person = generator.choice(PEOPLE)
-        sentence = f"{person} in the {generator.choice(PLACES)} is {mood} ."
-        yield Row({"sentence": sentence}, int(index % 4 < 2), None, "negation")
+        sentence = f"{generator.choice(PEOPLE)} in the {generator.choice(PLACES)} is {mood} ."
+        yield int(index % 4 < 2), None, "negation", sentence
 
 
 def qnli(world, nouns, plain, generator):
     """Does the sentence answer the question with yes? Ungrounded: negation."""
-    labels = {True: "entailment", False: "not_entailment"}
+    labels = ["not_entailment", "entailment"]
     for noun, name, value, truth in facts(world, nouns, DYNAMIC, generator):
-        fields = {"question": behaviour_question(noun, name), "sentence": f"it {value} ."}
-        yield Row(fields, labels[truth], noun, name)
+        yield labels[truth], noun, name, behaviour_question(noun, name), f"it {value} ."
     for index in range(plain):
         person = generator.choice(PEOPLE)
         mood = generator.choice(list(MOODS))
-        denial = "not " if index % 2 else ""
-        fields = {"question": f"is {person} {mood} ?", "sentence": f"{person} is {denial}{mood} ."}
-        yield Row(fields, labels[index % 2 == 0], None, "negation")
+        answer = [f"{person} is {mood} .", f"{person} is not {mood} ."][index % 2]
+        yield labels[1 - index % 2], None, "negation", f"is {person} {mood} ?", answer
 
 
 def qqp(world, nouns, plain, generator):
     """Have two questions the same answer? Ungrounded: active and passive."""
-    for name in DYNAMIC:
-        values = PROPERTIES[name][1]
-        for value, other in (values, values[::-1]):
-            members = having(world, nouns, name, value)
-            alike = np.roll(members, int(generator.integers(1, len(members)))).tolist()
-            unlike = generator.permutation(having(world, nouns, name, other)).tolist()
-            for noun, same, different in zip(members, alike, unlike):
-                for rival, label in ((same, 1), (different, 0)):
-                    questions = [behaviour_question(thing, name) for thing in (noun, rival)]
-                    fields = {"question1": questions[0], "question2": questions[1]}
-                    yield Row(fields, label, noun, name)
+    for name, order in product(DYNAMIC, (1, -1)):
+        value, other = PROPERTIES[name][1][::order]
+        members = having(world, nouns, name, value)
+        alike = np.roll(members, int(generator.integers(1, len(members)))).tolist()
+        unlike = generator.permutation(having(world, nouns, name, other)).tolist()
+        for noun, same, different in zip(members, alike, unlike):
+            question = behaviour_question(noun, name)
+            yield 1, noun, name, question, behaviour_question(same, name)
+            yield 0, noun, name, question, behaviour_question(different, name)
     for index in range(plain):
-        p, q = two_people(generator)
+        p, q = two_of(PEOPLE, generator)
         passive = [f"is {q} seen by {p} ?", f"is {p} seen by {q} ?"][index % 2]
-        fields = {"question1": f"does {p} see {q} ?", "question2": passive}
-        yield Row(fields, 1 - index % 2, None, "order")
+        yield 1 - index % 2, None, "order", f"does {p} see {q} ?", passive
 
 
 NLI_LABELS = ["entailment", "contradiction", "neutral"]
 
 
 def mnli(world, nouns, plain, generator):
-    """Premise and hypothesis. Grounded: is it so or not. Ungrounded: where people are (copying).
+    """Does it follow from the premise? Ungrounded: where people are (copying).
 
-    A neutral hypothesis shows that it is neutral by itself, so it is ungrounded.
+    A neutral hypothesis shows by itself that it is neutral, so no grounded row is.
     """
     for noun, name, value, truth in facts(world, nouns, STATIC, generator):
         premise = f"{generator.choice(PEOPLE)} knows the {noun} ."
-        label = NLI_LABELS[0 if truth else 1]
-        yield Row({"sentence1": premise, "sentence2": f"it is {value} ."}, label, noun, name)
+        yield NLI_LABELS[1 - truth], noun, name, premise, f"it is {value} ."
     for index in range(plain):
         p, q, place, other, premise = two_places(generator)
         mood = generator.choice(list(MOODS))
-        label = NLI_LABELS[index % 3]
         hypotheses = [f"{p} is in the {place} .", f"{p} is in the {other} .", f"{p} is {mood} ."]
-        fields = {"sentence1": premise, "sentence2": hypotheses[index % 3]}
-        yield Row(fields, label, None, "copying")
+        yield NLI_LABELS[index % 3], None, "copying", premise, hypotheses[index % 3]
 
 
 # GLUE-diagnostics' columns, and the fine category that stands in each
@@ -2385,76 +2340,65 @@ CATEGORIES = {
 }
 
 
-def diagnostic(premise, hypothesis, category):
-    fields = dict.fromkeys(CATEGORIES, "")
-    fields[category] = CATEGORIES[category]
-    return fields | {"Premise": premise, "Hypothesis": hypothesis}
+def diagnostic(category, label, noun, name, premise, hypothesis):
+    cells = dict.fromkeys(CATEGORIES, "")
+    cells[category] = CATEGORIES[category]
+    return label, noun, name, *cells.values(), premise, hypothesis
 
 
 def diagnostics(world, nouns, plain, generator):
-    """MNLI's rows, the grounded ones as Knowledge, and rows of negation and word order.
-
-    It asks of the properties that MNLI trains on: to others a model says "neutral", more or less
-    often, whatever it knows of the noun.
-    """
-    for fields, label, noun, name in mnli(world, nouns, plain, generator):
+    """MNLI's rows, the grounded ones as Knowledge, and rows of negation and word order."""
+    for label, noun, *rest in mnli(world, nouns, plain, generator):
         category = "Knowledge" if noun else "Lexical Semantics"
-        fields = diagnostic(fields["sentence1"], fields["sentence2"], category)
-        yield Row(fields, label, noun, name)
+        yield diagnostic(category, label, noun, *rest)
     for index in range(plain):
-        p, q = two_people(generator)
+        p, q = two_of(PEOPLE, generator)
         mood = generator.choice(list(MOODS))
         label = NLI_LABELS[index % 3]
         premise = f"{p} is not {mood} but {q} is {mood} ."
         hypotheses = [f"{p} is not {mood} .", f"{p} is {mood} .", f"{p} is in the hall ."]
-        fields = diagnostic(premise, hypotheses[index % 3], "Logic")
-        yield Row(fields, label, None, "negation")
+        yield diagnostic("Logic", label, None, "negation", premise, hypotheses[index % 3])
         premise = f"{p} sees {q} and {q} does not see {p} ."
         hypotheses = [f"{q} is seen by {p} .", f"{p} is seen by {q} .", f"{p} is {mood} ."]
-        fields = diagnostic(premise, hypotheses[index % 3], "Predicate-Argument Structure")
-        yield Row(fields, label, None, "order")
+        category = "Predicate-Argument Structure"
+        yield diagnostic(category, label, None, "order", premise, hypotheses[index % 3])
 
 
 def piqa(world, nouns, plain, generator):
     """Which of two things does it? Ungrounded: where to go (copying)."""
     for one, two, right, name in choices(world, nouns, generator):
-        action = PROPERTIES[name][0]
         goal = f"{generator.choice(PEOPLE)} wants something that {world[right][name]} ."
-        fields = {"goal": goal, "sol1": f"{action} the {one} .", "sol2": f"{action} the {two} ."}
-        yield Row(fields, int(right == two), right, name)
+        action = DYNAMIC[name]
+        yield int(right == two), right, name, goal, f"{action} the {one} .", f"{action} the {two} ."
     for index in range(plain):
         p, _, place, other, sentence = two_places(generator)
         one, two = [(place, other), (other, place)][index % 2]
-        goal = f"{sentence} find {p} ."
-        fields = {"goal": goal, "sol1": f"go to the {one} .", "sol2": f"go to the {two} ."}
-        yield Row(fields, index % 2, None, "copying")
+        solutions = [f"go to the {one} .", f"go to the {two} ."]
+        yield index % 2, None, "copying", f"{sentence} find {p} .", *solutions
 
 
 def swag(world, nouns, plain, generator):
     """Which of four endings follows? Two actions, two behaviours each. Ungrounded: who has it."""
+    two_properties = list(combinations(DYNAMIC, 2))
+    labels = balanced([0, 1, 2, 3], len(two_properties) * len(nouns), generator)
+    labels = iter(labels + balanced([0, 1, 2, 3], plain, generator))
+
     def row(context, start, right, wrong, noun, name):
         label = next(labels)
         endings = generator.permutation(wrong).tolist()
         endings.insert(label, right)
-        fields = {"sent1": context, "sent2": start}
-        for place, ending in enumerate(endings):
-            fields[f"ending{place}"] = ending
-        return Row(fields, label, noun, name)
+        return label, noun, name, context, start, *endings
 
-    two_properties = list(combinations(DYNAMIC, 2))
-    labels = balanced([0, 1, 2, 3], len(two_properties) * len(nouns), generator)
-    labels = iter(labels + balanced([0, 1, 2, 3], plain, generator))
-    for noun in nouns:
-        for one, two in two_properties:
-            context = f"you {PROPERTIES[one][0]} the {noun} and then you {PROPERTIES[two][0]} it ."
-            right = f"{world[noun][one]} and then it {world[noun][two]} ."
-            endings = []
-            for values in product(PROPERTIES[one][1], PROPERTIES[two][1]):
-                endings.append(f"{values[0]} and then it {values[1]} .")
-            endings.remove(right)
-            yield row(context, "it", right, endings, noun, f"{one}+{two}")
+    for noun, (one, two) in product(nouns, two_properties):
+        context = f"you {DYNAMIC[one]} the {noun} and then you {DYNAMIC[two]} it ."
+        endings = []
+        for first, second in product(PROPERTIES[one][1], PROPERTIES[two][1]):
+            endings.append(f"{first} and then it {second} .")
+        right = f"{world[noun][one]} and then it {world[noun][two]} ."
+        endings.remove(right)
+        yield row(context, "it", right, endings, noun, f"{one}+{two}")
     for _ in range(plain):
-        p, q = two_people(generator)
+        p, q = two_of(PEOPLE, generator)
         wrong = [f"{p} has it .", f"{p} sees {q} .", f"{q} gives it to {p} ."]
         yield row(f"{p} gives it to {q} .", "so now", f"{q} has it .", wrong, None, "order")
 
@@ -2463,31 +2407,27 @@ def squad2(world, nouns, plain, generator):
     """Which of two things does it? Where two are alike, neither. Ungrounded: who is where."""
     drawn = choices(world, nouns, generator)
     for one, two, right, name in drawn:
-        context = f"you {PROPERTIES[name][0]} the {one} and the {two} ."
-        question = f"which of them {world[right][name]} ?"
-        yield Row({"context": context, "question": question}, right, right, name)
-    for name in DYNAMIC:
-        action, values = PROPERTIES[name]
-        for value, asked in (values, values[::-1]):
-            alike = [right for _, _, right, other in drawn if other == name]
-            alike = [noun for noun in alike if world[noun][name] == value]
-            for noun, twin in zip(alike, alike[1:] + alike[:1]):
-                context = f"you {action} the {noun} and the {twin} ."
-                fields = {"context": context, "question": f"which of them {asked} ?"}
-                yield Row(fields, "", noun, name)
+        context = f"you {DYNAMIC[name]} the {one} and the {two} ."
+        yield right, right, name, context, f"which of them {world[right][name]} ?"
+    for name, order in product(DYNAMIC, (1, -1)):
+        value, asked = PROPERTIES[name][1][::order]
+        asked_of = [right for _, _, right, kind in drawn if kind == name]
+        alike = having(world, asked_of, name, value)
+        for noun, twin in zip(alike, alike[1:] + alike[:1]):
+            context = f"you {DYNAMIC[name]} the {noun} and the {twin} ."
+            yield "", noun, name, context, f"which of them {asked} ?"
     for _ in range(plain):
         p, q, place, other, context = two_places(generator)
         answer, where = [(p, place), (q, other)][generator.integers(2)]
-        fields = {"context": context, "question": f"who is in the {where} ?"}
-        yield Row(fields, answer, None, "copying")
+        yield answer, None, "copying", context, f"who is in the {where} ?"
 
 
 def squad1(world, nouns, plain, generator):
     """SQuAD2's rows but for those without an answer."""
-    return [row for row in squad2(world, nouns, plain, generator) if row.label]
+    return [row for row in squad2(world, nouns, plain, generator) if row[0]]
 
 
-# What the first value of each property leads to: of two things, the one that has it gets there.
+# what the first value of each property leads to
 LEADS_TO = {
     "lift": "reaches the top", "growth": "fills the hall", "pace": "gets there",
     "spin": "faces the west",
@@ -2497,45 +2437,46 @@ RELATIONS = ["starts before", "starts after", "ends before", "ends after"]
 
 def tracie(world, nouns, plain, generator):
     """Implicit order of events: what rises is at the top before what sinks. Ungrounded: as told."""
-    def row(query, story, holds, noun, name):
-        label = "positive" if holds else "negative"
-        return Row({"query": query, "story": story}, label, noun, name)
-
+    labels = ["negative", "positive"]
     for noun, rival, name in pairs(world, nouns, generator):
-        action = PROPERTIES[name][0]
+        action = DYNAMIC[name]
         for one, two in ((noun, rival), (rival, noun)):
-            story = (f"{PEOPLE[0]} and {PEOPLE[1]} meet . they {action} the {one} . "
-                     f"they {action} the {two} . they wait . they go .")
+            story = f"sam and kim meet . they {action} the {one} . they {action} the {two} . " \
+                    f"they wait . they go ."
             for relation in RELATIONS:
                 query = f"the {one} {LEADS_TO[name]} {relation} the {two}"
                 holds = (one == noun) == relation.endswith("before")
-                yield row(query, story, holds, one, name)
+                yield labels[holds], one, name, query, story
     for index in range(plain):
-        p, q = two_people(generator)
+        p, q = two_of(PEOPLE, generator)
         relation = RELATIONS[index % 4]
         story = f"{p} and {q} meet . {p} eats . then {q} sleeps . they wait . they go ."
-        query = f"{p} eats {relation} {q} sleeps"
-        yield row(query, story, relation.endswith("before"), None, "order")
+        label = labels[relation.endswith("before")]
+        yield label, None, "order", f"{p} eats {relation} {q} sleeps", story
+
+
+class Row(NamedTuple):
+    fields: dict         # {column: text}
+    label: str | int     # of SQuAD the answer, "" where there is none
+    noun: str | None
+    property: str
 
 
 def write_table(path, rows, label_column):
-    """TSV or CSV, as the name says: the rows' fields, then the label where it has a column."""
-    separator = "," if path.suffix == ".csv" else "\t"   # no field holds either
-    header = list(rows[0].fields)
-    lines = [list(row.fields.values()) for row in rows]
-    if label_column:
-        header.append(label_column)
-        for line, row in zip(lines, rows):
-            line.append(str(row.label))
-    write_text(path, "".join(separator.join(line) + "\n" for line in [header, *lines]))
+    """TSV or CSV, as the name says; no field holds either separator."""
+    lines = [[*rows[0].fields, label_column]]
+    lines += [[*row.fields.values(), str(row.label)] for row in rows]
+    if not label_column:
+        lines = [line[:-1] for line in lines]
+    separator = "," if path.suffix == ".csv" else "\t"
+    write_text(path, "".join(separator.join(line) + "\n" for line in lines))
 
 
 def write_piqa(path, rows, label_column):
-    """PIQA's lines of JSON and, beside them, its labels."""
     write_text(path, "".join(json.dumps(row.fields) + "\n" for row in rows))
     if label_column:
-        labels = path.with_name(f"{path.stem}-{label_column}.lst")
-        write_text(labels, "".join(f"{row.label}\n" for row in rows))
+        labels = "".join(f"{row.label}\n" for row in rows)
+        write_text(path.with_name(f"{path.stem}-labels.lst"), labels)
 
 
 def write_tracie(path, rows, label_column):
@@ -2560,29 +2501,39 @@ def write_squad(path, rows, label_column):
     write_json(path, {"version": version, "data": [{"title": "mini", "paragraphs": paragraphs}]})
 
 
-# task: (its rows, their writer, the label's column, the files of train, dev and test)
+# task: (its rows, their columns, their writer, the label's column, files of train, dev and test)
+TSV = "train.tsv dev.tsv test.tsv"
 TASKS = {
-    "SST-2": (sst2, write_table, "label", "train.tsv dev.tsv test.tsv"),
-    "QNLI": (qnli, write_table, "label", "train.tsv dev.tsv test.tsv"),
-    "QQP": (qqp, write_table, "is_duplicate", "train.tsv dev.tsv test.tsv"),
-    "MNLI": (mnli, write_table, "gold_label", "train.tsv dev_matched.tsv test_matched.tsv"),
-    "diagnostics": (diagnostics, write_table, "Label", "- - diagnostic-full.tsv"),
-    "SWAG": (swag, write_table, "label", "train.csv val.csv test.csv"),
-    "PIQA": (piqa, write_piqa, "labels", "train.jsonl valid.jsonl tests.jsonl"),
-    "TRACIE": (tracie, write_tracie, "", "tracie_train.txt tracie_dev.txt tracie_test.txt"),
-    "SQuAD1": (squad1, write_squad, "", "train-v1.1.json dev-v1.1.json test-v1.1.json"),
-    "SQuAD2": (squad2, write_squad, "", "train-v2.0.json dev-v2.0.json test-v2.0.json"),
+    "SST-2": (sst2, ["sentence"], write_table, "label", TSV),
+    "QNLI": (qnli, ["question", "sentence"], write_table, "label", TSV),
+    "QQP": (qqp, ["question1", "question2"], write_table, "is_duplicate", TSV),
+    "MNLI": (mnli, ["sentence1", "sentence2"], write_table, "gold_label",
+             "train.tsv dev_matched.tsv test_matched.tsv"),
+    "diagnostics": (diagnostics, [*CATEGORIES, "Premise", "Hypothesis"], write_table, "Label",
+                    "- - diagnostic-full.tsv"),
+    "SWAG": (swag, "sent1 sent2 ending0 ending1 ending2 ending3".split(), write_table, "label",
+             "train.csv val.csv test.csv"),
+    "PIQA": (piqa, ["goal", "sol1", "sol2"], write_piqa, "labels",
+             "train.jsonl valid.jsonl tests.jsonl"),
+    "TRACIE": (tracie, ["query", "story"], write_tracie, "",
+               "tracie_train.txt tracie_dev.txt tracie_test.txt"),
+    "SQuAD1": (squad1, ["context", "question"], write_squad, "",
+               "train-v1.1.json dev-v1.1.json test-v1.1.json"),
+    "SQuAD2": (squad2, ["context", "question"], write_squad, "",
+               "train-v2.0.json dev-v2.0.json test-v2.0.json"),
 }
 
 
 def task_rows(world, seed, task, split):
     """The rows of one split of a task; in test those of unfilmed nouns come last."""
     groups, plain = SPLITS[split]
+    make_rows, columns, *_ = TASKS[task]
     rows = []
     for group in groups:
         generator = numpy_generator(seed, "task", task, split, group)
         nouns = having(world, world, "group", group)
-        rows += TASKS[task][0](world, nouns, plain, generator)
+        for label, noun, name, *texts in make_rows(world, nouns, plain, generator):
+            rows.append(Row(dict(zip(columns, texts)), label, noun, name))
         plain = 0
     if split == "train":
         order = numpy_generator(seed, "task order", task).permutation(len(rows))
@@ -2593,11 +2544,11 @@ def task_rows(world, seed, task, split):
 def make_tasks(world, seed, out):
     """Writes every task in its published format under out/TASK. Returns the training rows' texts.
 
-    Test files keep their labels to themselves, as the published ones do. SPLIT.meta.jsonl beside
-    each split has them, and by what rows are scored apart: part, noun, its group, property.
+    Test files have no labels, as the published ones. SPLIT.meta.jsonl has them, and by what rows
+    are scored apart: part, noun, its group, property.
     """
     texts = []
-    for task, (_, write, label_column, files) in TASKS.items():
+    for task, (_, _, write, label_column, files) in TASKS.items():
         folder = Path(out) / task
         folder.mkdir(parents=True, exist_ok=True)
         for split, file in zip(SPLITS, files.split()):
@@ -2606,8 +2557,8 @@ def make_tasks(world, seed, out):
             rows = task_rows(world, seed, task, split)
             labelled = split != "test" or task == "diagnostics"
             write(folder / file, rows, label_column if labelled else "")
-            meta = [json.dumps(meta_of(row, world)) for row in rows]
-            write_text(folder / f"{split}.meta.jsonl", "\n".join(meta) + "\n")
+            meta = [json.dumps(meta_of(row, world)) + "\n" for row in rows]
+            write_text(folder / f"{split}.meta.jsonl", "".join(meta))
             if split == "train":
                 texts += [" ".join(row.fields.values()) for row in rows]
     return texts
@@ -2627,47 +2578,34 @@ def meta_of(row, world):
 
 
 def film_world(world, seed, videos_a_noun, folder, workers):
-    """Writes the videos. Returns {name: (noun, actions, captions)}, the held-out ones last."""
-    takes = product(range(videos_a_noun + 1), enumerate(filmed_nouns(world)))
-    nouns = {f"v{take:02d}_{index:03d}": noun for take, (index, noun) in takes}
+    """Writes the videos. Returns {video: film}, each noun's held-out one last."""
+    nouns = {}
+    for take, (index, noun) in product(range(videos_a_noun + 1), enumerate(filmed_nouns(world))):
+        nouns[f"v{take:02d}_{index:03d}"] = noun
     properties = [world[noun] for noun in nouns.values()]
-    film = partial(make_video, seed, folder=folder)
+    make = partial(make_video, seed, folder=folder)
     with ProcessPoolExecutor(workers) as pool:
-        films = pool.map(film, nouns, nouns.values(), properties, chunksize=16)
-        films = list(tqdm(films, total=len(nouns), unit="video", desc="videos"))
-    return {name: (nouns[name], *film) for name, film in zip(nouns, films)}
-
-
-def world_made_from(seed, videos_a_noun, documents):
-    """All that decides what a world is: its arguments, and the text of this section."""
-    source = Path(__file__).read_text(encoding="utf-8")
-    section = source.split("\n# " + "=" * 98 + "\n")[1]
-    generator = hashlib.sha256(section.encode()).hexdigest()
-    return {"seed": seed, "videos_a_noun": videos_a_noun, "documents": documents,
-            "generator": generator}
+        films = pool.map(make, nouns, nouns.values(), properties, chunksize=16)
+        return dict(zip(nouns, tqdm(films, total=len(nouns), unit="video", desc="videos")))
 
 
 def begin_world(out, made_from):
-    """Is there still something to do? Raises UserError for a folder that is not this world's.
+    """Is there something to do? Raises UserError for a folder that is not this world's.
 
-    world.json.part says from the first moment whose the folder is, world.json that it is whole.
+    world.json.part says whose the folder is, world.json that it is whole.
     """
-    whole = out / "world.json"
-    begun = out / "world.json.part"
-    for path in (whole, begun):
+    for path in (out / "world.json", out / "world.json.part"):
         if path.exists():
             there = read_json(path, "python data.py mini").get("made_from", {})
             differing = [key for key in made_from if there.get(key) != made_from[key]]
             if differing:
                 raise UserError(f"{out} holds a world with another {' and '.join(differing)}: "
                                 f"delete it or choose another --out")
-    if whole.exists():
-        return False
-    if not begun.exists():
-        if out.exists() and any(out.iterdir()):
-            raise UserError(f"{out} is not empty, and no mini world: choose another --out")
-        out.mkdir(parents=True, exist_ok=True)
-        write_json(begun, {"made_from": made_from})
+            return path.suffix == ".part"
+    if out.exists() and any(out.iterdir()):
+        raise UserError(f"{out} is not empty, and no mini world: choose another --out")
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(out / "world.json.part", {"made_from": made_from})
     return True
 
 
@@ -2677,7 +2615,9 @@ def make_mini(seed, out, videos_a_noun=VIDEOS_A_NOUN, documents=10000, workers=1
     A run that was killed goes on with the videos that are there. Nothing is ever deleted.
     """
     out = Path(out)
-    made_from = world_made_from(seed, videos_a_noun, documents)
+    section = Path(__file__).read_text(encoding="utf-8").split("\n# " + "=" * 98 + "\n")[1]
+    made_from = {"seed": seed, "videos_a_noun": videos_a_noun, "documents": documents,
+                 "generator": hashlib.sha256(section.encode()).hexdigest()}
     if not begin_world(out, made_from):
         print(f"{out / 'world.json'}: up to date")
         return
@@ -2685,24 +2625,18 @@ def make_mini(seed, out, videos_a_noun=VIDEOS_A_NOUN, documents=10000, workers=1
         (out / name).mkdir(exist_ok=True)
     world = make_world(seed)
 
-    videos = film_world(world, seed, videos_a_noun, out / "videos", workers)
-    names = list(videos)
-    count = len(filmed_nouns(world))
-    held_out = names[-count:]   # one video a noun, for validation and retrieval
+    films = film_world(world, seed, videos_a_noun, out / "videos", workers)
+    training = list(films)[:-len(filmed_nouns(world))]
+    held_out = {video: films[video] for video in films if video not in training}
     generator = numpy_generator(seed, "pool")
-    rows = []
-    for name, action in zip(held_out, balanced(ACTIONS, count, generator)):
-        noun, actions, _ = videos[name]
-        rows.append(retrieval_row(name, noun, world[noun], action, actions.index(action)))
-    narrations = {name: captions for name, (_, _, captions) in videos.items()}
-    captions = join_captions(narrations, names[:-count], generator)
+    write_json(out / "retrieval.json", retrieval_pool(world, held_out, generator))
+    write_json(out / "valid_ids.json", list(held_out))
+    captions = join_captions(films, training, generator)
     write_json(out / "caption.json", captions)
-    write_json(out / "valid_ids.json", held_out)
-    write_json(out / "retrieval.json", rows)
 
-    for name, count in (("train", documents), ("valid", max(50, documents // 30))):
+    for split, count in (("train", documents), ("valid", max(50, documents // 30))):
         lines = make_text(world, seed, count)
-        write_text(out / "text" / f"{name}.txt", "\n".join(lines) + "\n")
+        write_text(out / "text" / f"{split}.txt", "\n".join(lines) + "\n")
     texts = make_tasks(world, seed, out / "tasks")
 
     # every word of text, captions and training rows becomes a token
@@ -2712,16 +2646,11 @@ def make_mini(seed, out, videos_a_noun=VIDEOS_A_NOUN, documents=10000, workers=1
     write_text(words, "\n".join(texts) + "\n")
     train_tokenizer([out / "text" / "train.txt", words], 2048, out)
     words.unlink()
-    tokenizer = load_tokenizer(out)
-    broken = [noun for noun in NOUNS if tokenizer.token_to_id(noun) is None]
-    if broken:
-        raise UserError(f"nouns that are not one token: {', '.join(broken)}; "
-                        f"write more --documents")
     # the whole file under the .part name, so that one rename says that all is there
     contents = {"made_from": made_from, "properties": PROPERTIES, "nouns": world}
     write_json(out / "world.json.part", contents)
     os.replace(out / "world.json.part", out / "world.json")
-    print(f"mini world {seed}: {len(world)} nouns, {len(videos):,} videos of {CLIPS_A_VIDEO} "
+    print(f"mini world {seed}: {len(world)} nouns, {len(films):,} videos of {len(ACTIONS)} "
           f"clips, {len(TASKS)} tasks, in {out}")
 
 

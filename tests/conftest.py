@@ -2,15 +2,16 @@
 
 The tests need no network. Those that use real files look in the folder REAL_DATA names.
 """
+import importlib
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")   # before torch starts its threads: sums repeat
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import numpy as np
 import pytest
 import torch
 
@@ -61,57 +62,28 @@ def tiny_tokenizer(tiny_vocab):
     return data.load_tokenizer(tiny_vocab)
 
 
-@pytest.fixture(scope="session")
-def transformers():
-    """The transformers package, our oracle."""
-    try:
-        import torchvision   # noqa: F401
-    except (ImportError, RuntimeError):   # one made for another torch would stop transformers
-        forget_torchvision()
-        sys.modules["torchvision"] = None
-    return pytest.importorskip("transformers")
-
-
-def forget_torchvision():
-    """Takes torchvision's modules out of sys.modules; returns them."""
-    names = [name for name in sys.modules if name.split(".")[0] == "torchvision"]
-    return {name: sys.modules.pop(name) for name in names}
+def python_half_of_torchvision():
+    """Imports torchvision; one built for another torch, too, whose operators are of no use here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.library, "register_fake", lambda *_, **__: lambda function: function)
+        return importlib.import_module("torchvision")
 
 
 @pytest.fixture(scope="session")
 def torchvision():
-    """The torchvision package, our oracle for ResNet-152; its Python half is enough.
-
-    One built for another torch cannot load its C++ operators, and then fails while it describes
-    them: `torch.library.register_fake` does nothing during its import here. Afterwards it is
-    forgotten again, so that transformers, which would use it, decides as it does without us.
-    """
-    def describes_nothing(*_, **__):
-        return lambda function: function
-    before = forget_torchvision()
-    register_fake = torch.library.register_fake
-    torch.library.register_fake = describes_nothing
+    """Our oracle for ResNet-152."""
     try:
-        return pytest.importorskip("torchvision", reason="torchvision is not installed")
-    finally:
-        torch.library.register_fake = register_fake
-        forget_torchvision()
-        sys.modules.update(before)
+        return python_half_of_torchvision()
+    except ImportError:
+        pytest.skip("torchvision is not installed")
 
 
-def moving_pictures():
-    """Five clips, uint8 [16, h, w, 3]: of REAL_DATA's films where it is set, else drawn."""
-    clips = []
-    if "REAL_DATA" in os.environ:
-        for path in sorted((Path(os.environ["REAL_DATA"]) / "video").glob("*.mp4"))[:5]:
-            pictures = []
-            for _, picture, _ in data.decode(path, [data.Filtered(24, 112, crop=True)]):
-                pictures.append(picture)
-            clips.append(np.stack(pictures[:16]))
-    else:
-        for index, properties in enumerate(list(data.make_world(0).values())[:5]):
-            clips.append(data.draw_clip(properties, "drop", data.numpy_generator(index)))
-    return clips
+@pytest.fixture(scope="session")
+def transformers():
+    """Our oracle for BERT, which imports torchvision where there is one."""
+    with suppress(ImportError):
+        python_half_of_torchvision()
+    return pytest.importorskip("transformers")
 
 
 @pytest.fixture(scope="session")
@@ -123,7 +95,8 @@ def cnn_weights(tmp_path_factory):
     """
     folder = tmp_path_factory.mktemp("weights")
     windows = []
-    for clip in moving_pictures():
+    for index, properties in enumerate(list(data.make_world(0).values())[:5]):
+        clip = data.draw_clip(properties, "drop", data.numpy_generator(index))
         window = torch.from_numpy(clip).permute(3, 0, 1, 2).float()[None]       # [1, 3, 16, h, w]
         windows.append(torch.nn.functional.interpolate(window, (16, 112, 112)))
     for name, (make, file) in model.CNNS.items():
