@@ -328,3 +328,22 @@ data/weights: $(WEIGHTS)
 data/weights/resnet152: $(word 1,$(WEIGHTS))
 data/weights/resnext101: $(word 2,$(WEIGHTS))
 data/weights/bert-base-uncased: $(word 3,$(WEIGHTS))
+
+# What is not ours to fetch: where to ask for it
+.PHONY: data/howto100m/videos data/enwiki data/weights/vidlankd
+data/howto100m/videos:
+	@echo "HowTo100M's films, 12 TB, are given on request only, by the form at"
+	@echo "  https://www.di.ens.fr/willow/research/howto100m/"
+	@exit 1
+data/enwiki:
+	@echo "English Wikipedia is about 20 GB, and replaced twice a month, so that no sum holds:"
+	@echo "  wget -c https://dumps.wikimedia.org/enwiki/latest/enwiki-latest-pages-articles.xml.bz2"
+	@echo "  git clone https://github.com/attardi/wikiextractor"
+	@echo "  git -C wikiextractor checkout e4abb4cb    # the authors' version"
+	@echo "  python wikiextractor/WikiExtractor.py enwiki-latest-pages-articles.xml.bz2 -o enwiki"
+	@echo "  $(PYTHON) data.py text --train enwiki --valid-lines 5000 --vocab $(VOCAB) --out $@"
+	@exit 1
+data/weights/vidlankd:
+	@echo "The authors' models lie on Google Drive, linked from https://github.com/zinengtang/VidLanKD"
+	@echo "Take them with a browser."
+	@exit 1

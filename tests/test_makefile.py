@@ -448,6 +448,17 @@ def test_wikitext_is_fetched_and_packed(server, project):
     assert fetch(server, "data/wiki")[0] == 0 and Path("calls").read_text() == ""
 
 
+@pytest.mark.parametrize("target, said", [
+    ("data/howto100m/videos", "https://www.di.ens.fr/willow/research/howto100m/"),
+    ("data/enwiki", "python wikiextractor/WikiExtractor.py"),
+    ("data/weights/vidlankd", "https://github.com/zinengtang/VidLanKD"),
+])
+def test_what_is_not_ours_to_fetch_is_named(project, target, said):
+    code, output, calls = make(target)
+    assert code != 0 and said in output and calls == []
+    assert not Path(target).exists()
+
+
 def test_the_sums_are_complete_and_those_of_real_files():
     table = re.search(r"define SUMS\n(.*?)\nendef", MAKEFILE.read_text(), re.S)[1]
     sums = dict(line.split("=") for line in table.splitlines())
