@@ -1408,9 +1408,13 @@ def caption_files(source, ids):
 
 def read_captions(source, ids):
     """Yields (video, {"text": [], "start": [], "end": []}) of all caption_files."""
-    with tqdm(desc="captions", unit=" videos") as bar:
+    seen = set()
+    with tqdm(desc="captions", unit=" videos", total=len(ids)) as bar:
         for path, name in caption_files(source, ids):
             for video, entry in READERS[path.suffix.lower()](path, name):
+                if video in seen:
+                    raise UserError(f"{path}: video {video!r} occurs twice")
+                seen.add(video)
                 bar.update()
                 yield video, check_captions(entry, video, path)
 

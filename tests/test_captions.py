@@ -128,6 +128,13 @@ def test_captions_of_another_form_name_file_video_and_place(tmp_path, entry, mes
         read(tmp_path / "caption.json")
 
 
+def test_a_video_twice_is_refused(tmp_path):
+    path = tmp_path / "caption.json"
+    path.write_text(f'{{"a": {ENTRY}, "b": {ENTRY}, "a": {ENTRY}}}')
+    with pytest.raises(UserError, match="video 'a' occurs twice"):
+        read(path)
+
+
 def test_json_that_is_not_utf8(tmp_path):
     raw = b'{"a": {"text": ["caf\xe9"], "start": [0], "end": [1]}}'
     (tmp_path / "caption.json").write_bytes(raw)
