@@ -364,8 +364,8 @@ def main(argv=None):
         optimizer.step()
 
         if step % args.log_every == 0 or step + 1 == steps:
-            values = {"contrastive": float(processes.sum(contrastive)),
-                      "mlm": float(processes.sum(mlm)),
+            values = {"contrastive": processes.sum(contrastive).item(),
+                      "mlm": processes.sum(mlm).item(),
                       "lr": optimizer.param_groups[0]["lr"], "grad_norm": float(norm)}
             if args.contrastive != "none":
                 squares = [float(each.grad.pow(2).sum()) for each in video_encoder.parameters()]
