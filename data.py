@@ -105,7 +105,7 @@ class Processes:
     def gather(self, tensor):
         """Every process's rows in rank order, [b, ...] -> [B, ...], with gradient to each process.
 
-        A process must then count its own rows of the loss only: gradients of the copies are summed.
+        Each must then count its own rows of the loss only: gradients of the copies are summed.
         """
         if self.world == 1:
             return tensor
@@ -251,7 +251,7 @@ def stage_parser(description):
     flag("--lr", type=float, help="peak learning rate")
     flag("--warmup", type=int, help="steps until the peak")
     flag("--weight-decay", type=float)
-    flag("--clip", type=float, default=1.0, help="limit of the gradient norm")
+    flag("--clip", type=float, default=1.0, help="largest gradient norm")
     flag("--dropout", type=float)
     flag("--precision", choices=["auto", "bf16", "fp32"], default="auto")
     flag("--device", default="auto", help="auto, cpu, cuda, mps")
@@ -259,7 +259,7 @@ def stage_parser(description):
     flag("--log-every", type=int, help="steps")
     flag("--valid-every", type=int, help="steps")
     flag("--save-every", type=int, help="steps")
-    flag("--dry-run", action="store_true", help="time three steps, print what all would take, stop")
+    flag("--dry-run", action="store_true", help="only print what the run would take")
     return parser
 
 
@@ -337,10 +337,9 @@ FREE = ("device", "out", "dry_run", "log_every", "save_every",
 
 
 def open_run(folder, arguments, processes, precision, inputs):
-    """Makes a run folder and its args.json; refuses to go on with other arguments or inputs.
+    """Makes a run folder and its args.json. Raises UserError where other arguments began it.
 
-    Going on means ending where a run without interruption would have ended. inputs: {name:
-    sha256} of all that is read. Raises UserError that lists what changed.
+    So a run that goes on ends where it would have ended at once. inputs: {name: sha256}.
     """
     path = Path(folder) / "args.json"
     now = {"arguments": arguments, "precision": precision, "inputs": inputs}
@@ -395,11 +394,11 @@ def print_plan(processes, parameters, seconds_a_step, steps):
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         if sys.platform != "darwin":   # Linux counts kilobytes
             memory *= 1024
-    count = sum(parameter.numel() for parameter in parameters)
+    count = sum(parameter.numel() for parameter in parameters)   # x 4 bytes x (model, 3 in AdamW)
     processes.print(
         f"dry run: {memory / 2 ** 30:.2f} GB a process; {1000 * seconds_a_step:.0f} ms a step "
         f"x {steps} steps = {seconds_a_step * steps / 3600:.2f} hours; "
-        f"{16 * count / 2 ** 30:.2f} GB of disk (weights, AdamW's two moments, the model)")
+        f"{16 * count / 2 ** 30:.2f} GB of disk")
 
 
 def provenance(device):

@@ -137,18 +137,15 @@ def sample_tokens(special, count, generator, rows, batch):
     special: bool [b, L], True = [CLS], [SEP] or padding. Drawn for `batch` sequences, of which
     these are `rows`.
     """
-    fewest = int((~special).sum(1).min())
-    if fewest < count:
-        raise model.UserError(f"CRD samples {count} tokens a sequence, but one has only {fewest} "
-                              f"ordinary ones; lower --crd-tokens")
+    if count > int((~special).sum(1).min()):
+        raise model.UserError(f"a text has fewer than {count} tokens; lower --crd-tokens")
     lots = torch.rand(batch, special.shape[1], generator=generator)[rows]
     return lots.masked_fill(special, -1.0).topk(count, dim=1).indices
 
 
 def take_tokens(hidden, positions):
     """Vectors at positions: hidden [b, L, H], positions int [b, n] -> [b n, H]."""
-    index = positions[:, :, None].expand(-1, -1, hidden.shape[2])
-    return hidden.gather(1, index).flatten(0, 1)
+    return torch.take_along_dim(hidden, positions[:, :, None], 1).flatten(0, 1)
 
 
 def ntxent_loss(student, teacher, temperature, rows=slice(None)):
@@ -259,20 +256,20 @@ def bank_vectors(args, tokenizer, device, progress):
 # Heads: what stands between the student and its objectives; trained with it, needed for retrieval
 
 
-def make_heads(config, objective, head, teacher_width, crd, classes):
+def make_heads(objective, head, student, teacher_width, crd, classes=None):
     """ModuleDict of an MLP head for each objective, and of CRD with its two embeddings.
 
-    config: the student's; head: "mlp", or "none" for its bare hidden states; crd: {"queue",
-    "temperature"}; classes: of the vokens.
+    head: "mlp", or "none" for the student's bare hidden states; student: its BertConfig; crd:
+    {"queue", "temperature"}; classes: of the vokens.
     """
-    width = config.hidden_size
+    width = student.hidden_size
     # ntxent and regression compare coordinate by coordinate; soft-label has the MLM head
     widths = {"nst": width, "crd": width, "ntxent": teacher_width, "regression": teacher_width,
               "voken": classes}
     heads = nn.ModuleDict()
     for name in [name for name in objective if name in widths]:
         if head == "mlp" or name == "voken":
-            heads[f"{name}_head"] = model.DistillHead(config, widths[name])
+            heads[f"{name}_head"] = model.DistillHead(student, widths[name])
         elif widths[name] == width:
             heads[f"{name}_head"] = nn.Identity()
         else:
@@ -290,13 +287,13 @@ def retrieval_maps(folder):
         CRD         mean of e_s(token)   against e_t(v)  (both embeddings were trained on words)
         regression  mean of head(h_l)    against v
 
-    Text maps take hidden states [B, L, H], video maps unit vectors v [B, Ht]. Both are None, and
-    `how` is "not defined", where the objectives share no coordinates with the video space.
+    Text maps take hidden states [B, L, H], video maps unit vectors v [B, Ht]; None where the
+    objectives share no coordinates with the video space.
     """
     saved = model.load_checkpoint(Path(folder) / "distill_heads.pt")
     if saved is None:
         return "mean of h against v", nn.Identity(), nn.Identity()
-    heads = make_heads(model.read_config(folder), **saved["shape"])
+    heads = make_heads(student=model.read_config(folder), **saved["shape"])
     heads.load_state_dict(saved["weights"])
     heads.eval()
 
@@ -441,9 +438,6 @@ def main(argv=None):
     if args.init:
         config, student, mlm_head = model.load_hf(args.init)
         data.check_tokenizer(args.init, config, tokenizer, args.text)
-        if config.max_position_embeddings < block:
-            raise model.UserError(f"--init {args.init} has {config.max_position_embeddings} "
-                                  f"positions, blocks hold {block} tokens")
         config.block = block
         model.set_dropout(config, student, args.dropout)
     else:
@@ -457,15 +451,14 @@ def main(argv=None):
         data.check_tokenizer(teacher_folder, teacher_config, tokenizer, args.text)
         if block > teacher_config.block:
             raise model.UserError(f"blocks of {block} tokens, but the teacher never saw a text "
-                                  f"longer than {teacher_config.block}: its later positions are "
-                                  f"untrained")
+                                  f"longer than {teacher_config.block}")
         for module in (teacher, teacher_mlm_head):
             module.to(device).eval().requires_grad_(False)
         shape["teacher_width"] = teacher_config.hidden_size
     if "voken" in args.objective:
         bank = bank_vectors(args, tokenizer, device, processes.master)   # [C, Ht]
         shape["classes"] = words if args.voken_labels == "token" else len(bank)
-    heads = make_heads(config, **shape)
+    heads = make_heads(student=config, **shape)
     networks = nn.ModuleDict({"student": student, "mlm_head": mlm_head, "heads": heads})
     networks.to(device)
 

@@ -86,8 +86,6 @@ def nce_loss(text, video, mask, temperature, pool, rows=slice(None)):
         own = own[:, None].expand(mask.shape)                               # [B, L]
         each = F.cross_entropy(logits, own, reduction="none") * mask        # [B, L]
         return each[rows].sum() / mask.sum().clamp(min=1)
-    if pool != "sentence":
-        raise ValueError(f"unknown pool {pool!r}; known: token, sentence")
     logits = model.sentence_vectors(text, mask) @ video.T / temperature     # [B, B]
     forth = F.cross_entropy(logits, own, reduction="none")                  # [B]
     back = F.cross_entropy(logits.T, own, reduction="none")
@@ -159,10 +157,7 @@ def parse_args(argv=None):
 
 
 def partners(args, clips, split):
-    """Whose clip each video's captions meet: its own; with --shuffle-pairs always the same other's.
-
-    Then pairs can be learnt by heart as before, but say nothing about the world. int [videos].
-    """
+    """Whose clip each video's captions meet: its own, or (a control) one other's. int [videos]."""
     if args.shuffle_pairs:
         return data.derangement(len(clips), data.numpy_generator(args.seed, "pairs", split))
     return np.arange(len(clips))
@@ -193,7 +188,7 @@ def validate(args, clips, bert, mlm_head, video_encoder, tokenizer, device, limi
     ordinary = ~special.to(device)
     hidden = bert(inputs.to(device), token_mask)
     values = {"valid_mlm": float(model.mlm_loss(mlm_head, hidden, labels.to(device)))}
-    if args.contrastive == "none" or count < 2:
+    if args.contrastive == "none":
         return values
     video = video_encoder(features.to(device), step_mask.to(device))
     negatives = torch.arange(count, device=device).roll(1)
@@ -368,12 +363,12 @@ def main(argv=None):
                       "mlm": processes.sum(mlm).item(),
                       "lr": optimizer.param_groups[0]["lr"], "grad_norm": float(norm)}
             if args.contrastive != "none":
-                squares = [float(each.grad.pow(2).sum()) for each in video_encoder.parameters()]
-                values["video_grad_norm"] = math.sqrt(sum(squares))
+                gradients = [each.grad for each in video_encoder.parameters()]
+                values["video_grad_norm"] = float(nn.utils.get_total_norm(gradients))
                 ratio = values["contrastive"] / collapse_value(args)
                 if step > max(200, args.warmup) and abs(ratio - 1) < 0.02:
-                    values["collapsed"] = ("the loss is as if every input had the same vector; try "
-                                           "a lower --lr, a smaller --margin, --contrastive nce")
+                    values["collapsed"] = ("as if every input had the same vector; try a lower "
+                                           "--lr, a smaller --margin or --contrastive nce")
             log(step + 1, steps, **values)
     if args.dry_run:
         data.print_plan(processes, parameters, (time.time() - started) / 3, steps)
