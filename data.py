@@ -15,6 +15,7 @@ real steps.
 import argparse
 import codecs
 import csv
+import dataclasses
 import hashlib
 import html
 import json
@@ -377,6 +378,21 @@ def check_tokenizer(folder, config, tokenizer, text):
     if tokenizer.get_vocab_size() > config.vocab_size:
         raise UserError(f"{folder}: its tokenizer has {tokenizer.get_vocab_size()} entries, its "
                         f"embedding {config.vocab_size}")
+
+
+def make_encoder(args, tokenizer, text):
+    """(config, Bert, MLMHead) of --size, or of --init, for the tokens in the folder `text`."""
+    shape = dataclasses.replace(model.SIZES[args.size], vocab_size=tokenizer.get_vocab_size(),
+                                hidden_dropout_prob=args.dropout,
+                                attention_probs_dropout_prob=args.dropout)
+    if not args.init:
+        bert = model.Bert(shape)
+        return shape, bert, model.MLMHead(shape, bert.tokens)
+    config, bert, mlm_head = model.load_hf(args.init)
+    check_tokenizer(args.init, config, tokenizer, text)
+    model.set_dropout(config, bert, args.dropout)
+    config.block = min(config.block, shape.block)
+    return config, bert, mlm_head
 
 
 def check_finite(loss, norm, step, run):

@@ -14,7 +14,6 @@ goes on.
 Axes: B text blocks of the global batch, b of this process, L tokens, H width (Hs the student's,
 Ht the teacher's), K queue.
 """
-import dataclasses
 import math
 import sys
 import time
@@ -24,7 +23,6 @@ from pathlib import Path
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from tqdm import tqdm
 
 import data
 import model
@@ -88,8 +86,8 @@ class CRD(nn.Module):
     def forward(self, student, teacher, processes):
         """student: [N, Hs], teacher: [N, Ht], the same N tokens in the same order. A scalar.
 
-        In training mode the first call also settles c, and every call pushes the N tokens of all
-        processes, in rank order, into the queues, after scoring.
+        In training mode the first call also settles c, and every call, after scoring, pushes the
+        tokens of all processes, in rank order, into the queues.
         """
         e_s = F.normalize(self.student_embed(student.float()), dim=1)       # [N, width]
         e_t = F.normalize(self.teacher_embed(teacher.float()), dim=1)
@@ -158,8 +156,7 @@ def ntxent_loss(student, teacher, temperature, rows=slice(None)):
         -log( exp(z_i.z_i' / tau) / sum over j != i of exp(z_i.z_j / tau) )
 
     The rivals include vectors of the same model. Unrelated vectors score about log(2B - 1). The
-    authors divide this mean by 2B once more, so it weighs less the larger the batch; they loop
-    over l, which is a batch dimension here.
+    authors divide this mean by 2B once more, so it weighs less the larger the batch.
     student, teacher: [B, L, H], the whole global batch; rows: the sequences whose two anchors a
     position are counted, so that the sum over processes is the loss.
     """
@@ -193,8 +190,7 @@ def soft_label_loss(student_logits, teacher_logits, temperature, count):
 
     student_logits, teacher_logits: z [N, V] of the MLM heads. Returns the sum over tokens / count
     (N of all processes). Called at the masked positions only: elsewhere both models see the token
-    that they are asked for. The authors' code (in its history) took all positions at tau = 1 and
-    the mean over B x L x V times 1,000, which is 0.03 of this mean at 30,522 words.
+    that they are asked for. (The authors' history: all positions, tau = 1, 1,000 x the mean.)
     """
     student = F.log_softmax(student_logits.float() / temperature, dim=1)
     teacher = F.log_softmax(teacher_logits.float() / temperature, dim=1)
@@ -235,7 +231,7 @@ def voken_labels(kind, tokens, vectors, bank, generator, rows, batch):
 
 
 @torch.no_grad()
-def bank_vectors(args, tokenizer, device, progress):
+def bank_vectors(args, tokenizer, device):
     """Unit vectors [C, Ht] of the clips of --bank, whose features lie in --data, by the teacher."""
     encoder, settings = model.load_video_encoder(f"{args.teacher}/model/video_encoder.pt")
     if not settings["trained"]:
@@ -245,7 +241,7 @@ def bank_vectors(args, tokenizer, device, progress):
                        settings["max_steps_clip"], settings["frames"])
     bank = data.read_bank(args.bank)
     vectors = []
-    for start in tqdm(range(0, len(bank), 64), desc="bank x 64 clips", disable=not progress):
+    for start in range(0, len(bank), 64):
         _, _, features, mask = data.bank_batch(bank[start:start + 64], clips, tokenizer)
         video = encoder(features.to(device), mask.to(device))               # [64, Ht]
         vectors.append(F.normalize(video, dim=-1))
@@ -365,13 +361,9 @@ def parse_args(argv=None):
     args = parser.parse_args(argv)
     args.objective = sorted(set(args.objective) - {"none"})
     if args.size is None or args.text is None or "voken" in args.objective:
-        recorded = data.read_json(Path(args.teacher) / "args.json", "make teacher")
-        recorded = recorded.get("arguments", {})
-        args.size = args.size or recorded.get("size")
-        args.data = args.data or recorded.get("data")
-        if args.size not in DEFAULTS or args.data is None:
-            raise model.UserError(f"{args.teacher}/args.json names no known size and data; give "
-                                  f"--size, --data and --text")
+        recorded = data.read_json(f"{args.teacher}/args.json", "make teacher")["arguments"]
+        args.size = args.size or recorded["size"]
+        args.data = args.data or recorded["data"]
         args.text = args.text or f"{args.data}/text"
         args.bank = args.bank or f"{args.data}/bank.json"
     weights = {f"{name}_weight": 1.0 for name in OBJECTIVES[1:]}   # (a)
@@ -422,31 +414,21 @@ def main(argv=None):
     torch.manual_seed(args.seed)
     torch.set_float32_matmul_precision("high")
 
-    # --- data
+    # --- data and student
     tokenizer = data.load_tokenizer(args.text)
     ids = data.special_ids(tokenizer)
     words = tokenizer.get_vocab_size()
-    config = dataclasses.replace(model.SIZES[args.size], vocab_size=words,
-                                 hidden_dropout_prob=args.dropout,
-                                 attention_probs_dropout_prob=args.dropout)
+    config, student, mlm_head = data.make_encoder(args, tokenizer, args.text)
     train = data.TextBlocks(args.text, "train", tokenizer, config.block)
     valid = data.TextBlocks(args.text, "valid", tokenizer, config.block)
     block = config.block
     steps = args.steps or max(1, round(args.epochs * len(train) / args.batch))
 
-    # --- models: student, its heads, frozen teacher
-    if args.init:
-        config, student, mlm_head = model.load_hf(args.init)
-        data.check_tokenizer(args.init, config, tokenizer, args.text)
-        config.block = block
-        model.set_dropout(config, student, args.dropout)
-    else:
-        student = model.Bert(config)
-        mlm_head = model.MLMHead(config, student.tokens)
+    # --- models: frozen teacher, the student's heads
     shape = {"objective": args.objective, "head": args.head, "teacher_width": None, "classes": None,
              "crd": {"queue": args.crd_queue, "temperature": args.crd_temperature}}
-    teacher_folder = Path(args.teacher) / "model"
     if args.objective:
+        teacher_folder = Path(args.teacher) / "model"
         teacher_config, teacher, teacher_mlm_head = model.load_hf(teacher_folder)
         data.check_tokenizer(teacher_folder, teacher_config, tokenizer, args.text)
         if block > teacher_config.block:
@@ -456,7 +438,7 @@ def main(argv=None):
             module.to(device).eval().requires_grad_(False)
         shape["teacher_width"] = teacher_config.hidden_size
     if "voken" in args.objective:
-        bank = bank_vectors(args, tokenizer, device, processes.master)   # [C, Ht]
+        bank = bank_vectors(args, tokenizer, device)   # [C, Ht]
         shape["classes"] = words if args.voken_labels == "token" else len(bank)
     heads = make_heads(student=config, **shape)
     networks = nn.ModuleDict({"student": student, "mlm_head": mlm_head, "heads": heads})
@@ -534,7 +516,6 @@ def main(argv=None):
         real = (tokens != ids["pad"]).to(device)
         inputs = inputs.to(device)
         labels = labels.to(device)
-        chosen = labels != -100   # True = masked, to be predicted
 
         losses = {}
         mapped = {}   # the student's states through the head of each objective
@@ -550,6 +531,7 @@ def main(argv=None):
                     clean = teacher(tokens.to(device))
                 clean = F.normalize(clean.float(), dim=-1)
             if "soft-label" in args.objective:   # of a padded embedding only the tokenizer's words
+                chosen = labels != -100   # True = masked, to be predicted
                 losses["soft-label"] = soft_label_loss(
                     mlm_head(hidden[chosen])[:, :words],
                     teacher_mlm_head(taught[chosen])[:, :words],
@@ -606,13 +588,10 @@ def main(argv=None):
 
         if logged:
             values = {name: processes.sum(value).item() for name, value in losses.items()}
-            values["lr"] = optimizer.param_groups[0]["lr"]
-            values["grad_norm"] = float(norm)
-            for name, pull in pulls.items():
-                values[f"{name}_grad"] = pull
+            values |= {"lr": optimizer.param_groups[0]["lr"], "grad_norm": float(norm)}
+            values |= {f"{name}_grad": pull for name, pull in pulls.items()}
             if args.gradient_ratio:
-                for name, weight in weights.items():
-                    values[f"{name}_weight"] = weight
+                values |= {f"{name}_weight": weight for name, weight in weights.items()}
             log(step + 1, steps, **values)
     if args.dry_run:
         data.print_plan(processes, parameters, (time.time() - started) / 3, steps)
@@ -621,10 +600,9 @@ def main(argv=None):
     # --- last save
     if processes.master:
         model.save_hf(run / "model", config, student, mlm_head, tokenizer)
-        encoder_file = teacher_folder / "video_encoder.pt"
-        if args.objective and encoder_file.exists():   # then retrieval needs this folder alone
-            encoder, settings = model.load_video_encoder(encoder_file)
-            if settings["trained"]:
+        if args.objective and (teacher_folder / "video_encoder.pt").exists():
+            encoder, settings = model.load_video_encoder(teacher_folder / "video_encoder.pt")
+            if settings["trained"]:   # then retrieval needs this folder alone
                 model.save_video_encoder(run / "model" / "video_encoder.pt", encoder, settings)
         model.save_checkpoint(run / "model" / "distill_heads.pt", shape=shape,
                               weights=heads.cpu().state_dict())

@@ -9,7 +9,6 @@
 Writes runs/NAME/{args.json, log.jsonl, checkpoint.pt, model/}; started again, it goes on.
 Axes: B clips of the global batch, b of this process, L tokens, T video steps, H width.
 """
-import dataclasses
 import hashlib
 import math
 import sys
@@ -218,7 +217,7 @@ def main(argv=None):
     torch.manual_seed(args.seed)
     torch.set_float32_matmul_precision("high")
 
-    # --- data
+    # --- data and text encoder, which limits the length of texts and clips
     described = sorted(Path(args.data).glob("features/*/stream.json"))
     args.streams = args.streams or [path.parent.name for path in described]
     if not args.streams:
@@ -227,15 +226,7 @@ def main(argv=None):
     tokenizer = data.load_tokenizer(args.data)
     ids = data.special_ids(tokenizer)
     words = tokenizer.get_vocab_size()
-    shape = dataclasses.replace(model.SIZES[args.size], vocab_size=words,
-                                hidden_dropout_prob=args.dropout,
-                                attention_probs_dropout_prob=args.dropout)
-    config = shape
-    if args.init:
-        config, bert, mlm_head = model.load_hf(args.init)
-        data.check_tokenizer(args.init, config, tokenizer, args.data)
-        model.set_dropout(config, bert, args.dropout)
-        config.block = min(config.block, shape.block)
+    config, bert, mlm_head = data.make_encoder(args, tokenizer, args.data)
     steps_a_clip = min(args.max_steps_clip, config.max_position_embeddings)
     train, valid = [data.Clips(args.data, split, args.streams, tokenizer, config.block,
                                steps_a_clip, args.frames) for split in ("train", "valid")]
@@ -247,13 +238,8 @@ def main(argv=None):
     decay_steps = max(steps, round((args.decay_epochs or 0) * len(train) / args.batch))
     other = partners(args, train, "train")
 
-    # --- models: text encoder with its MLM head, video encoder
-    if not args.init:
-        bert = model.Bert(config)
-        mlm_head = model.MLMHead(config, bert.tokens)
-    video_shape = dataclasses.replace(shape, hidden_size=config.hidden_size,
-                                      num_attention_heads=config.num_attention_heads)
-    video_encoder = model.VideoEncoder(video_shape, train.stream_dims)
+    # --- models: the video encoder has the shape of the text encoder
+    video_encoder = model.VideoEncoder(config, train.stream_dims)
     sample = data.numpy_generator(args.seed, "scale").permutation(len(train))[:500]
     features = [train.example(int(index))[1] for index in sample]
     video_encoder.fit_scale(torch.from_numpy(np.concatenate(features)))
