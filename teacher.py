@@ -244,7 +244,8 @@ def main(argv=None):
     features = [train.example(int(index))[1] for index in sample]
     video_encoder.fit_scale(torch.from_numpy(np.concatenate(features)))
     networks = nn.ModuleDict({"bert": bert, "mlm_head": mlm_head})
-    if args.contrastive != "none":
+    with_video = args.contrastive != "none"
+    if with_video:
         networks["video_encoder"] = video_encoder
     networks.to(device)
 
@@ -278,7 +279,7 @@ def main(argv=None):
                     f"{steps} steps; streams {train.stream_dims}; {device.type}, {precision}; "
                     f"from step {first_step}")
     repeats = args.batch - len(train)
-    if repeats > 0 and args.contrastive != "none":
+    if repeats > 0 and with_video:
         processes.print(f"  warning: only {len(train)} videos, so {repeats} of a batch's "
                         f"{args.batch} clips are repeats of a video, yet its negatives; try "
                         f"--batch {len(train)}")
@@ -326,10 +327,10 @@ def main(argv=None):
         with torch.autocast(device.type, autocast_type, enabled=autocast_type is not None):
             hidden = bert(inputs, token_mask)   # [b, L, H]
             mlm = model.mlm_loss(mlm_head, hidden, labels, label_count)
-            if args.contrastive != "none":
+            if with_video:
                 video = video_encoder(features.to(device), step_mask.to(device))   # [b, H]
         contrastive = torch.zeros((), device=device)
-        if args.contrastive != "none":
+        if with_video:
             # every process sees all texts and videos, and counts the loss of its own
             generator = data.numpy_generator(args.seed, "negatives", step)
             negatives = torch.from_numpy(data.derangement(args.batch, generator))   # [B]
@@ -348,7 +349,7 @@ def main(argv=None):
             values = {"contrastive": processes.sum(contrastive).item(),
                       "mlm": processes.sum(mlm).item(),
                       "lr": optimizer.param_groups[0]["lr"], "grad_norm": float(norm)}
-            if args.contrastive != "none":
+            if with_video:
                 gradients = [each.grad for each in video_encoder.parameters()]
                 values["video_grad_norm"] = float(nn.utils.get_total_norm(gradients))
                 ratio = values["contrastive"] / collapse_value(args)
@@ -365,7 +366,7 @@ def main(argv=None):
         config.block = train.block   # the longest text this teacher saw: distill.py obeys
         model.save_hf(run / "model", config, bert, mlm_head, tokenizer)
         settings = {"streams": args.streams, "frames": args.frames, "max_steps_clip": steps_a_clip,
-                    "trained": args.contrastive != "none"}
+                    "trained": with_video}
         model.save_video_encoder(run / "model" / "video_encoder.pt", video_encoder, settings)
         print(f"{run}: complete after {steps} steps")
 

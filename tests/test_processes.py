@@ -225,7 +225,8 @@ def test_rows_cover_the_batch():
         processes.rows(10)
 
 
-B, H = 6, 4   # of the two-process check
+B = 6   # of the two-process check
+H = 4
 
 
 def loss_of(processes):

@@ -500,41 +500,27 @@ def test_classes_of_vokens_are_clips_or_tokens(mini, taught, bank, tmp_path, lab
     assert logged(run, "voken")[1] == pytest.approx([math.log(classes)], abs=0.1)
 
 
-@pytest.mark.parametrize("objective, head", [
-    ("crd", "mlp"), ("crd", "none"), ("regression", "mlp"), ("nst", "mlp"), ("none", "mlp")])
-def test_a_students_folder_is_enough_for_its_retrieval(taught, tmp_path, objective, head):
-    """retrieval_maps against the saved weights by hand; the teacher is gone."""
+@pytest.mark.parametrize("objective, how", [
+    ("crd", "mean of e_s(token) against e_t(v)"), ("regression", "mean of head(h) against v"),
+    ("nst", "not defined"), ("none", "not defined")])
+def test_a_students_folder_is_enough_for_its_retrieval(taught, tmp_path, objective, how):
+    """The teacher and args.json are gone. (test_evaluate.py computes the maps by hand.)"""
     gone = tmp_path / "teacher"
     shutil.copytree(taught, gone)
     run = tmp_path / "run"
     distill.main(["--teacher", str(gone), "--out", str(run), *STUDENT, "--objective", objective,
-                  "--head", head, "--steps", "1"])
+                  "--steps", "1"])
     shutil.rmtree(gone)
     (run / "args.json").unlink()
-    folder = run / "model"
-    how, text_map, video_map = distill.retrieval_maps(folder)
-    assert (folder / "video_encoder.pt").exists() == (objective != "none")
-    if objective in ("nst", "none"):
-        assert (how, text_map, video_map) == ("not defined", None, None)
-        return
-    ours, settings = model.load_video_encoder(folder / "video_encoder.pt")
-    teachers, _ = model.load_video_encoder(taught / "model" / "video_encoder.pt")
-    assert settings["trained"] and same(ours.state_dict(), teachers.state_dict())
-    kept = model.load_checkpoint(folder / "distill_heads.pt")["weights"]
-    config, bert, _ = model.load_hf(folder)
-    text = bert.eval()(torch.randint(10, 50, (2, 9)))
-    video = F.normalize(torch.randn(3, config.hidden_size), dim=-1)
-    hidden = text
-    expected = video
-    if head == "mlp":
-        mlp = model.DistillHead(config, config.hidden_size)
-        mlp.load_state_dict({key: kept[f"{objective}_head.{key}"] for key in mlp.state_dict()})
-        text = mlp(text)
-    if objective == "crd":
-        text = F.linear(text, kept["crd.student_embed.weight"], kept["crd.student_embed.bias"])
-        expected = F.linear(video, kept["crd.teacher_embed.weight"], kept["crd.teacher_embed.bias"])
-    torch.testing.assert_close(text_map(hidden), F.normalize(text, dim=-1))
-    torch.testing.assert_close(video_map(video), F.normalize(expected, dim=-1))
+    given, text_map, video_map = distill.retrieval_maps(run / "model")
+    assert given == how
+    assert (text_map is None) == (video_map is None) == (how == "not defined")
+    copied = run / "model" / "video_encoder.pt"
+    assert copied.exists() == (objective != "none")
+    if objective != "none":
+        ours, settings = model.load_video_encoder(copied)
+        teachers, _ = model.load_video_encoder(taught / "model" / "video_encoder.pt")
+        assert settings["trained"] and same(ours.state_dict(), teachers.state_dict())
 
 
 def test_a_teacher_is_its_own_map(taught):
