@@ -464,17 +464,16 @@ def main(argv=None):
             inputs["bank"] = data.file_hash(args.bank)
             inputs["video encoder"] = data.file_hash(teacher_folder / "video_encoder.pt")
         data.open_run(run, vars(args), processes, precision, inputs)
-    first_step = 0
     state = None if args.dry_run else model.load_checkpoint(run / "checkpoint.pt")
+    first_step = state["step"] if state else 0
+    if first_step == steps and (run / "model" / "distill_heads.pt").exists():
+        processes.print(f"{run}: complete after {steps} steps, nothing to do")
+        return processes.close()
     if state:
-        first_step = state["step"]
         weights = state["weights"]
         norms = Counter(state["norms"])
         networks.load_state_dict(state["networks"])
         optimizer.load_state_dict(state["optimizer"])
-    if first_step == steps and (run / "model" / "distill_heads.pt").exists():
-        processes.print(f"{run}: complete after {steps} steps, nothing to do")
-        return processes.close()
     size = sum(each.numel() for each in parameters) / 1e6
     queues = sum(each.nbytes for key, each in heads.named_buffers() if "queue" in key) / 2 ** 20
     processes.print(f"student {args.size}: {size:.1f} M parameters; objective "

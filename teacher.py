@@ -264,15 +264,14 @@ def main(argv=None):
         if args.init:
             inputs["init"] = data.weights_hash(args.init)
         data.open_run(run, vars(args), processes, precision, inputs)
-    first_step = 0
     state = None if args.dry_run else model.load_checkpoint(run / "checkpoint.pt")
-    if state:
-        first_step = state["step"]
-        networks.load_state_dict(state["networks"])
-        optimizer.load_state_dict(state["optimizer"])
+    first_step = state["step"] if state else 0
     if first_step == steps and (run / "model" / "video_encoder.pt").exists():
         processes.print(f"{run}: complete after {steps} steps, nothing to do")
         return processes.close()
+    if state:
+        networks.load_state_dict(state["networks"])
+        optimizer.load_state_dict(state["optimizer"])
     size = sum(each.numel() for each in parameters) / 1e6
     processes.print(f"teacher {args.size}: {size:.1f} M parameters; {len(train):,} videos; "
                     f"batch {args.batch} = {processes.world} x {args.batch // processes.world}; "
