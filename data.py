@@ -14,6 +14,7 @@ real steps.
 """
 import argparse
 import csv
+import dataclasses
 import hashlib
 import html
 import json
@@ -59,11 +60,10 @@ class Processes:
         self.rank = int(os.environ.get("RANK", 0))
         self.world = int(os.environ.get("WORLD_SIZE", 1))
         self.master = self.rank == 0   # the one process that writes files and prints
-        local = int(os.environ.get("LOCAL_RANK", 0))
         if device == "auto":
             device = self.best_device()
         if device == "cuda":
-            device = f"cuda:{local}"
+            device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
         self.device = torch.device(device)
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
@@ -76,9 +76,14 @@ class Processes:
             return "cuda"
         if torch.backends.mps.is_available() and self.world == 1:
             return "mps"
-        if self.world > 1 and self.master:
-            print(f"no GPU is visible: {self.world} processes train on the CPU", flush=True)
+        if self.world > 1:
+            self.print(f"no GPU is visible: {self.world} processes train on the CPU")
         return "cpu"
+
+    def print(self, text):
+        """Prints in the master only."""
+        if self.master:
+            print(text, flush=True)
 
     def rows(self, batch):
         """This process's slice of a global batch. Raises UserError if it does not divide."""
@@ -88,21 +93,19 @@ class Processes:
         return slice(self.rank * each, (self.rank + 1) * each)
 
     def sum(self, value):
-        """Sum over processes of a number or a tensor (a tensor is summed in place)."""
-        if torch.is_tensor(value):
-            if self.world > 1:
-                dist.all_reduce(value)
+        """Sum over processes of a number, or of a tensor, which itself is left as it is."""
+        if self.world == 1:
             return value
-        if self.world == 1:   # before any float64 tensor: MPS has none
-            return float(value)
-        tensor = torch.tensor(float(value), dtype=torch.float64, device=self.device)
-        dist.all_reduce(tensor)
-        return tensor.item()
+        if not torch.is_tensor(value):
+            return self.sum(torch.tensor(value, dtype=torch.float64, device=self.device)).item()
+        total = value.detach().clone()
+        dist.all_reduce(total)
+        return total
 
     def gather(self, tensor):
         """Every process's rows in rank order, [b, ...] -> [B, ...], with gradient to each process.
 
-        A process must then count its own rows of the loss only: gradients of the copies are summed.
+        Each must then count its own rows of the loss only: gradients of the copies are summed.
         """
         if self.world == 1:
             return tensor
@@ -129,8 +132,8 @@ class Processes:
 
     def close(self):
         """Leaves the group, all together: gloo aborts a process whose partner still talks."""
+        self.barrier()
         if self.world > 1:
-            dist.barrier()
             dist.destroy_process_group()
 
 
@@ -139,8 +142,7 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, tensor, rank, world):
-        ctx.rank = rank
-        ctx.rows = len(tensor)
+        ctx.rows = slice(rank * len(tensor), (rank + 1) * len(tensor))
         pieces = [torch.empty_like(tensor) for _ in range(world)]
         dist.all_gather(pieces, tensor.contiguous())
         return torch.cat(pieces)
@@ -149,7 +151,7 @@ class _Gather(torch.autograd.Function):
     def backward(ctx, gradient):
         gradient = gradient.contiguous()
         dist.all_reduce(gradient)
-        return gradient[ctx.rank * ctx.rows:(ctx.rank + 1) * ctx.rows], None, None
+        return gradient[ctx.rows], None, None
 
 
 def settle_precision(asked, device):
@@ -164,8 +166,6 @@ def settle_precision(asked, device):
         if device.type == "cpu":    # with these instructions it is twice as fast from width 512 on
             fast = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
         asked = "bf16" if fast else "fp32"
-    if asked not in ("bf16", "fp32"):
-        raise ValueError(f"unknown precision {asked!r}; known: auto, bf16, fp32")
     return asked, torch.bfloat16 if asked == "bf16" else None
 
 
@@ -236,7 +236,40 @@ def prefetch(make_batch, first, last, ahead=2):
 
 
 # --------------------------------------------------------------------------------------------------
-# Log and provenance
+# Flags, log and provenance
+
+
+def stage_parser(description):
+    """The flags that both pretraining stages have; None is filled in from --size."""
+    parser = argparse.ArgumentParser(description=description,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    flag = parser.add_argument
+    flag("--init", help="BERT folder in Hugging Face form, from which the text encoder starts")
+    flag("--batch", type=int, help="of all processes together")
+    flag("--steps", type=int, help="optimiser steps; overrides --epochs")
+    flag("--epochs", type=float, help="passes over the training data")
+    flag("--lr", type=float, help="peak learning rate")
+    flag("--warmup", type=int, help="steps until the peak")
+    flag("--weight-decay", type=float)
+    flag("--clip", type=float, default=1.0, help="largest gradient norm")
+    flag("--dropout", type=float)
+    flag("--precision", choices=["auto", "bf16", "fp32"], default="auto")
+    flag("--device", default="auto", help="auto, cpu, cuda, mps")
+    flag("--seed", type=int, default=0)
+    flag("--log-every", type=int, help="steps")
+    flag("--valid-every", type=int, help="steps")
+    flag("--save-every", type=int, help="steps")
+    flag("--dry-run", action="store_true", help="only print what the run would take")
+    return parser
+
+
+def fill_in(args, defaults):
+    """Gives flags that are None their defaults; of --steps and --epochs the given one decides."""
+    if args.steps is not None or args.epochs is not None:
+        defaults = {**defaults, "steps": None, "epochs": None}
+    for name, value in defaults.items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
 
 
 class Log:
@@ -268,10 +301,9 @@ class Log:
         shown = ""
         for name, value in values.items():
             shown += f"  {name} {value:.4g}" if isinstance(value, float) else f"  {name} {value}"
-        rate = (step - self.first_step) / max(seconds, 1e-9)
-        left = (total - step) / rate if rate > 0 else math.nan
-        print(f"{self.name} {step:>6}/{total}{shown}  | {rate:.1f} steps/s, {left:.0f} s left",
-              flush=True)
+        rate = max(step - self.first_step, 1) / max(seconds, 1e-9)
+        print(f"{self.name} {step:>6}/{total}{shown}  | {rate:.1f} steps/s, "
+              f"{(total - step) / rate:.0f} s left", flush=True)
 
 
 def write_text(path, text):
@@ -304,20 +336,16 @@ FREE = ("device", "out", "dry_run", "log_every", "save_every",
         "data", "text", "teacher", "init", "bank")
 
 
-def open_run(folder, arguments, processes, precision, inputs=None):
-    """Makes a run folder and its args.json; refuses to go on with other arguments or inputs.
+def open_run(folder, arguments, processes, precision, inputs):
+    """Makes a run folder and its args.json. Raises UserError where other arguments began it.
 
-    Going on means ending where a run without interruption would have ended. inputs: {name:
-    sha256} of all that is read. Raises UserError that lists what changed.
+    So a run that goes on ends where it would have ended at once. inputs: {name: sha256}.
     """
-    if not processes.master:
-        return
     path = Path(folder) / "args.json"
-    now = {"arguments": arguments, "precision": precision, "inputs": inputs or {}}
+    now = {"arguments": arguments, "precision": precision, "inputs": inputs}
     if not path.exists():
         Path(folder).mkdir(parents=True, exist_ok=True)
-        facts = provenance(processes.device)
-        write_json(path, {**now, "processes": processes.world, **facts})
+        write_json(path, {**now, "processes": processes.world, **provenance(processes.device)})
         return
     before = read_json(path, "")
     changed = []
@@ -327,14 +355,12 @@ def open_run(folder, arguments, processes, precision, inputs=None):
         old = before["arguments"].get(name, value)
         if name not in FREE and old != value:
             changed.append(f"--{name.replace('_', '-')} {old} -> {value}")
-    hashes = before.get("inputs", {})
-    for name in sorted(hashes.keys() | now["inputs"].keys()):
-        if hashes.get(name) != now["inputs"].get(name):
+    for name in sorted(before["inputs"].keys() | inputs.keys()):
+        if before["inputs"].get(name) != inputs.get(name):
             changed.append(f"another {name}")
     if changed:
         raise UserError(f"{folder} was started with other arguments or inputs "
-                        f"({', '.join(changed)}); choose another --out, or delete the folder to "
-                        f"start again")
+                        f"({', '.join(changed)}); choose another --out, or delete the folder")
 
 
 def weights_hash(folder):
@@ -353,48 +379,58 @@ def check_tokenizer(folder, config, tokenizer, text):
                         f"embedding {config.vocab_size}")
 
 
-def print_plan(processes, modules, seconds_a_step, steps):
+def make_encoder(args, tokenizer, text):
+    """(config, Bert, MLMHead) of --size, or of --init, for the tokens in the folder `text`."""
+    shape = dataclasses.replace(model.SIZES[args.size], vocab_size=tokenizer.get_vocab_size(),
+                                hidden_dropout_prob=args.dropout,
+                                attention_probs_dropout_prob=args.dropout)
+    if not args.init:
+        bert = model.Bert(shape)
+        return shape, bert, model.MLMHead(shape, bert.tokens)
+    config, bert, mlm_head = model.load_hf(args.init)
+    check_tokenizer(args.init, config, tokenizer, text)
+    model.set_dropout(config, bert, args.dropout)
+    config.block = min(config.block, shape.block)
+    return config, bert, mlm_head
+
+
+def check_finite(loss, norm, step, run):
+    """Raises UserError where a step would write NaN or infinity into every weight."""
+    if not torch.isfinite(loss + norm):
+        raise UserError(f"loss {loss.item()}, gradient norm {norm.item()} at step {step}; the last "
+                        f"good state is {run}/checkpoint.pt; try a lower --lr")
+
+
+def print_plan(processes, parameters, seconds_a_step, steps):
     """`--dry-run`: what the whole run would take, judged by the few steps that were run."""
-    if not processes.master:
-        return
-    parameters = 0
-    for module in modules:
-        parameters += sum(parameter.numel() for parameter in module.parameters())
     if processes.device.type == "cuda":
         memory = torch.cuda.max_memory_allocated(processes.device)
     else:
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         if sys.platform != "darwin":   # Linux counts kilobytes
             memory *= 1024
-    print(f"dry run: {parameters / 1e6:.1f} M trained parameters; "
-          f"{memory / 2 ** 30:.2f} GB a process; {1000 * seconds_a_step:.0f} ms a step "
-          f"x {steps} steps = {seconds_a_step * steps / 3600:.2f} hours; "
-          f"{16 * parameters / 2 ** 30:.2f} GB of disk (weights, AdamW's two moments, the model)")
-
-
-def git(*words):
-    """What a git command says of this repository, or None: no git, or no repository."""
-    try:
-        answer = subprocess.run(["git", *words], cwd=Path(__file__).parent, capture_output=True,
-                                text=True)
-    except FileNotFoundError:
-        return None
-    return answer.stdout.strip() if answer.returncode == 0 else None
+    count = sum(parameter.numel() for parameter in parameters)   # x 4 bytes x (model, 3 in AdamW)
+    processes.print(
+        f"dry run: {memory / 2 ** 30:.2f} GB a process; {1000 * seconds_a_step:.0f} ms a step "
+        f"x {steps} steps = {seconds_a_step * steps / 3600:.2f} hours; "
+        f"{16 * count / 2 ** 30:.2f} GB of disk")
 
 
 def provenance(device):
     """What a result needs beside it to be believed: versions, commit, hardware. A dict."""
-    hardware = platform.processor() or platform.machine()
+    git = subprocess.run("git describe --always --dirty --abbrev=40 --exclude='*'", shell=True,
+                         cwd=Path(__file__).parent, capture_output=True, text=True)
+    commit = git.stdout.strip()   # empty without git, or outside a repository
+    processors = [platform.processor() or platform.machine()]
     if Path("/proc/cpuinfo").exists():
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-        if names:
-            hardware = f"{len(names)} x {names[0]}"
+        named = re.findall(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+        processors = named or processors
+    hardware = f"{len(processors)} x {processors[0]}"
     if device.type == "cuda":
         hardware = f"{torch.cuda.device_count()} x {torch.cuda.get_device_name(device)}"
     return {
-        "commit": git("rev-parse", "HEAD"),
-        "uncommitted changes": bool(git("status", "--porcelain", "-uno")),
+        "commit": commit.removesuffix("-dirty") or None,
+        "uncommitted changes": commit.endswith("-dirty"),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "numpy": np.__version__,

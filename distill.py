@@ -9,22 +9,20 @@
 
 Size, data and text default to the teacher's. Loss = MLM + sum of (weight x objective). The
 teacher sees the student's own masked tokens (for vokens: the unmasked ones), in evaluation mode,
-without gradients. Writes runs/NAME/{args.json, log.jsonl, checkpoint.pt, model/,
-model/distill_heads.pt}. Started again, it goes on from checkpoint.pt; complete, it says so.
+without gradients. Writes runs/NAME/{args.json, log.jsonl, checkpoint.pt, model/}; started again, it
+goes on.
 Axes: B text blocks of the global batch, b of this process, L tokens, H width (Hs the student's,
-Ht the teacher's), K queue. Masks are True for real tokens.
+Ht the teacher's), K queue.
 """
-import argparse
-import dataclasses
 import math
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from tqdm import tqdm
 
 import data
 import model
@@ -85,11 +83,11 @@ class CRD(nn.Module):
         self.register_buffer("started", torch.zeros((), dtype=torch.bool))
         self.register_buffer("position", torch.zeros((), dtype=torch.long))   # next slot of both
 
-    def forward(self, student, teacher, processes=None):
+    def forward(self, student, teacher, processes):
         """student: [N, Hs], teacher: [N, Ht], the same N tokens in the same order. A scalar.
 
-        In training mode the first call also settles c, and every call pushes the N tokens of all
-        processes, in rank order, into the queues, after scoring.
+        In training mode the first call also settles c, and every call, after scoring, pushes the
+        tokens of all processes, in rank order, into the queues.
         """
         e_s = F.normalize(self.student_embed(student.float()), dim=1)       # [N, width]
         e_t = F.normalize(self.teacher_embed(teacher.float()), dim=1)
@@ -119,17 +117,13 @@ class CRD(nn.Module):
         if scores.device.type != "mps":   # which has no float64
             scores = scores.double()
         mean = (scores / self.temperature).exp().mean()
-        if processes is not None:
-            mean = processes.sum(mean) / processes.world
-        return mean.log()
+        return (processes.sum(mean) / processes.world).log()
 
     @torch.no_grad()
     def push(self, e_s, e_t, processes):
         """Writes the vectors of all processes over the oldest of both queues."""
         for queue, new in ((self.student_queue, e_s), (self.teacher_queue, e_t)):
-            if processes is not None:
-                new = processes.gather(new)
-            new = new[-len(queue):]   # where more come than fit, the latest stay
+            new = processes.gather(new)[-len(queue):]   # where more come than fit, the latest stay
             slots = self.position + torch.arange(len(new), device=new.device)
             queue[slots % len(queue)] = new
         self.position.copy_((self.position + len(new)) % len(queue))
@@ -138,21 +132,18 @@ class CRD(nn.Module):
 def sample_tokens(special, count, generator, rows, batch):
     """`count` ordinary positions of each sequence by lot, none twice. Returns int [b, count].
 
-    special: bool [b, L], True = [CLS], [SEP] or padding. Drawn for `batch` sequences of which
-    these are `rows`. Raises UserError where a text is shorter.
+    special: bool [b, L], True = [CLS], [SEP] or padding. Drawn for `batch` sequences, of which
+    these are `rows`.
     """
-    fewest = int((~special).sum(1).min())
-    if fewest < count:
-        raise model.UserError(f"CRD samples {count} tokens a sequence, but one has only {fewest} "
-                              f"ordinary ones; lower --crd-tokens")
+    if count > int((~special).sum(1).min()):
+        raise model.UserError(f"a text has fewer than {count} tokens; lower --crd-tokens")
     lots = torch.rand(batch, special.shape[1], generator=generator)[rows]
     return lots.masked_fill(special, -1.0).topk(count, dim=1).indices
 
 
 def take_tokens(hidden, positions):
     """Vectors at positions: hidden [b, L, H], positions int [b, n] -> [b n, H]."""
-    index = positions[:, :, None].expand(-1, -1, hidden.shape[2])
-    return hidden.gather(1, index).flatten(0, 1)
+    return torch.take_along_dim(hidden, positions[:, :, None], 1).flatten(0, 1)
 
 
 def ntxent_loss(student, teacher, temperature, rows=slice(None)):
@@ -165,10 +156,9 @@ def ntxent_loss(student, teacher, temperature, rows=slice(None)):
         -log( exp(z_i.z_i' / tau) / sum over j != i of exp(z_i.z_j / tau) )
 
     The rivals include vectors of the same model. Unrelated vectors score about log(2B - 1). The
-    authors divide this mean by 2B once more, so it weighs less the larger the batch; they loop
-    over l, which is a batch dimension here.
-    student, teacher: [B, L, H], the whole global batch, full blocks; rows: the sequences whose two
-    anchors a position are counted. The means are global: the sum over processes is the loss.
+    authors divide this mean by 2B once more, so it weighs less the larger the batch.
+    student, teacher: [B, L, H], the whole global batch; rows: the sequences whose two anchors a
+    position are counted, so that the sum over processes is the loss.
     """
     B, L, _ = student.shape
     z = F.normalize(torch.cat([student, teacher]).float(), dim=-1)
@@ -195,20 +185,16 @@ def regression_loss(student, teacher, mask):
     return (distance * mask).sum() / mask.sum()
 
 
-def soft_label_loss(student_logits, teacher_logits, temperature, count=None):
+def soft_label_loss(student_logits, teacher_logits, temperature, count):
     """Soft labels (Hinton et al. 2015): tau^2 KL(p_teacher || p_student), p = softmax(z / tau).
 
     student_logits, teacher_logits: z [N, V] of the MLM heads. Returns the sum over tokens / count
-    (None: N; with several processes: N of all). Called at the masked positions only: elsewhere
-    both models see the token that they are asked for, and logits are the largest product of a
-    step. The authors' code (in its history) took all positions at tau = 1 and the mean over
-    B x L x V times 1,000, which is 0.03 of this mean at 30,522 words.
+    (N of all processes). Called at the masked positions only: elsewhere both models see the token
+    that they are asked for. (The authors' history: all positions, tau = 1, 1,000 x the mean.)
     """
     student = F.log_softmax(student_logits.float() / temperature, dim=1)
     teacher = F.log_softmax(teacher_logits.float() / temperature, dim=1)
     total = F.kl_div(student, teacher, reduction="sum", log_target=True)
-    if count is None:
-        count = len(student)
     return temperature ** 2 * total / max(1, count)
 
 
@@ -225,10 +211,9 @@ def voken_labels(kind, tokens, vectors, bank, generator, rows, batch):
         token     no clip but the token itself
 
     tokens: int [b, L], unmasked blocks; vectors t: unit [b, L, Ht], the teacher's of them; bank v:
-    unit [C, Ht] of its video encoder. Returns int [b, L], -100 at [CLS] and [SEP], drawn for
-    `batch` sequences of which these are `rows`. The loss is cross-entropy over all real tokens,
-    masked or not. Vokenization reads sentence by sentence; here the teacher reads whole blocks,
-    as its captions filled them in training.
+    unit [C, Ht]. Returns int [b, L], -100 at [CLS] and [SEP], drawn for `batch` sequences, of which
+    these are `rows`. The loss is cross-entropy over all real tokens, masked or not. Vokenization
+    reads sentence by sentence; here the teacher reads whole blocks, as in its training.
     """
     inner = tokens[:, 1:-1]                                                 # [b, L - 2]
     if kind == "token":
@@ -246,23 +231,17 @@ def voken_labels(kind, tokens, vectors, bank, generator, rows, batch):
 
 
 @torch.no_grad()
-def bank_vectors(args, tokenizer, device, progress):
-    """Unit vectors [C, Ht] of the clips of --bank by the teacher's video encoder.
-
-    Their features lie in --data. Made at every start, the same each time. Raises UserError where
-    the teacher never trained its video encoder.
-    """
-    path = Path(args.teacher) / "model" / "video_encoder.pt"
-    encoder, settings = model.load_video_encoder(path)
+def bank_vectors(args, tokenizer, device):
+    """Unit vectors [C, Ht] of the clips of --bank, whose features lie in --data, by the teacher."""
+    encoder, settings = model.load_video_encoder(f"{args.teacher}/model/video_encoder.pt")
     if not settings["trained"]:
-        raise model.UserError(f"{args.teacher} is a text-only teacher: its video encoder is "
-                              f"untrained, and gives no vokens")
+        raise model.UserError(f"{args.teacher} is a text-only teacher, and gives no vokens")
     encoder.to(device).eval()
     clips = data.Clips(args.data, "train", settings["streams"], tokenizer, encoder.config.block,
                        settings["max_steps_clip"], settings["frames"])
     bank = data.read_bank(args.bank)
     vectors = []
-    for start in tqdm(range(0, len(bank), 64), desc="bank x 64 clips", disable=not progress):
+    for start in range(0, len(bank), 64):
         _, _, features, mask = data.bank_batch(bank[start:start + 64], clips, tokenizer)
         video = encoder(features.to(device), mask.to(device))               # [64, Ht]
         vectors.append(F.normalize(video, dim=-1))
@@ -276,18 +255,15 @@ def bank_vectors(args, tokenizer, device, progress):
 def make_heads(objective, head, student, teacher_width, crd, classes=None):
     """ModuleDict of an MLP head for each objective, and of CRD with its two embeddings.
 
-    objective: names; head: "mlp", or "none" for the student's bare hidden states; student: its
-    BertConfig; crd: {"queue", "temperature"}; classes: of the vokens. Raises UserError where a
-    bare state cannot stand beside the teacher's.
+    head: "mlp", or "none" for the student's bare hidden states; student: its BertConfig; crd:
+    {"queue", "temperature"}; classes: of the vokens.
     """
     width = student.hidden_size
-    # ntxent and regression compare coordinate by coordinate
+    # ntxent and regression compare coordinate by coordinate; soft-label has the MLM head
     widths = {"nst": width, "crd": width, "ntxent": teacher_width, "regression": teacher_width,
               "voken": classes}
     heads = nn.ModuleDict()
-    for name in objective:
-        if name not in widths:   # soft-label has the MLM head
-            continue
+    for name in [name for name in objective if name in widths]:
         if head == "mlp" or name == "voken":
             heads[f"{name}_head"] = model.DistillHead(student, widths[name])
         elif widths[name] == width:
@@ -307,15 +283,13 @@ def retrieval_maps(folder):
         CRD         mean of e_s(token)   against e_t(v)  (both embeddings were trained on words)
         regression  mean of head(h_l)    against v
 
-    Text maps take hidden states [B, L, H], video maps unit vectors v [B, Ht]. Both are None, and
-    `how` is "not defined", where the objectives share no coordinates with the video space.
+    Text maps take hidden states [B, L, H], video maps unit vectors v [B, Ht]; None where the
+    objectives share no coordinates with the video space.
     """
     saved = model.load_checkpoint(Path(folder) / "distill_heads.pt")
     if saved is None:
         return "mean of h against v", nn.Identity(), nn.Identity()
-    student = model.BertConfig.from_dict(saved["student"])
-    heads = make_heads(saved["objective"], saved["head"], student, saved["teacher_width"],
-                       saved["crd"], saved["classes"])
+    heads = make_heads(student=model.read_config(folder), **saved["shape"])
     heads.load_state_dict(saved["weights"])
     heads.eval()
 
@@ -340,50 +314,39 @@ def retrieval_maps(folder):
 
 DEFAULTS = {   # sources: (a) the authors' scripts, (o) ours
     "mini": {
-        "batch": 64, "steps": 1000, "epochs": None,  # (o) what 100 s allow
+        "batch": 64, "steps": 1000,  # (o) what 100 s allow
         "lr": 1e-3, "warmup": 100, "weight_decay": 0.01, "dropout": 0.0,  # (o)
         "crd_queue": 1024, "crd_tokens": 8,  # (o) a quarter of the step's cost
         "nst_weight": 10.0,  # (o) at 1 it pulls a 200th of CRD
-        "precision": "auto", "log_every": 100, "valid_every": 600, "save_every": 300,  # (o)
+        "log_every": 100, "valid_every": 600, "save_every": 300,  # (o)
     },
     "small": {
-        "batch": 256, "steps": None, "epochs": 40,  # (a) on Wiki103
-        "lr": 2e-4, "warmup": 10000, "weight_decay": 0.01, "dropout": 0.1,  # (a)
+        "batch": 256, "epochs": 40, "lr": 2e-4, "warmup": 10000,  # (a) on Wiki103
+        "weight_decay": 0.01, "dropout": 0.1,  # (a)
         "crd_queue": 4096, "crd_tokens": 16,  # (o) the paper's sampling is not known
         "nst_weight": 1.0,  # (a) equal weights
-        "precision": "auto", "log_every": 100, "valid_every": 5000, "save_every": 2000,  # (o)
+        "log_every": 100, "valid_every": 5000, "save_every": 2000,  # (o)
     },
-    "base": {
-        "batch": 256, "steps": 500000, "epochs": None,  # (a) on Wikipedia; baseline: 220,000
-        "lr": 2e-4, "warmup": 5000, "weight_decay": 0.01, "dropout": 0.1,  # (a)
-        "crd_queue": 4096, "crd_tokens": 16,  # (o)
-        "nst_weight": 1.0,  # (a)
-        "precision": "auto", "log_every": 100, "valid_every": 5000, "save_every": 2000,  # (o)
-    },
+}
+DEFAULTS["base"] = DEFAULTS["small"] | {
+    "steps": 500000, "epochs": None, "warmup": 5000,  # (a) on Wikipedia; baseline: 220,000 steps
 }
 OBJECTIVES = ("none", "nst", "crd", "ntxent", "soft-label", "regression", "voken")
 MEASURED = 8   # --gradient-ratio: the last steps of warm-up, over which norms are averaged
 
 
-def weight_flag(objective):
-    """Where argparse keeps an objective's weight: soft-label -> soft_label_weight."""
-    return objective.replace("-", "_") + "_weight"
-
-
 def parse_args(argv=None):
     """Flags, filled up from the teacher's args.json and the column of DEFAULTS of --size."""
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = data.stage_parser(__doc__)
     flag = parser.add_argument
     flag("--teacher", default="runs/teacher", help="the teacher's run folder")
     flag("--data", help="folder that `data.py captions` wrote (default: the teacher's)")
     flag("--text", help="folder that `data.py text` wrote (default: --data + /text)")
     flag("--out", default="runs/student", help="run folder")
     flag("--size", choices=DEFAULTS, help="column of defaults, and shape (default: the teacher's)")
-    flag("--init", help="BERT folder in Hugging Face form, from which the student starts")
     flag("--objective", nargs="+", choices=OBJECTIVES, default=["nst", "crd"], help="one or more")
     for name in OBJECTIVES[1:]:
-        flag(f"--{name}-weight", type=float, help="times this loss in the sum")
+        flag(f"--{name}-weight", dest=f"{name}_weight", type=float, help="of this loss in the sum")
     flag("--gradient-ratio", type=float, help="sets the weights: the gradient of each objective in "
          "the encoder is this times MLM's, measured at step 0 and, for good, as warm-up ends")
     flag("--crd-queue", type=int, help="negatives a side")
@@ -395,48 +358,19 @@ def parse_args(argv=None):
     flag("--voken-labels", choices=VOKEN_LABELS, default="nearest", help="others are ablations")
     flag("--head", choices=["mlp", "none"], default="mlp", help="between student and objective "
          "(soft-label has the MLM head, voken always one of its own)")
-    flag("--batch", type=int, help="text blocks of the global batch")
-    flag("--steps", type=int, help="optimiser steps; overrides --epochs")
-    flag("--epochs", type=float, help="passes over the text")
-    flag("--lr", type=float, help="peak learning rate")
-    flag("--warmup", type=int, help="steps until the peak")
-    flag("--weight-decay", type=float)
-    flag("--clip", type=float, default=1.0, help="limit of the gradient norm")
-    flag("--dropout", type=float)
-    flag("--precision", choices=["auto", "bf16", "fp32"])
-    flag("--device", default="auto", help="auto, cpu, cuda, mps")
-    flag("--seed", type=int, default=0)
-    flag("--log-every", type=int, help="steps")
-    flag("--valid-every", type=int, help="steps")
-    flag("--save-every", type=int, help="steps")
-    flag("--dry-run", action="store_true", help="time three steps, print what all would take, stop")
     args = parser.parse_args(argv)
     args.objective = sorted(set(args.objective) - {"none"})
     if args.size is None or args.text is None or "voken" in args.objective:
-        recorded = data.read_json(Path(args.teacher) / "args.json", "make teacher")
-        recorded = recorded.get("arguments", {})
-        args.size = args.size or recorded.get("size")
-        args.data = args.data or recorded.get("data")
-        if args.size not in DEFAULTS or args.data is None:
-            raise model.UserError(f"{args.teacher}/args.json names no known size and data; give "
-                                  f"--size, --data and --text")
+        recorded = data.read_json(f"{args.teacher}/args.json", "make teacher")["arguments"]
+        args.size = args.size or recorded["size"]
+        args.data = args.data or recorded["data"]
         args.text = args.text or f"{args.data}/text"
         args.bank = args.bank or f"{args.data}/bank.json"
-    defaults = dict(DEFAULTS[args.size])
-    if args.epochs is not None:   # of --steps and --epochs, the one that is given decides
-        defaults["steps"] = None
-    if args.steps is not None:
-        defaults["epochs"] = None
-    for name in OBJECTIVES[1:]:
-        weight = weight_flag(name)
-        if args.gradient_ratio is not None and getattr(args, weight) is not None:
-            raise model.UserError("--gradient-ratio takes the place of the weights; give one only")
-        defaults.setdefault(weight, 1.0)
-    if args.gradient_ratio is not None and args.gradient_ratio <= 0:
-        raise model.UserError(f"--gradient-ratio {args.gradient_ratio}: it must be above 0")
-    for name, value in defaults.items():
-        if getattr(args, name) is None:
-            setattr(args, name, value)
+    weights = {f"{name}_weight": 1.0 for name in OBJECTIVES[1:]}   # (a)
+    given = [name for name in weights if getattr(args, name) is not None]
+    if given and args.gradient_ratio is not None:
+        raise model.UserError("--gradient-ratio takes the place of the weights; give one only")
+    data.fill_in(args, {**weights, **DEFAULTS[args.size]})
     return args
 
 
@@ -446,7 +380,7 @@ def parse_args(argv=None):
 
 @torch.no_grad()
 def validate(text, student, mlm_head, tokenizer, device, limit=512):
-    """MLM loss, nats a masked token, on up to `limit` held-out blocks with fixed masks. A dict."""
+    """MLM loss, nats a masked token, on up to `limit` held-out blocks with fixed masks."""
     student.eval()
     mlm_head.eval()
     ids = data.special_ids(tokenizer)
@@ -461,7 +395,7 @@ def validate(text, student, mlm_head, tokenizer, device, limit=512):
         loss = model.mlm_loss(mlm_head, student(inputs.to(device)), labels.to(device), 1)
         total += float(loss)
         count += int((labels != -100).sum())
-    return {"valid_mlm": total / max(1, count)}
+    return total / max(1, count)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -480,60 +414,43 @@ def main(argv=None):
     torch.manual_seed(args.seed)
     torch.set_float32_matmul_precision("high")
 
-    # --- data
+    # --- data and student
     tokenizer = data.load_tokenizer(args.text)
     ids = data.special_ids(tokenizer)
     words = tokenizer.get_vocab_size()
-    config = dataclasses.replace(model.SIZES[args.size], vocab_size=words,
-                                 hidden_dropout_prob=args.dropout,
-                                 attention_probs_dropout_prob=args.dropout)
+    config, student, mlm_head = data.make_encoder(args, tokenizer, args.text)
     train = data.TextBlocks(args.text, "train", tokenizer, config.block)
     valid = data.TextBlocks(args.text, "valid", tokenizer, config.block)
     block = config.block
     steps = args.steps or max(1, round(args.epochs * len(train) / args.batch))
 
-    # --- models: student, its heads, frozen teacher
-    if args.init:
-        config, student, mlm_head = model.load_hf(args.init)
-        data.check_tokenizer(args.init, config, tokenizer, args.text)
-        if config.max_position_embeddings < block:
-            raise model.UserError(f"--init {args.init} has {config.max_position_embeddings} "
-                                  f"positions, blocks hold {block} tokens")
-        config.block = block
-        model.set_dropout(config, student, args.dropout)
-    else:
-        student = model.Bert(config)
-        mlm_head = model.MLMHead(config, student.tokens)
-    teacher_width = None
-    classes = None
+    # --- models: frozen teacher, the student's heads
+    shape = {"objective": args.objective, "head": args.head, "teacher_width": None, "classes": None,
+             "crd": {"queue": args.crd_queue, "temperature": args.crd_temperature}}
     if args.objective:
-        folder = Path(args.teacher) / "model"
-        teacher_config, teacher, teacher_mlm_head = model.load_hf(folder)
-        data.check_tokenizer(folder, teacher_config, tokenizer, args.text)
+        teacher_folder = Path(args.teacher) / "model"
+        teacher_config, teacher, teacher_mlm_head = model.load_hf(teacher_folder)
+        data.check_tokenizer(teacher_folder, teacher_config, tokenizer, args.text)
         if block > teacher_config.block:
             raise model.UserError(f"blocks of {block} tokens, but the teacher never saw a text "
-                                  f"longer than {teacher_config.block}: its later positions are "
-                                  f"untrained")
+                                  f"longer than {teacher_config.block}")
         for module in (teacher, teacher_mlm_head):
             module.to(device).eval().requires_grad_(False)
-        teacher_width = teacher_config.hidden_size
+        shape["teacher_width"] = teacher_config.hidden_size
     if "voken" in args.objective:
-        bank = bank_vectors(args, tokenizer, device, processes.master)   # [C, Ht]
-        classes = words if args.voken_labels == "token" else len(bank)
-    crd = {"queue": args.crd_queue, "temperature": args.crd_temperature}
-    heads = make_heads(args.objective, args.head, config, teacher_width, crd, classes)
-    modules = [student, mlm_head, heads]
-    for module in modules:
-        module.to(device)
+        bank = bank_vectors(args, tokenizer, device)   # [C, Ht]
+        shape["classes"] = words if args.voken_labels == "token" else len(bank)
+    heads = make_heads(student=config, **shape)
+    networks = nn.ModuleDict({"student": student, "mlm_head": mlm_head, "heads": heads})
+    networks.to(device)
 
     # --- optimizer
-    optimizer = model.optimizer_for(modules, args.lr, args.weight_decay)
-    parameters = []
-    for group in optimizer.param_groups:
-        parameters += group["params"]
+    optimizer = model.optimizer_for([networks], args.lr, args.weight_decay)
+    decayed, plain = optimizer.param_groups
+    parameters = decayed["params"] + plain["params"]
     encoder_parameters = list(student.parameters())
-    weights = {name: getattr(args, weight_flag(name)) for name in args.objective}
-    norms = {}   # for --gradient-ratio: sums over steps of each loss's gradient norm
+    weights = {name: getattr(args, f"{name}_weight") for name in args.objective}
+    norms = Counter()   # for --gradient-ratio: sums over steps of each loss's gradient norm
 
     # --- resume
     if writes:
@@ -542,34 +459,28 @@ def main(argv=None):
         if args.init:
             inputs["init"] = data.weights_hash(args.init)
         if args.objective:
-            inputs["teacher"] = data.weights_hash(f"{args.teacher}/model")
+            inputs["teacher"] = data.weights_hash(teacher_folder)
         if "voken" in args.objective:
             inputs["bank"] = data.file_hash(args.bank)
-            inputs["video encoder"] = data.file_hash(f"{args.teacher}/model/video_encoder.pt")
+            inputs["video encoder"] = data.file_hash(teacher_folder / "video_encoder.pt")
         data.open_run(run, vars(args), processes, precision, inputs)
-    saved = {"student": student, "mlm_head": mlm_head, "heads": heads, "optimizer": optimizer}
-    first_step = 0
     state = None if args.dry_run else model.load_checkpoint(run / "checkpoint.pt")
-    if state:
-        first_step = state["step"]
-        weights = state["weights"]
-        norms = state["norms"]
-        for name, part in saved.items():
-            part.load_state_dict(state[name])
+    first_step = state["step"] if state else 0
     if first_step == steps and (run / "model" / "distill_heads.pt").exists():
-        if processes.master:
-            print(f"{run}: complete after {steps} steps, nothing to do")
+        processes.print(f"{run}: complete after {steps} steps, nothing to do")
         return processes.close()
-    if processes.master:
-        size = sum(each.numel() for each in encoder_parameters) / 1e6
-        queues = ""
-        if "crd" in heads:
-            queues = f"; CRD queues 2 x {heads['crd'].student_queue.nbytes / 2 ** 20:.1f} MB"
-        print(f"student {args.size}: {size:.1f} M parameters; objective "
-              f"{' + '.join(['mlm'] + args.objective)}; {len(train):,} blocks of {block}; "
-              f"batch {args.batch} = {processes.world} x {args.batch // processes.world}; "
-              f"{steps} steps{queues}; {device.type}, {precision}; from step {first_step}",
-              flush=True)
+    if state:
+        weights = state["weights"]
+        norms = Counter(state["norms"])
+        networks.load_state_dict(state["networks"])
+        optimizer.load_state_dict(state["optimizer"])
+    size = sum(each.numel() for each in parameters) / 1e6
+    queues = sum(each.nbytes for key, each in heads.named_buffers() if "queue" in key) / 2 ** 20
+    processes.print(f"student {args.size}: {size:.1f} M parameters; objective "
+                    f"{' + '.join(['mlm'] + args.objective)}; {len(train):,} blocks of {block}; "
+                    f"batch {args.batch} = {processes.world} x {args.batch // processes.world}; "
+                    f"{steps} steps; CRD queues {queues:.1f} MB; {device.type}, {precision}; "
+                    f"from step {first_step}")
     log = data.Log(run / "log.jsonl", writes, first_step)
 
     def make_batch(step):
@@ -581,32 +492,29 @@ def main(argv=None):
     for step in range(first_step, last_step + 1):
         last = step == last_step
         if writes and step > first_step and (step % args.valid_every == 0 or last):
-            values = validate(valid, student, mlm_head, tokenizer, device)
-            log(step, steps, **values)
+            log(step, steps, valid_mlm=validate(valid, student, mlm_head, tokenizer, device))
         if writes and step > first_step and (step % args.save_every == 0 or last):
-            states = {name: part.state_dict() for name, part in saved.items()}
-            model.save_checkpoint(run / "checkpoint.pt", step=step, weights=weights, norms=norms,
-                                  **states)
+            model.save_checkpoint(run / "checkpoint.pt", step=step, networks=networks.state_dict(),
+                                  optimizer=optimizer.state_dict(), weights=weights,
+                                  norms=dict(norms))
         if args.dry_run and step == 1:   # the first step also warms up
             started = time.time()
         if last:
             break
         for group in optimizer.param_groups:
             group["lr"] = model.lr_at(step, args.lr, args.warmup, steps)
-        for module in modules:
-            module.train()
+        networks.train()
         data.seed_dropout(args.seed, step, processes.rank)
 
         tokens = next(batches)   # [b, L]
         special = data.special_mask(tokens, ids)   # True = [CLS], [SEP]: left alone
-        inputs, labels = data.mask_tokens(tokens, special,
-                                          data.torch_generator(args.seed, "mask", step),
-                                          ids["mask"], words, rows=rows, batch=args.batch)
-        label_count = int(processes.sum((labels != -100).sum().item()))
+        generator = data.torch_generator(args.seed, "mask", step)
+        inputs, labels = data.mask_tokens(tokens, special, generator, ids["mask"], words,
+                                          rows=rows, batch=args.batch)
+        label_count = processes.sum(int((labels != -100).sum()))
         real = (tokens != ids["pad"]).to(device)
         inputs = inputs.to(device)
         labels = labels.to(device)
-        chosen = labels != -100   # True = masked, to be predicted
 
         losses = {}
         mapped = {}   # the student's states through the head of each objective
@@ -622,6 +530,7 @@ def main(argv=None):
                     clean = teacher(tokens.to(device))
                 clean = F.normalize(clean.float(), dim=-1)
             if "soft-label" in args.objective:   # of a padded embedding only the tokenizer's words
+                chosen = labels != -100   # True = masked, to be predicted
                 losses["soft-label"] = soft_label_loss(
                     mlm_head(hidden[chosen])[:, :words],
                     teacher_mlm_head(taught[chosen])[:, :words],
@@ -663,8 +572,8 @@ def main(argv=None):
                 pulls[name] = model.gradient_norm(value, encoder_parameters, processes.sum)
         if measured:
             if step in (0, args.warmup - MEASURED):
-                norms = {}
-            norms = {name: norms.get(name, 0.0) + pull for name, pull in pulls.items()}
+                norms.clear()
+            norms.update(pulls)   # adds them up
             for name in weights:
                 if norms[name] > 0:
                     weights[name] = args.gradient_ratio * norms["mlm"] / norms[name]
@@ -672,41 +581,30 @@ def main(argv=None):
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         processes.sum_gradients(parameters)
-        norm = torch.nn.utils.clip_grad_norm_(parameters, args.clip)
-        if not torch.isfinite(loss + norm):   # a step would write it into every weight
-            parts = {name: value.item() for name, value in losses.items()}
-            raise model.UserError(f"{parts}, gradient norm {norm.item()} at step {step}; the last "
-                                  f"good state is {run}/checkpoint.pt; try a lower --lr")
+        norm = nn.utils.clip_grad_norm_(parameters, args.clip)
+        data.check_finite(loss, norm, step, run)
         optimizer.step()
 
         if logged:
-            values = {}
-            for name, value in losses.items():
-                values[name] = processes.sum(value.detach().clone()).item()
-            values["lr"] = optimizer.param_groups[0]["lr"]
-            values["grad_norm"] = float(norm)
-            for name, pull in pulls.items():
-                values[f"{name}_grad"] = pull
+            values = {name: processes.sum(value).item() for name, value in losses.items()}
+            values |= {"lr": optimizer.param_groups[0]["lr"], "grad_norm": float(norm)}
+            values |= {f"{name}_grad": pull for name, pull in pulls.items()}
             if args.gradient_ratio:
-                for name, weight in weights.items():
-                    values[f"{name}_weight"] = weight
+                values |= {f"{name}_weight": weight for name, weight in weights.items()}
             log(step + 1, steps, **values)
     if args.dry_run:
-        data.print_plan(processes, modules, (time.time() - started) / 3, steps)
+        data.print_plan(processes, parameters, (time.time() - started) / 3, steps)
         return processes.close()
 
     # --- last save
     if processes.master:
         model.save_hf(run / "model", config, student, mlm_head, tokenizer)
-        encoder_file = Path(args.teacher) / "model" / "video_encoder.pt"
-        if args.objective and encoder_file.exists():   # then retrieval needs this folder alone
-            encoder, settings = model.load_video_encoder(encoder_file)
-            if settings["trained"]:
+        if args.objective and (teacher_folder / "video_encoder.pt").exists():
+            encoder, settings = model.load_video_encoder(teacher_folder / "video_encoder.pt")
+            if settings["trained"]:   # then retrieval needs this folder alone
                 model.save_video_encoder(run / "model" / "video_encoder.pt", encoder, settings)
-        model.save_checkpoint(run / "model" / "distill_heads.pt", weights=heads.cpu().state_dict(),
-                              objective=args.objective, head=args.head,
-                              student=dataclasses.asdict(config), teacher_width=teacher_width,
-                              crd=crd, classes=classes)
+        model.save_checkpoint(run / "model" / "distill_heads.pt", shape=shape,
+                              weights=heads.cpu().state_dict())
         print(f"{run}: complete after {steps} steps")
 
     # --- cleanup

@@ -6,13 +6,9 @@
     python teacher.py --out runs/captions --contrastive none                  # a text-only teacher
     python teacher.py --out runs/shuffled --shuffle-pairs                     # control: wrong clips
 
-Writes runs/NAME/{args.json, log.jsonl, checkpoint.pt, model/, model/video_encoder.pt}. Started
-again, it goes on from checkpoint.pt; complete, it says so.
-Axes: B clips of the global batch, b of this process, L tokens, T video steps, H width. Masks are
-True for real tokens.
+Writes runs/NAME/{args.json, log.jsonl, checkpoint.pt, model/}; started again, it goes on.
+Axes: B clips of the global batch, b of this process, L tokens, T video steps, H width.
 """
-import argparse
-import dataclasses
 import hashlib
 import math
 import sys
@@ -21,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn as nn
 import torch.nn.functional as F
 
 import data
@@ -88,8 +85,6 @@ def nce_loss(text, video, mask, temperature, pool, rows=slice(None)):
         own = own[:, None].expand(mask.shape)                               # [B, L]
         each = F.cross_entropy(logits, own, reduction="none") * mask        # [B, L]
         return each[rows].sum() / mask.sum().clamp(min=1)
-    if pool != "sentence":
-        raise ValueError(f"unknown pool {pool!r}; known: token, sentence")
     logits = model.sentence_vectors(text, mask) @ video.T / temperature     # [B, B]
     forth = F.cross_entropy(logits, own, reduction="none")                  # [B]
     back = F.cross_entropy(logits.T, own, reduction="none")
@@ -97,7 +92,6 @@ def nce_loss(text, video, mask, temperature, pool, rows=slice(None)):
 
 
 def contrastive_loss(args, text, video, mask, negatives, rows=slice(None)):
-    """The loss that --contrastive chose, of gathered tensors."""
     if args.contrastive == "hinge":
         return hinge_loss(text, video, mask, negatives, args.margin, rows)
     if args.contrastive == "hinge-all":
@@ -106,7 +100,7 @@ def contrastive_loss(args, text, video, mask, negatives, rows=slice(None)):
 
 
 def collapse_value(args):
-    """What the chosen loss is for encoders that give every input the same vector."""
+    """The loss of encoders that give every input the same vector."""
     return math.log(args.batch) if args.contrastive == "nce" else 2 * args.margin
 
 
@@ -118,41 +112,30 @@ DEFAULTS = {   # sources: (a) the authors' scripts, (o) ours
         "contrastive": "nce", "pool": "sentence",  # (o) the hinge learns far more slowly here
         "margin": 0.2,  # (o) for --contrastive hinge
         "batch": 256,  # (o) colour tells most of 64 clips apart; among 256, motion must be learnt
-        "steps": 600, "epochs": None, "decay_epochs": None,  # (o) what 150 s allow
+        "steps": 600,  # (o) what 150 s allow
         "lr": 2e-3, "warmup": 100, "weight_decay": 0.01,  # (o)
         "dropout": 0.0,  # (o) too few steps to overfit
-        "max_steps_clip": 48, "precision": "auto",  # (o)
-        "log_every": 50, "valid_every": 400, "save_every": 400,  # (o)
+        "max_steps_clip": 48, "log_every": 50, "valid_every": 400, "save_every": 400,  # (o)
     },
     "small": {
-        "contrastive": "hinge", "pool": "token", "margin": 1.0,  # (a)
-        "batch": 128,  # (a)
-        "steps": None, "epochs": 20, "decay_epochs": 200,  # (a) checkpoint 19 of 200 epochs
+        "contrastive": "hinge", "pool": "token", "margin": 1.0, "batch": 128,  # (a)
+        "epochs": 20, "decay_epochs": 200,  # (a) checkpoint 19 of 200 epochs
         "lr": 5e-5, "warmup": 0, "weight_decay": 0.01, "dropout": 0.1,  # (a)
-        "max_steps_clip": 384, "precision": "auto",  # (a)
-        "log_every": 50, "valid_every": 2000, "save_every": 2000,  # (o)
-    },
-    "base": {
-        "contrastive": "hinge", "pool": "token", "margin": 1.0,  # (a)
-        "batch": 64,  # (a)
-        "steps": None, "epochs": 20, "decay_epochs": 200,  # (a)
-        "lr": 5e-5, "warmup": 0, "weight_decay": 0.01, "dropout": 0.1,  # (a)
-        "max_steps_clip": 384, "precision": "auto",  # (a)
+        "max_steps_clip": 384,  # (a)
         "log_every": 50, "valid_every": 2000, "save_every": 2000,  # (o)
     },
 }
+DEFAULTS["base"] = DEFAULTS["small"] | {"batch": 64}  # (a)
 
 
 def parse_args(argv=None):
     """Flags, filled up from the column of DEFAULTS that --size names."""
-    parser = argparse.ArgumentParser(description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = data.stage_parser(__doc__)
     flag = parser.add_argument
     flag("--data", default="data/mini", help="folder that `data.py captions` wrote")
     # not --run: torchrun would take that for its own --run-path, even behind the script's name
     flag("--out", default="runs/teacher", help="run folder")
     flag("--size", choices=DEFAULTS, default="mini", help="column of defaults, and shape")
-    flag("--init", help="BERT folder in Hugging Face form, from which the text encoder starts")
     flag("--streams", nargs="+", help="feature streams (default: all in the data folder)")
     flag("--frames", type=int, help="video steps that stand for a clip; 1: an image teacher")
     flag("--contrastive", choices=["hinge", "hinge-all", "nce", "none"], help="none: MLM alone")
@@ -161,32 +144,10 @@ def parse_args(argv=None):
     flag("--temperature", type=float, default=0.07, help="for nce")
     flag("--shuffle-pairs", action="store_true", help="control: captions meet another video's clip")
     flag("--mlm-weight", type=float, default=1.0, help="loss = contrastive + this x MLM")
-    flag("--batch", type=int, help="clips of the global batch")
-    flag("--steps", type=int, help="optimiser steps; overrides --epochs")
-    flag("--epochs", type=float, help="passes over the training videos")
     flag("--decay-epochs", type=float, help="epochs until the rate is 0, no fewer than are run")
-    flag("--lr", type=float, help="peak learning rate")
-    flag("--warmup", type=int, help="steps until the peak")
-    flag("--weight-decay", type=float)
-    flag("--clip", type=float, default=1.0, help="limit of the gradient norm")
-    flag("--dropout", type=float)
     flag("--max-steps-clip", type=int, help="longer clips are thinned to this many video steps")
-    flag("--precision", choices=["auto", "bf16", "fp32"])
-    flag("--device", default="auto", help="auto, cpu, cuda, mps")
-    flag("--seed", type=int, default=0)
-    flag("--log-every", type=int, help="steps")
-    flag("--valid-every", type=int, help="steps")
-    flag("--save-every", type=int, help="steps")
-    flag("--dry-run", action="store_true", help="time three steps, print what all would take, stop")
     args = parser.parse_args(argv)
-    defaults = dict(DEFAULTS[args.size])
-    if args.epochs is not None:   # of --steps and --epochs, the one that is given decides
-        defaults["steps"] = None
-    if args.steps is not None:
-        defaults["epochs"] = None
-    for name, value in defaults.items():
-        if getattr(args, name) is None:
-            setattr(args, name, value)
+    data.fill_in(args, DEFAULTS[args.size])
     return args
 
 
@@ -195,11 +156,7 @@ def parse_args(argv=None):
 
 
 def partners(args, clips, split):
-    """Whose clip each video's captions meet: int [videos]. Its own.
-
-    With --shuffle-pairs always the same other video's: pairs can be learnt by heart as before, but
-    say nothing about the world.
-    """
+    """Whose clip each video's captions meet: its own, or (a control) one other's. int [videos]."""
     if args.shuffle_pairs:
         return data.derangement(len(clips), data.numpy_generator(args.seed, "pairs", split))
     return np.arange(len(clips))
@@ -220,7 +177,7 @@ def validate(args, clips, bert, mlm_head, video_encoder, tokenizer, device, limi
         module.eval()
     count = min(limit, len(clips))
     other = partners(args, clips, "valid")
-    examples = [pair(clips, row, int(other[row])) for row in range(count)]
+    examples = [pair(clips, row, other[row]) for row in range(count)]
     tokens, token_mask, features, step_mask = clips.collate(examples)
     ids = data.special_ids(tokenizer)
     special = data.special_mask(tokens, ids)
@@ -230,7 +187,7 @@ def validate(args, clips, bert, mlm_head, video_encoder, tokenizer, device, limi
     ordinary = ~special.to(device)
     hidden = bert(inputs.to(device), token_mask)
     values = {"valid_mlm": float(model.mlm_loss(mlm_head, hidden, labels.to(device)))}
-    if args.contrastive == "none" or count < 2:
+    if args.contrastive == "none":
         return values
     video = video_encoder(features.to(device), step_mask.to(device))
     negatives = torch.arange(count, device=device).roll(1)
@@ -239,11 +196,9 @@ def validate(args, clips, bert, mlm_head, video_encoder, tokenizer, device, limi
     clean = bert(tokens.to(device), token_mask)
     scores = model.sentence_vectors(clean, ordinary) @ F.normalize(video, dim=-1).T    # [N, N]
     ranks = (~(scores < scores.diagonal()[:, None])).sum(1).float()
-    values["valid_contrastive"] = float(loss)
-    values["valid_r1"] = float((ranks == 1).float().mean())
-    values["valid_median_rank"] = float(ranks.median())
-    values["valid_pool"] = count
-    return values
+    return {**values, "valid_contrastive": float(loss),
+            "valid_r1": float((ranks == 1).float().mean()),
+            "valid_median_rank": float(ranks.median()), "valid_pool": count}
 
 
 # --------------------------------------------------------------------------------------------------
@@ -262,57 +217,42 @@ def main(argv=None):
     torch.manual_seed(args.seed)
     torch.set_float32_matmul_precision("high")
 
-    # --- data
-    if args.streams is None:
-        described = sorted(Path(args.data).glob("features/*/stream.json"))
-        args.streams = [path.parent.name for path in described]
+    # --- data and text encoder, which limits the length of texts and clips
+    described = sorted(Path(args.data).glob("features/*/stream.json"))
+    args.streams = args.streams or [path.parent.name for path in described]
     if not args.streams:
         raise model.UserError(f"no features in {args.data}; `python data.py video --out "
                               f"{args.data}` makes them")
     tokenizer = data.load_tokenizer(args.data)
     ids = data.special_ids(tokenizer)
     words = tokenizer.get_vocab_size()
-    config = dataclasses.replace(model.SIZES[args.size], vocab_size=words,
-                                 hidden_dropout_prob=args.dropout,
-                                 attention_probs_dropout_prob=args.dropout)
-    shape = config
-    if args.init:
-        config, bert, mlm_head = model.load_hf(args.init)
-        data.check_tokenizer(args.init, config, tokenizer, args.data)
-        model.set_dropout(config, bert, args.dropout)
-        config.block = min(config.block, shape.block)
+    config, bert, mlm_head = data.make_encoder(args, tokenizer, args.data)
     steps_a_clip = min(args.max_steps_clip, config.max_position_embeddings)
     train, valid = [data.Clips(args.data, split, args.streams, tokenizer, config.block,
                                steps_a_clip, args.frames) for split in ("train", "valid")]
     moving = [name for name in args.streams if train.frames_seen[name] > 1]
     if args.frames == 1 and moving:
         raise model.UserError(f"--frames 1 asks for an image teacher, but one step of "
-                              f"{', '.join(moving)} sees several frames; add --streams with the "
-                              f"others only")
+                              f"{', '.join(moving)} sees several frames; choose other --streams")
     steps = args.steps or max(1, round(args.epochs * len(train) / args.batch))
     decay_steps = max(steps, round((args.decay_epochs or 0) * len(train) / args.batch))
+    other = partners(args, train, "train")
 
-    # --- models: text encoder with its MLM head, video encoder
-    if not args.init:
-        bert = model.Bert(config)
-        mlm_head = model.MLMHead(config, bert.tokens)
-    video_shape = dataclasses.replace(shape, hidden_size=config.hidden_size,
-                                      num_attention_heads=config.num_attention_heads)
-    video_encoder = model.VideoEncoder(video_shape, train.stream_dims)
+    # --- models: the video encoder has the shape of the text encoder
+    video_encoder = model.VideoEncoder(config, train.stream_dims)
     sample = data.numpy_generator(args.seed, "scale").permutation(len(train))[:500]
     features = [train.example(int(index))[1] for index in sample]
     video_encoder.fit_scale(torch.from_numpy(np.concatenate(features)))
-    for module in (bert, mlm_head, video_encoder):
-        module.to(device)
-    modules = [bert, mlm_head]
-    if args.contrastive != "none":
-        modules.append(video_encoder)
+    networks = nn.ModuleDict({"bert": bert, "mlm_head": mlm_head})
+    with_video = args.contrastive != "none"
+    if with_video:
+        networks["video_encoder"] = video_encoder
+    networks.to(device)
 
     # --- optimizer
-    optimizer = model.optimizer_for(modules, args.lr, args.weight_decay)
-    parameters = []
-    for group in optimizer.param_groups:
-        parameters += group["params"]
+    optimizer = model.optimizer_for([networks], args.lr, args.weight_decay)
+    decayed, plain = optimizer.param_groups
+    parameters = decayed["params"] + plain["params"]
 
     # --- resume
     if writes:
@@ -324,38 +264,32 @@ def main(argv=None):
         if args.init:
             inputs["init"] = data.weights_hash(args.init)
         data.open_run(run, vars(args), processes, precision, inputs)
-    saved = {"bert": bert, "mlm_head": mlm_head, "video_encoder": video_encoder,
-             "optimizer": optimizer}
-    first_step = 0
     state = None if args.dry_run else model.load_checkpoint(run / "checkpoint.pt")
-    if state:
-        first_step = state["step"]
-        for name, part in saved.items():
-            part.load_state_dict(state[name])
+    first_step = state["step"] if state else 0
     if first_step == steps and (run / "model" / "video_encoder.pt").exists():
-        if processes.master:
-            print(f"{run}: complete after {steps} steps, nothing to do")
+        processes.print(f"{run}: complete after {steps} steps, nothing to do")
         return processes.close()
-    if processes.master:
-        text_size = sum(each.numel() for each in bert.parameters()) / 1e6
-        video_size = sum(each.numel() for each in video_encoder.parameters()) / 1e6
-        print(f"teacher {args.size}: text {text_size:.1f} M, video {video_size:.1f} M parameters; "
-              f"{len(train):,} videos; batch {args.batch} = {processes.world} x "
-              f"{args.batch // processes.world}; {steps} steps; streams {train.stream_dims}; "
-              f"{device.type}, {precision}; from step {first_step}", flush=True)
-        repeats = args.batch - len(train)
-        if repeats > 0 and args.contrastive != "none":
-            print(f"  warning: only {len(train)} videos, so {repeats} of a batch's {args.batch} "
-                  f"clips are repeats of a video, yet its negatives; try --batch {len(train)}")
+    if state:
+        networks.load_state_dict(state["networks"])
+        optimizer.load_state_dict(state["optimizer"])
+    size = sum(each.numel() for each in parameters) / 1e6
+    processes.print(f"teacher {args.size}: {size:.1f} M parameters; {len(train):,} videos; "
+                    f"batch {args.batch} = {processes.world} x {args.batch // processes.world}; "
+                    f"{steps} steps; streams {train.stream_dims}; {device.type}, {precision}; "
+                    f"from step {first_step}")
+    repeats = args.batch - len(train)
+    if repeats > 0 and with_video:
+        processes.print(f"  warning: only {len(train)} videos, so {repeats} of a batch's "
+                        f"{args.batch} clips are repeats of a video, yet its negatives; try "
+                        f"--batch {len(train)}")
     log = data.Log(run / "log.jsonl", writes, first_step)
-    other = partners(args, train, "train")
 
     def make_batch(step):
         indices = data.batch_indices(len(train), args.batch, args.seed, step).tolist()
         examples = []
         for row in range(rows.start, rows.stop):
             generator = data.numpy_generator(args.seed, "start", step, row)
-            examples.append(pair(train, indices[row], int(other[indices[row]]), generator))
+            examples.append(pair(train, indices[row], other[indices[row]], generator))
         return train.collate(examples)
 
     # --- loop: steps + 1 times, so that the last validation and save are the lines of all others
@@ -364,29 +298,26 @@ def main(argv=None):
     for step in range(first_step, last_step + 1):
         last = step == last_step
         if writes and step > first_step and (step % args.valid_every == 0 or last):
-            values = validate(args, valid, bert, mlm_head, video_encoder, tokenizer, device)
-            log(step, steps, **values)
+            log(step, steps, **validate(args, valid, bert, mlm_head, video_encoder, tokenizer,
+                                        device))
         if writes and step > first_step and (step % args.save_every == 0 or last):
-            states = {name: part.state_dict() for name, part in saved.items()}
-            model.save_checkpoint(run / "checkpoint.pt", step=step, **states)
+            model.save_checkpoint(run / "checkpoint.pt", step=step, networks=networks.state_dict(),
+                                  optimizer=optimizer.state_dict())
         if args.dry_run and step == 1:   # the first step also warms up
             started = time.time()
         if last:
             break
         for group in optimizer.param_groups:
             group["lr"] = model.lr_at(step, args.lr, args.warmup, decay_steps)
-        for module in modules:
-            module.train()
+        networks.train()
         data.seed_dropout(args.seed, step, processes.rank)
 
         tokens, token_mask, features, step_mask = next(batches)
         special = data.special_mask(tokens, ids)   # True = [CLS], [SEP], [PAD]: left alone
-        inputs, labels = data.mask_tokens(tokens, special,
-                                          data.torch_generator(args.seed, "mask", step),
-                                          ids["mask"], words, rows=rows, batch=args.batch)
-        label_count = int(processes.sum((labels != -100).sum().item()))
-        negatives = data.derangement(args.batch, data.numpy_generator(args.seed, "negatives", step))
-        negatives = torch.from_numpy(negatives).to(device)   # [B]
+        generator = data.torch_generator(args.seed, "mask", step)
+        inputs, labels = data.mask_tokens(tokens, special, generator, ids["mask"], words,
+                                          rows=rows, batch=args.batch)
+        label_count = processes.sum(int((labels != -100).sum()))
         inputs = inputs.to(device)   # [b, L]
         labels = labels.to(device)
         token_mask = token_mask.to(device)
@@ -395,44 +326,38 @@ def main(argv=None):
         with torch.autocast(device.type, autocast_type, enabled=autocast_type is not None):
             hidden = bert(inputs, token_mask)   # [b, L, H]
             mlm = model.mlm_loss(mlm_head, hidden, labels, label_count)
-            if args.contrastive != "none":
+            if with_video:
                 video = video_encoder(features.to(device), step_mask.to(device))   # [b, H]
         contrastive = torch.zeros((), device=device)
-        if args.contrastive != "none":
+        if with_video:
             # every process sees all texts and videos, and counts the loss of its own
+            generator = data.numpy_generator(args.seed, "negatives", step)
+            negatives = torch.from_numpy(data.derangement(args.batch, generator))   # [B]
             contrastive = contrastive_loss(
                 args, processes.gather(hidden.float()), processes.gather(video.float()),
-                processes.gather(ordinary), negatives, rows)
+                processes.gather(ordinary), negatives.to(device), rows)
         loss = contrastive + args.mlm_weight * mlm
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         processes.sum_gradients(parameters)
-        norm = torch.nn.utils.clip_grad_norm_(parameters, args.clip)
-        if not torch.isfinite(loss + norm):   # a step would write it into every weight
-            parts = f"contrastive {contrastive.item()}, MLM {mlm.item()}"
-            raise model.UserError(f"{parts}, gradient norm {norm.item()} at step {step}; the last "
-                                  f"good state is {run}/checkpoint.pt; try a lower --lr")
+        norm = nn.utils.clip_grad_norm_(parameters, args.clip)
+        data.check_finite(loss, norm, step, run)
         optimizer.step()
 
         if step % args.log_every == 0 or step + 1 == steps:
-            values = {"contrastive": processes.sum(contrastive.detach().clone()).item(),
-                      "mlm": processes.sum(mlm.detach().clone()).item(),
+            values = {"contrastive": processes.sum(contrastive).item(),
+                      "mlm": processes.sum(mlm).item(),
                       "lr": optimizer.param_groups[0]["lr"], "grad_norm": float(norm)}
-            collapsed = False
-            if args.contrastive != "none":
-                squares = [float(each.grad.pow(2).sum()) for each in video_encoder.parameters()]
-                values["video_grad_norm"] = math.sqrt(sum(squares))
+            if with_video:
+                gradients = [each.grad for each in video_encoder.parameters()]
+                values["video_grad_norm"] = float(nn.utils.get_total_norm(gradients))
                 ratio = values["contrastive"] / collapse_value(args)
-                collapsed = step > max(200, args.warmup) and abs(ratio - 1) < 0.02
-            if collapsed:
-                values["collapsed"] = True
+                if step > max(200, args.warmup) and abs(ratio - 1) < 0.02:
+                    values["collapsed"] = ("as if every input had the same vector; try a lower "
+                                           "--lr, a smaller --margin or --contrastive nce")
             log(step + 1, steps, **values)
-            if collapsed and processes.master:
-                print(f"  warning: the contrastive loss sits at {collapse_value(args):.3f}, as if "
-                      f"every input had the same vector; try a lower --lr, a smaller --margin or "
-                      f"--contrastive nce", flush=True)
     if args.dry_run:
-        data.print_plan(processes, modules, (time.time() - started) / 3, steps)
+        data.print_plan(processes, parameters, (time.time() - started) / 3, steps)
         return processes.close()
 
     # --- last save
@@ -440,7 +365,7 @@ def main(argv=None):
         config.block = train.block   # the longest text this teacher saw: distill.py obeys
         model.save_hf(run / "model", config, bert, mlm_head, tokenizer)
         settings = {"streams": args.streams, "frames": args.frames, "max_steps_clip": steps_a_clip,
-                    "trained": args.contrastive != "none"}
+                    "trained": with_video}
         model.save_video_encoder(run / "model" / "video_encoder.pt", video_encoder, settings)
         print(f"{run}: complete after {steps} steps")
 

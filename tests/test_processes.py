@@ -18,25 +18,28 @@ import model
 # --- randomness
 
 
-def test_streams_repeat_and_differ():
-    def draw(*key):
-        return data.numpy_generator(*key).random(4).tolist(), torch.rand(
-            4, generator=data.torch_generator(*key)).tolist()
-
-    keys = [(0, "mask", 1), (0, "mask", 2), (1, "mask", 1), (0, "order", 1)]
-    assert all(draw(*key) == draw(*key) for key in keys)
-    assert len({str(draw(*key)) for key in keys}) == 4
+def draw_by_numpy(*key):
+    return data.numpy_generator(*key).random(4)
 
 
-def test_dropout_differs_by_step_and_rank():
-    draws = set()
-    for key in ((0, 1, 0), (0, 2, 0), (0, 1, 1), (1, 1, 0)):
-        data.seed_dropout(*key)
-        first = torch.rand(3)
-        data.seed_dropout(*key)
-        assert torch.equal(first, torch.rand(3))
-        draws.add(str(first))
-    assert len(draws) == 4
+def draw_by_torch(*key):
+    return torch.rand(4, generator=data.torch_generator(*key))
+
+
+def draw_dropout(*key):
+    data.seed_dropout(*key)
+    return torch.rand(4)
+
+
+@pytest.mark.parametrize("draw, keys", [
+    (draw_by_numpy, [(0, "mask", 1), (0, "mask", 2), (1, "mask", 1), (0, "order", 1)]),
+    (draw_by_torch, [(0, "mask", 1), (0, "mask", 2), (1, "mask", 1), (0, "order", 1)]),
+    (draw_dropout, [(0, 1, 0), (0, 2, 0), (0, 1, 1), (1, 1, 0)]),   # seed, step, rank
+])
+def test_random_numbers_depend_on_the_key_alone(draw, keys):
+    first = [draw(*key).tolist() for key in keys]
+    assert first == [draw(*key).tolist() for key in keys]
+    assert len({str(values) for values in first}) == 4
 
 
 @pytest.mark.parametrize("count, batch", [(10, 5), (10, 4), (7, 3), (9, 8), (300, 256)])
@@ -120,8 +123,7 @@ def test_log_resumes_at_the_checkpoint(tmp_path):
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     assert [(row["step"], row["loss"]) for row in rows] == [(10, 10 / 7), (20, 20 / 7), (30, 0.5)]
     assert "seconds" in rows[0] and rows[0]["note"] == "x"
-    quiet = data.Log(tmp_path / "other.jsonl", False, 0)
-    quiet(1, 2, loss=1.0)
+    data.Log(tmp_path / "other.jsonl", False, 0)(1, 2, loss=1.0)
     assert not (tmp_path / "other.jsonl").exists()   # only the master writes
 
 
@@ -154,11 +156,9 @@ def test_a_run_folder_keeps_arguments_and_inputs(tmp_path):
     assert written["precision"] == "fp32" and written["torch"] == torch.__version__
 
 
-@pytest.mark.parametrize("changes", [
-    {"device": "cpu"}, {"log_every": 1}, {"data": "./data/mini"}, {"data": "/elsewhere/"}])
-def test_paths_and_what_changes_no_number_may_change(tmp_path, changes):
-    start(tmp_path / "run")
-    start(tmp_path / "run", changes)
+def test_paths_and_what_changes_no_number_may_change(tmp_path):
+    for changes in ({}, {"device": "cpu"}, {"log_every": 1}, {"data": "./data/mini/"}):
+        start(tmp_path / "run", changes)
 
 
 @pytest.mark.parametrize("changes, message", [
@@ -183,13 +183,11 @@ def test_a_run_without_git_has_no_commit(monkeypatch, tmp_path):
 # --- devices and processes
 
 
-def test_precision(monkeypatch):
+def test_precision():
     cpu = torch.device("cpu")
     assert data.settle_precision("fp32", cpu) == ("fp32", None)
     assert data.settle_precision("bf16", cpu) == ("bf16", torch.bfloat16)
     assert data.settle_precision("auto", cpu)[0] in ("fp32", "bf16")
-    with pytest.raises(ValueError, match="unknown precision 'fp8'"):
-        data.settle_precision("fp8", cpu)
 
 
 @pytest.mark.parametrize("capability, precision", [
@@ -216,8 +214,7 @@ def test_torchrun_without_a_gpu_is_said_once(monkeypatch, capsys, rank, said):
 
 def test_rows_cover_the_batch():
     processes = data.Processes("cpu")
-    assert (processes.rank, processes.world, processes.master) == (0, 1, True)
-    assert processes.rows(6) == slice(0, 6) and processes.sum(2.5) == 2.5
+    assert processes.master and processes.rows(6) == slice(0, 6) and processes.sum(2.5) == 2.5
     processes.world = 3
     taken = []
     for rank in range(3):
@@ -228,23 +225,25 @@ def test_rows_cover_the_batch():
         processes.rows(10)
 
 
-B, H = 6, 4   # of the two-process check
+B = 6   # of the two-process check
+H = 4
 
 
-def make_loss(weight, inputs, targets, processes):
+def loss_of(processes):
     """Every row meets every other, through gather; each process counts its own rows."""
-    rows = processes.rows(B)
-    vectors = torch.tanh(inputs[rows] @ weight)
-    everyone = processes.gather(vectors)   # [B, H]
-    scores = everyone[rows] @ everyone.T
-    return F.cross_entropy(scores, targets[rows], reduction="sum") / B, everyone
-
-
-def inputs_of_all():
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(H, H, generator=generator).requires_grad_()
     inputs = torch.randn(B, H, generator=generator)
-    return weight, inputs, torch.randint(B, (B,), generator=generator)
+    targets = torch.randint(B, (B,), generator=generator)
+    rows = processes.rows(B)
+    everyone = processes.gather(torch.tanh(inputs[rows] @ weight))   # [B, H]
+    scores = everyone[rows] @ everyone.T
+    loss = F.cross_entropy(scores, targets[rows], reduction="sum") / B
+    loss.backward()
+    unused = torch.zeros(3, requires_grad=True)   # without a gradient it must not disturb
+    processes.sum_gradients([weight, unused])
+    return {"loss": processes.sum(loss).detach(), "everyone": everyone.detach(),
+            "gradient": weight.grad}
 
 
 def worker(rank, port, folder):
@@ -252,16 +251,10 @@ def worker(rank, port, folder):
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     torch.set_num_threads(1)
     processes = data.Processes("cpu")
-    weight, inputs, targets = inputs_of_all()
-    unused = torch.zeros(3, requires_grad=True)   # without a gradient it must not disturb
-    loss, everyone = make_loss(weight, inputs, targets, processes)
-    loss.backward()
-    processes.sum_gradients([weight, unused])
-    state = {"loss": processes.sum(loss.detach().clone()), "gradient": weight.grad,
-             "everyone": everyone.detach(), "rows": str(processes.rows(B)),
-             "master": processes.master, "count": processes.sum(rank + 1), "unused": unused.grad}
+    state = loss_of(processes)
+    assert processes.rows(B) == slice(3 * rank, 3 * rank + 3)
+    assert processes.master == (rank == 0) and processes.sum(rank + 1) == 3
     torch.save(state, f"{folder}/{rank}.pt")
-    processes.barrier()
     processes.close()
 
 
@@ -271,14 +264,9 @@ def test_two_processes_equal_one(tmp_path):
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     torch.multiprocessing.spawn(worker, args=(port, str(tmp_path)), nprocs=2)
-    weight, inputs, targets = inputs_of_all()
-    loss, everyone = make_loss(weight, inputs, targets, data.Processes("cpu"))
-    loss.backward()
-    assert weight.grad.abs().max() > 0.01
-    for rank, rows in enumerate((slice(0, 3), slice(3, 6))):
+    expected = loss_of(data.Processes("cpu"))
+    assert expected["gradient"].abs().max() > 0.01
+    for rank in range(2):
         state = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
-        assert state["rows"] == str(rows) and state["master"] == (rank == 0)
-        assert (state["everyone"] - everyone).abs().max() < 1e-6      # rank order
-        assert (state["loss"] - loss).abs() < 1e-6
-        assert state["count"] == 3 and state["unused"] is None
-        assert (state["gradient"] - weight.grad).abs().max() < 1e-6
+        for name, value in expected.items():   # `everyone` in rank order
+            torch.testing.assert_close(state[name], value, rtol=0, atol=1e-6)

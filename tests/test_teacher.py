@@ -124,8 +124,3 @@ def test_collapse_values(name, batch):
     assert loss.item() == pytest.approx(1.2 if "hinge" in name else math.log(B))
     flags = ["--contrastive", name.split("-")[0], "--margin", "0.6", "--batch", str(B)]
     assert loss.item() == pytest.approx(teacher.collapse_value(teacher.parse_args(flags)))
-
-
-def test_unknown_pool_is_named(batch):
-    with pytest.raises(ValueError, match="known: token, sentence"):
-        teacher.nce_loss(*batch[:3], 0.3, "word")
