@@ -196,7 +196,7 @@ def read_swag(path, split):
 
 def read_tracie(path, split):
     """TRACIE: lines "event: ... story: ...<tab>answer: ..."."""
-    pattern = re.compile(r"event: (.+?) story: ([^\t\r]+)\tanswer: (\S+)\s*")
+    pattern = re.compile(r"event: ([^\t\r]+?) story: ([^\t\r]+)\tanswer: (\S+)\s*")
     examples = []
     for where, line in numbered_lines(path):
         match = pattern.fullmatch(line)
