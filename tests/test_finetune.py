@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parent.parent
 def draws():
     """(labels, predictions) of classes: random ones, and every way to be degenerate."""
     generator = np.random.default_rng(7)
-    for draw in range(400):
+    for draw in range(140):
         size = int(generator.integers(1, 40))
         classes = int(generator.integers(1, 6))
         labels, predictions = generator.integers(classes, size=(2, size))
