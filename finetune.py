@@ -56,8 +56,7 @@ class Example(NamedTuple):
 
 
 def numbered_lines(path):
-    """Yields ("FILE, line N", text). Lines end at newlines alone: str.splitlines also cuts at
-    U+2028, which stands in GLUE's texts."""
+    """Yields ("FILE, line N", text). Lines end at newlines alone, not at U+2028, as in GLUE."""
     if not path.exists():
         raise UserError(f"{path} is missing")
     content = path.read_bytes().removeprefix(b"\xef\xbb\xbf").rstrip(b"\r\n")
@@ -320,8 +319,8 @@ def single_number(name, values):
 
 
 def score(name, labels, predictions):
-    """{metric: value or None, "n": rows, "chance": the single number of a constant answer: the most
-    common label of these rows, SQuAD's is none}."""
+    """{metric: value or None, "n": rows, "chance": the single number of one answer to all rows, the
+    most common label, or "" in SQuAD}."""
     metrics = TASKS[name].metrics
     constant = "" if TASKS[name].kind == "span" else scipy.stats.mode(labels).mode
     constants = np.full(len(labels), constant)
@@ -575,7 +574,7 @@ def load_task(args, name):
         elif split == needed:
             raise UserError(f"{path} is missing; {GET}; --split-dev trains on half of the dev file")
         elif split in ("dev", "test"):
-            print(f"{name}: no {split} split ({path} is missing), so nothing is said about it")
+            print(f"{name}: no {split} split ({path} is missing)")
     for other in TASKS:
         place = task_folder(args.data, other)
         if TASKS[other].answered_by == name and place:
@@ -803,9 +802,9 @@ def span_answers(windows, scores, null_threshold=None):
 
 
 def answer_places(examples, targets, answers):
-    """Answers as numbers, for accuracy and chance by part: int [questions] twice. A right one is
-    the number of its first word in the context, -1 for no answer; a given one is the same if it is
-    right, else -2. So chance is what naming one place every time would score."""
+    """Right and given answers as numbers, int [questions] each, so that chance by part is what
+    naming one place every time would score: the number of the answer's first word in the context,
+    -1 for no answer; -2 for a wrong one."""
     labels = []
     given = []
     for example, golds, answer in zip(examples, targets, answers):
@@ -1044,8 +1043,7 @@ def score_split(metrics, settings, split, examples, targets, meta, rows, scores,
         metrics["categories"] = score_categories(targets, answers, tags, meta)
     if name == settings["task"] and len(answers) > 1:
         # stuck at a constant; 0.01 of STS-B's five points is one, too
-        regression = kind == "regression"
-        same = np.ptp(answers) <= 0.01 if regression else len(set(answers)) == 1
+        same = np.ptp(answers) <= 0.01 if kind == "regression" else len(set(answers)) == 1
         metrics["majority"] |= bool(same)
     if meta:
         if kind == "span":
