@@ -3,14 +3,13 @@
     python finetune.py --model runs/student --task RTE --seed 0
     python finetune.py --model runs/student --seed 0 1 2                   # every task under --data
     python finetune.py --model FOLDER --data data/tasks --task CoLA STS-B     # any BERT folder
-    python finetune.py --model FOLDER --data data/tasks --task PIQA --split-dev   # no train file
     torchrun --nproc_per_node=8 finetune.py --model runs/student --data data/tasks --task MNLI
 
-Writes RUN/finetune/TASK/seed-N/{args.json, log.jsonl, predictions-SPLIT.tsv, metrics.json}, and for
-a test split without labels its leaderboard's file; for SQuAD {predictions, nbest,
-null_odds}-SPLIT.json. MNLI's model also answers AX and diagnostics, where their folders lie beside
-MNLI's. metrics.json comes last: where it is, all is, and a finished (task, seed) is passed over.
-A killed one begins anew and ends the same, since all randomness is drawn from (seed, step).
+Writes RUN/finetune/TASK/seed-N/{args.json, log.jsonl, predictions-SPLIT.tsv, metrics.json}; for
+SQuAD {predictions, null_odds}-SPLIT.json, for a test split without labels its leaderboard's file.
+MNLI's model also answers AX and diagnostics, where their folders lie beside MNLI's. metrics.json
+comes last: where it is, all is, and a finished (task, seed) is passed over. A killed one begins
+anew and ends the same, since all randomness is drawn from (seed, step).
 
 Axes: B rows of the batch, C candidate texts a row (1 but for multiple choice), L tokens, H width.
 """
@@ -57,97 +56,82 @@ class Example(NamedTuple):
 
 
 def numbered_lines(path):
-    """Yields ("FILE, line N", text) of a UTF-8 file; a byte-order mark is dropped.
-
-    Lines end at newlines alone: str.splitlines also cuts at U+2028, which stands in GLUE's texts.
-    """
+    """Yields ("FILE, line N", text). Lines end at newlines alone, not at U+2028, as in GLUE."""
     if not path.exists():
         raise UserError(f"{path} is missing")
     content = path.read_bytes().removeprefix(b"\xef\xbb\xbf").rstrip(b"\r\n")
-    if not content:
-        raise UserError(f"{path} is empty")
-    if b"\r" in content and b"\n" not in content:
-        raise UserError(f"{path}, line 1: lines end in carriage returns, not in newlines")
     for number, line in enumerate(content.split(b"\n"), 1):
         where = f"{path}, line {number}"
         if b"\0" in line:
-            raise UserError(f"{where}: a NUL byte, so the file is damaged or not UTF-8")
+            raise UserError(f"{where}: a NUL byte")
         try:
-            yield where, line.decode("utf-8").rstrip("\r")
-        except UnicodeDecodeError as error:
-            raise UserError(f"{where}: not UTF-8 (byte {error.start})") from None
-
-
-def split_cells(where, line, tsv):
-    """Cells of a line: separated by tabs without quoting, or CSV's, a row a line."""
-    if tsv:
-        return line.split("\t")
-    try:
-        return next(csv.reader([line], strict=True))
-    except csv.Error as error:
-        raise UserError(f"{where}: not CSV ({error})") from None
+            yield where, line.decode().rstrip("\r")
+        except UnicodeDecodeError:
+            raise UserError(f"{where}: not UTF-8") from None
 
 
 def read_table(path, wanted, header=None, skip_short=False):
-    """Yields ("FILE, line N", {column: text}) of a file with tabs, or of a .csv.
+    """Yields ("FILE, line N", {column: text}) of a file with tabs, or of a .csv, a row a line.
 
     wanted: the columns it must have; header: all columns of a file that does not name them;
     skip_short: rows with too few cells are counted, not refused.
     """
-    tsv = path.suffix != ".csv"
-    lines = numbered_lines(path)
-    header = header or split_cells(*next(lines), tsv)
-    lacking = [column for column in wanted if column not in header]
-    columns = ", ".join(header)
-    if lacking:
-        raise UserError(f"{path}, line 1: no column {', '.join(lacking)}; found {columns}")
-    rows = 0
     skipped = 0
-    for where, line in lines:
-        cells = split_cells(where, line, tsv)
-        if skip_short and len(cells) < len(header):
+    for where, line in numbered_lines(path):
+        cells = line.split("\t")
+        if path.suffix == ".csv":
+            try:
+                cells = next(csv.reader([line], strict=True))
+            except csv.Error as error:
+                raise UserError(f"{where}: not CSV ({error})") from None
+        if header is None:
+            header = cells
+            lacking = ", ".join(column for column in wanted if column not in header)
+            if lacking:
+                raise UserError(f"{where}: no column {lacking}; found {', '.join(header)}")
+        elif len(cells) == len(header):
+            yield where, dict(zip(header, cells))
+        elif skip_short and len(cells) < len(header):
             skipped += 1
-            continue
-        if len(cells) != len(header):
-            raise UserError(f"{where}: {len(cells)} columns, expected {len(header)}: {columns}")
-        rows += 1
-        yield where, dict(zip(header, cells))
+        else:
+            raise UserError(f"{where}: {len(cells)} columns, expected {len(header)}")
     if skipped:
         print(f"{path}: {skipped} rows with fewer than {len(header)} columns skipped")
-    if not rows:
-        raise UserError(f"{path} has no rows")
 
 
-def json_line(where, line):
+def json_object(where, line):
     try:
-        return json.loads(line)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{where}: not a JSON object ({error.msg})") from None
+        row = json.loads(line)
+    except json.JSONDecodeError:
+        row = None
+    if not isinstance(row, dict):
+        raise UserError(f"{where}: not a JSON object")
+    return row
 
 
-def field(value, key, kind, where):
-    """value[key] of a JSON object, which must be of that kind."""
-    if not isinstance(value, dict) or key not in value:
-        raise UserError(f"{where}: no {key}")
-    entry = value[key]
-    if type(entry) is not kind:   # isinstance would take True for a number
-        raise UserError(f"{where}: {key} is {type(entry).__name__}, expected {kind.__name__}")
-    if kind is str and not data.is_unicode(entry):
-        raise UserError(f"{where}: {key} holds half of a surrogate pair")
-    return entry
+def fields(where, row, **kinds):
+    """The values of a JSON object's fields. kinds: the type of each."""
+    values = []
+    for key, kind in kinds.items():
+        value = row.get(key) if isinstance(row, dict) else None
+        # isinstance would take True for a number
+        if type(value) is not kind or (kind is str and not data.is_unicode(value)):
+            raise UserError(f"{where}: {key} is missing or no valid {kind.__name__}")
+        values.append(value)
+    return values
 
 
 def glue(*texts, label="label", header=None, skip_short=False):
-    """Reader of a GLUE task. texts: the one or two text columns; header: the columns of train and
-    dev files that do not name them. Only a test split may lack labels."""
+    """Makes the reader of a GLUE task. texts: the one or two text columns; header: the columns of
+    train and dev files that do not name them. Only a test split may lack labels."""
     def read(path, split):
         test = split.startswith("test")
         wanted = texts if test else (*texts, label)
         examples = []
         for where, row in read_table(path, wanted, None if test else header, skip_short):
             pair = (row[texts[0]], row[texts[1]] if len(texts) == 2 else None)
-            index = row.get("index", row.get("id", len(examples)))
-            examples.append(Example([pair], row.get(label), str(index), where))
+            index = row.get("index", row.get("id", str(len(examples))))
+            examples.append(Example([pair], row.get(label), index, where))
         return examples
     return read
 
@@ -157,16 +141,14 @@ def read_mrpc(path, split):
     examples = glue("#1 String", "#2 String", label="Quality")(path, split)
     if path.name != "msr_paraphrase_train.txt":
         return examples
-    columns = ["#1 ID", "#2 ID"]
-    pairs = [(row["#1 ID"], row["#2 ID"]) for _, row in read_table(path, columns)]
-    known = set(pairs)
-    dev = set()
-    for where, row in read_table(path.with_name("mrpc_dev_ids.tsv"), columns, columns):
-        pair = (row["#1 ID"], row["#2 ID"])
-        if pair not in known:
-            raise UserError(f"{where}: {path.name} has no row with these two ids")
-        dev.add(pair)
-    return [row for row, pair in zip(examples, pairs) if (pair in dev) == (split == "dev")]
+    ids = ["#1 ID", "#2 ID"]
+    listed = read_table(path.with_name("mrpc_dev_ids.tsv"), ids, ids)
+    dev = {tuple(row.values()) for _, row in listed}
+    kept = []
+    for example, (_, row) in zip(examples, read_table(path, ids)):
+        if ((row["#1 ID"], row["#2 ID"]) in dev) == (split == "dev"):
+            kept.append(example)
+    return kept
 
 
 def read_diagnostics(path, split):
@@ -175,7 +157,7 @@ def read_diagnostics(path, split):
     for where, row in read_table(path, [*COARSE, "Premise", "Hypothesis", "Label"]):
         tags = []
         for coarse in COARSE:
-            tags += [(coarse, fine.strip()) for fine in row[coarse].split(";") if fine.strip()]
+            tags += [(coarse, fine) for fine in re.split(" *; *", row[coarse]) if fine]
         pair = (row["Premise"], row["Hypothesis"])
         examples.append(Example([pair], row["Label"], str(len(examples)), where, tags=tuple(tags)))
     return examples
@@ -185,8 +167,8 @@ def read_piqa(path, split):
     """PIQA: goal, sol1, sol2 in a line of JSON, the label in the same line of NAME-labels.lst."""
     examples = []
     for where, line in numbered_lines(path):
-        row = json_line(where, line)
-        goal, first, second = [field(row, key, str, where) for key in ("goal", "sol1", "sol2")]
+        row = json_object(where, line)
+        goal, first, second = fields(where, row, goal=str, sol1=str, sol2=str)
         pairs = [(goal, first), (goal, second)]
         examples.append(Example(pairs, None, str(len(examples)), where))
     labels_path = path.with_name(f"{path.stem}-labels.lst")
@@ -194,9 +176,8 @@ def read_piqa(path, split):
         return examples
     labels = list(numbered_lines(labels_path))
     if len(labels) != len(examples):
-        expected = f"expected the {len(examples)} of {path}"
-        raise UserError(f"{labels_path} has {len(labels)} lines, {expected}")
-    return [example._replace(label=label.strip(), where=where)
+        raise UserError(f"{labels_path} has {len(labels)} lines, {path} {len(examples)}")
+    return [example._replace(label=label, where=where)
             for example, (where, label) in zip(examples, labels)]
 
 
@@ -213,64 +194,48 @@ def read_swag(path, split):
 
 
 def read_tracie(path, split):
-    """TRACIE: lines "event: ... story: ...<tab>answer: ...", or the leaderboard's test.jsonl."""
-    pattern = re.compile(r"event: (.+?) story: ([^\t\r]+)\tanswer: (\S+)\s*")
+    """TRACIE: lines "event: ... story: ...<tab>answer: ..."."""
+    pattern = re.compile(r"event: ([^\t\r]+?) story: ([^\t\r]+)\tanswer: (\S+)\s*")
     examples = []
     for where, line in numbered_lines(path):
-        index = len(examples)
         match = pattern.fullmatch(line)
-        if path.suffix == ".jsonl":
-            row = json_line(where, line)
-            pair = (field(row, "query", str, where).removeprefix("event: "),
-                    field(row, "story", str, where))
-            examples.append(Example([pair], None, str(row.get("id", index)), where))
-        elif match:
-            examples.append(Example([match.groups()[:2]], match[3], str(index), where))
-        else:
+        if not match:
             raise UserError(f"{where}: expected 'event: ... story: ...<tab>answer: LABEL'")
+        examples.append(Example([match.groups()[:2]], match[3], str(len(examples)), where))
     return examples
-
-
-def squad_questions(path):
-    """Yields ("FILE, question ID", context, question as a dict)."""
-    articles = field(data.read_json(path, "make data/tasks/SQuAD1"), "data", list, path)
-    for i, article in enumerate(articles, 1):
-        paragraphs = field(article, "paragraphs", list, f"{path}, article {i}")
-        for j, paragraph in enumerate(paragraphs, 1):
-            where = f"{path}, article {i}, paragraph {j}"
-            context = field(paragraph, "context", str, where)
-            for k, question in enumerate(field(paragraph, "qas", list, where), 1):
-                name = field(question, "id", str, f"{where}, question {k}")
-                yield f"{path}, question {name}", context, question
 
 
 def read_squad(path, split):
     """SQuAD: texts [(question, context)], label the first answer ("" for none), row the id."""
     examples = []
-    for where, context, row in squad_questions(path):
-        question = field(row, "question", str, where)
-        answers = []
-        for answer in field(row, "answers", list, where):
-            text = field(answer, "text", str, where)
-            start = field(answer, "answer_start", int, where)
-            if start < 0 or not text or context[start:start + len(text)] != text:
-                raise UserError(f"{where}: answer_start {start} does not point at {text!r}")
-            answers.append((text, start))
-        v2 = path.stem.endswith("v2.0")
-        impossible = field(row, "is_impossible", bool, where) if v2 else False
-        if impossible == bool(answers):
-            raise UserError(f"{where}: {len(answers)} answers, is_impossible {impossible}")
-        label = answers[0][0] if answers else ""
-        examples.append(Example([(question, context)], label, row["id"], where, tuple(answers)))
-    if not examples:
-        raise UserError(f"{path} has no questions")
-    if len({example.row for example in examples}) < len(examples):
-        print(f"note: {path} repeats question ids; predictions are kept by id, the last counts")
+    articles, = fields(path, data.read_json(path, "make data/tasks/SQuAD1"), data=list)
+    for i, article in enumerate(articles, 1):
+        paragraphs, = fields(f"{path}, article {i}", article, paragraphs=list)
+        for j, paragraph in enumerate(paragraphs, 1):
+            where = f"{path}, article {i}, paragraph {j}"
+            context, questions = fields(where, paragraph, context=str, qas=list)
+            for row in questions:
+                name, = fields(where, row, id=str)
+                examples.append(squad_example(f"{path}, question {name}", context, row))
     return examples
 
 
+def squad_example(where, context, row):
+    question, entries = fields(where, row, question=str, answers=list)
+    answers = []
+    for entry in entries:
+        text, start = fields(where, entry, text=str, answer_start=int)
+        if start < 0 or not text or context[start:start + len(text)] != text:
+            raise UserError(f"{where}: answer_start {start} does not point at {text!r}")
+        answers.append((text, start))
+    if bool(answers) == row.get("is_impossible", False):   # v1.1 has no such field
+        raise UserError(f"{where}: {len(answers)} answers, is_impossible {bool(answers)}")
+    label = answers[0][0] if answers else ""
+    return Example([(question, context)], label, row["id"], where, tuple(answers))
+
+
 # --------------------------------------------------------------------------------------------------
-# Metrics: (labels, predictions) -> a number, nan where it is not defined. Integer classes, real
+# Metrics: (labels, predictions) -> a number, None where it is not defined. Integer classes, real
 # numbers for correlations; SQuAD: lists of right texts (golds), and texts.
 
 PARTS = ("grounded", "ungrounded", "unfilmed")   # of a mini task's rows; see part_of
@@ -303,7 +268,7 @@ def matthews(labels, predictions):
 
 def pearson(labels, predictions):
     if np.ptp(labels) == 0 or np.ptp(predictions) == 0:
-        return math.nan
+        return None
     return float(scipy.stats.pearsonr(np.float64(labels), np.float64(predictions)).statistic)
 
 
@@ -325,14 +290,14 @@ def answer_scores(golds, text):
     exact = 0
     best = 0
     for gold in [gold for gold in golds if gold] or [[]]:
-        exact = max(exact, int(gold == words))
-        common = sum((Counter(gold) & Counter(words)).values())
-        if common:
+        common = (Counter(gold) & Counter(words)).total()
+        if gold == words:
+            exact = 1
+            best = 1
+        elif common:
             precision = common / len(words)
             recall = common / len(gold)
             best = max(best, 2 * precision * recall / (precision + recall))
-        elif gold == words == []:
-            best = 1
     return exact, best
 
 
@@ -342,12 +307,6 @@ def squad_exact(golds, answers):
 
 def squad_f1(golds, answers):
     return float(np.mean([answer_scores(*pair)[1] for pair in zip(golds, answers)]))
-
-
-def most_common(labels):
-    """The most common entry; of several equally common ones the smallest."""
-    values, counts = np.unique(labels, return_counts=True)
-    return values[counts.argmax()]
 
 
 def single_number(name, values):
@@ -360,17 +319,13 @@ def single_number(name, values):
 
 
 def score(name, labels, predictions):
-    """{metric: value or None if not defined, "n": rows, "chance": the single number of a constant
-    answer: the most common label of these rows, SQuAD's is none}."""
-    constant = "" if TASKS[name].kind == "span" else most_common(labels)
+    """{metric: value or None, "n": rows, "chance": the single number of one answer to all rows, the
+    most common label, or "" in SQuAD}."""
+    metrics = TASKS[name].metrics
+    constant = "" if TASKS[name].kind == "span" else scipy.stats.mode(labels).mode
     constants = np.full(len(labels), constant)
-    values = {}
-    chance = {}
-    for metric, function in TASKS[name].metrics:
-        value = function(labels, predictions)
-        values[metric] = None if math.isnan(value) else value
-        value = function(labels, constants)
-        chance[metric] = None if math.isnan(value) else value
+    values = {metric: function(labels, predictions) for metric, function in metrics}
+    chance = {metric: function(labels, constants) for metric, function in metrics}
     return {**values, "n": len(labels), "chance": single_number(name, chance)}
 
 
@@ -387,12 +342,11 @@ def accuracy_by(labels, predictions, groups, metrics=()):
             rows_of[name].append(row)
     cells = {}
     for name, rows in sorted(rows_of.items()):
-        own = (labels[rows], predictions[rows])
-        constant = np.full(len(rows), most_common(labels[rows]))
-        cells[name] = {"accuracy": accuracy(*own), "n": len(rows),
-                       "chance": accuracy(labels[rows], constant)}
+        own = labels[rows]
+        cells[name] = {"accuracy": accuracy(own, predictions[rows]), "n": len(rows),
+                       "chance": accuracy(own, scipy.stats.mode(own).mode)}
         for metric, function in metrics:
-            cells[name][metric] = function(*own)
+            cells[name][metric] = function(own, predictions[rows])
     return cells
 
 
@@ -404,8 +358,7 @@ def part_of(row):
 
 
 def score_parts(labels, predictions, meta):
-    """Accuracy by part of a mini task, whatever its own metric, and of the grounded part by
-    property. meta: a dict a row, with part, group, property."""
+    """Accuracy by part of a mini task, and of the grounded part by property. meta: a dict a row."""
     parts = [[part_of(row)] for row in meta]
     properties = [[row["property"]] if part_of(row) == "grounded" else [] for row in meta]
     return {**accuracy_by(labels, predictions, parts),
@@ -429,15 +382,17 @@ def score_categories(labels, predictions, tags, meta=None):
 def score_tracie(labels, predictions, texts):
     """TRACIE's accuracy on questions of starts and of ends (None where none is asked), share of
     stories all of whose questions are right, and their counts. texts: a row's (query, story)."""
-    kinds = [["start"] if re.search("starts (before|after)", query) else ["end"]
+    kinds = [["start" if re.search("starts (before|after)", query) else "end"]
              for query, _ in texts]
     cells = accuracy_by(labels, predictions, kinds)
-    start = cells.get("start", {"accuracy": None, "n": 0})
-    end = cells.get("end", {"accuracy": None, "n": 0})
     stories = accuracy_by(labels, predictions, [[story] for _, story in texts])
     whole = [cell["accuracy"] == 1 for cell in stories.values()]
-    return {"start": start["accuracy"], "end": end["accuracy"], "story": float(np.mean(whole)),
-            "starts": start["n"], "ends": end["n"], "stories": len(stories)}
+    scores = {"story": float(np.mean(whole)), "stories": len(stories)}
+    for kind in ("start", "end"):
+        cell = cells.get(kind, {"accuracy": None, "n": 0})
+        scores[kind] = cell["accuracy"]
+        scores[f"{kind}s"] = cell["n"]
+    return scores
 
 
 # --------------------------------------------------------------------------------------------------
@@ -453,7 +408,7 @@ class Task:
     files: str         # a name a split, then {split: name}; "a|b": the first that exists
     rows: tuple        # published rows of each, then {split: rows}, to notice a wrong file
     splits: tuple = ("train", "dev", "test")
-    folders: tuple = ()       # under --data, besides the task's name and that in lower case
+    folder: str = ""          # under --data, where not the task's name
     answered_by: str = None   # the task whose model answers it; nothing is trained on it
 
     def __post_init__(self):
@@ -492,8 +447,7 @@ MICROSOFT = ("train.tsv|msr_paraphrase_train.txt dev.tsv|msr_paraphrase_train.tx
 MATCHED = "train.tsv dev_matched.tsv dev_mismatched.tsv test_matched.tsv test_mismatched.tsv"
 SQUAD1 = "train-v1.1.json dev-v1.1.json test-v1.1.json"
 SQUAD2 = "train-v2.0.json dev-v2.0.json test-v2.0.json"
-# both public splits share one test file, which may lie beside either
-TEST = "tracie_test.txt|../iid/tracie_test.txt|test.jsonl|../test.jsonl"
+TEST = "tracie_test.txt|../iid/tracie_test.txt"   # one for both public splits
 IID = f"tracie_train.txt tracie_dev.txt {TEST}"
 PRIOR = f"tracie_train_uniform_prior.txt tracie_dev.txt {TEST}"
 
@@ -519,18 +473,14 @@ TASKS = {
                  (16113, 1838, 3084)),
     "SWAG": Task("choice", ("0", "1", "2", "3"), read_swag, ACCURACY, "train.csv val.csv test.csv",
                  (73546, 20006, 20005)),
-    "SQuAD1": Task("span", (), read_squad, SQUAD, SQUAD1, (87599, 10570, None),
-                   folders=("squad", "SQuAD")),
-    "SQuAD2": Task("span", (), read_squad, SQUAD, SQUAD2, (130319, 11873, None),
-                   folders=("squad", "SQuAD")),
+    "SQuAD1": Task("span", (), read_squad, SQUAD, SQUAD1, (87599, 10570, None), folder="SQuAD"),
+    "SQuAD2": Task("span", (), read_squad, SQUAD, SQUAD2, (130319, 11873, None), folder="SQuAD"),
     # pairs of query and story; no dev split is published. The plain name is the mini world's.
     "TRACIE": Task("classification", TIME, read_tracie, ACCURACY, IID, (None, None, None)),
     "TRACIE-iid": Task("classification", TIME, read_tracie, ACCURACY, IID, (1174, None, 4248),
-                       folders=("TRACIE/iid", "tracie/iid", "iid")),
+                       folder="TRACIE/iid"),
     "TRACIE-uniform-prior": Task("classification", TIME, read_tracie, ACCURACY, PRIOR,
-                                 (860, None, 4248), folders=(
-                                     "TRACIE/uniform-prior", "tracie/uniform-prior",
-                                     "uniform-prior")),
+                                 (860, None, 4248), folder="TRACIE/uniform-prior"),
 }
 GET = "`make data/tasks/RTE` and its like fetch published files, `make data` makes the mini world's"
 
@@ -545,15 +495,10 @@ class Split(NamedTuple):
 
 
 def task_folder(root, name):
-    """The first folder under root that may hold the task, or None."""
-    places = [Path(root) / place for place in (name, name.lower(), *TASKS[name].folders)]
-    return next((place for place in places if place.is_dir()), None)
-
-
-def also_answered(root, name):
-    """[(task, folder)] that a model of task `name` answers besides its own."""
-    others = [other for other in TASKS if TASKS[other].answered_by == name]
-    return [(other, task_folder(root, other)) for other in others if task_folder(root, other)]
+    """The first folder under root that may hold the task, names also in lower case, or None."""
+    places = (name, name.lower(), TASKS[name].folder, TASKS[name].folder.lower())
+    folders = [Path(root) / place for place in places if place]
+    return next((folder for folder in folders if folder.is_dir()), None)
 
 
 def target_of(task, example):
@@ -590,33 +535,32 @@ def read_split(name, folder, split):
     needs to be known; it must agree with the task file."""
     task = TASKS[name]
     examples = task.read(folder, split)
+    if not examples:
+        raise UserError(f"{task.path(folder, split)} has no rows")
     path = folder / f"{split}.meta.jsonl"
     if not path.exists():
         if task.rows[split] not in (None, len(examples)):
-            published = f"the published file {task.rows[split]:,}"
-            print(f"note: {name} {split} has {len(examples):,} rows, {published}")
+            print(f"note: {name} {split} has {len(examples):,} rows, the published file "
+                  f"{task.rows[split]:,}")
         return Split(examples, targets_of(name, examples), None)
     lines = list(numbered_lines(path))
     if len(lines) != len(examples):
-        expected = f"expected {len(examples)}, as the {split} file beside it"
-        raise UserError(f"{path} has {len(lines)} rows, {expected}")
+        raise UserError(f"{path} has {len(lines)} rows, the {split} file {len(examples)}")
     meta = []
     for index, (where, line) in enumerate(lines):
-        row = json_line(where, line)
-        if not isinstance(row, dict) or "label" not in row:
-            raise UserError(f"{where}: no label")
-        label = str(row["label"])
+        meta.append(json_object(where, line))
+        label = str(meta[-1].get("label"))
         example = examples[index]
-        if example.label not in (None, label):
-            expected = f"expected {example.label!r} as in {example.where}"
-            raise UserError(f"{where}: label {label!r}, {expected}")
-        examples[index] = example._replace(label=label)
-        meta.append(row)
+        if example.label is None:
+            examples[index] = example._replace(label=label, where=where)
+        elif example.label != label:
+            raise UserError(f"{where}: label {label!r}, but {example.label!r} in {example.where}")
     return Split(examples, targets_of(name, examples), meta)
 
 
 def load_task(args, name):
-    """All splits of a task that have a file -> {split: Split}; says which have none."""
+    """All splits of a task that have a file -> {split: Split}, with those of the tasks that its
+    model answers besides; says which have none."""
     task = TASKS[name]
     folder = task_folder(args.data, name)
     if folder is None:
@@ -625,29 +569,32 @@ def load_task(args, name):
     splits = {}
     for split in task.splits:
         path = task.path(folder, split)
-        if split == "train" and args.split_dev:
-            continue
         if path.exists():
             splits[split] = read_split(name, folder, split)
         elif split == needed:
             raise UserError(f"{path} is missing; {GET}; --split-dev trains on half of the dev file")
         elif split in ("dev", "test"):
-            print(f"{name}: no {split} split ({path} is missing), so nothing is said about it")
-    for other, place in also_answered(args.data, name):
-        path = TASKS[other].path(place, "test")
-        if path.exists():
+            print(f"{name}: no {split} split ({path} is missing)")
+    for other in TASKS:
+        place = task_folder(args.data, other)
+        if TASKS[other].answered_by == name and place:
             splits[other] = read_split(other, place, "test")
-        else:
-            print(f"{name}: {path} is missing, so {other} is not answered")
     if args.split_dev:
-        dev = splits["dev"]
-        half = len(dev.examples) // 2
-        splits["train"] = dev.cut(0, half)
-        splits["dev"] = dev.cut(half, None)
+        half = len(splits["dev"].examples) // 2
+        splits["train"] = splits["dev"].cut(0, half)
+        splits["dev"] = splits["dev"].cut(half, None)
     splits["train"] = splits["train"].cut(0, args.train_limit)
-    if splits["train"].targets is None or not splits["train"].examples:
-        raise UserError(f"{folder}: no labelled rows to train on")
     return splits
+
+
+def data_hash(splits):
+    """sha256 of all that was read of a task, wherever it lies."""
+    digest = hashlib.sha256()
+    for split, (examples, _, meta) in splits.items():
+        digest.update(f"{split} {meta}".encode())
+        for example in examples:
+            digest.update(repr(example._replace(where="")).encode())
+    return digest.hexdigest()
 
 
 # --------------------------------------------------------------------------------------------------
@@ -657,8 +604,7 @@ def load_task(args, name):
 def encoded(tokenizer, texts, special=True):
     """Yields the encoding of each text or pair, made by the thousand: far larger than its ids."""
     for start in range(0, len(texts), 1024):
-        chunk = texts[start:start + 1024]
-        yield from tokenizer.encode_batch(chunk, add_special_tokens=special)
+        yield from tokenizer.encode_batch(texts[start:start + 1024], add_special_tokens=special)
 
 
 class Rows:
@@ -732,7 +678,7 @@ def length_sorted_batches(lengths, batch, seed, epoch, step=8):
 # SQuAD: windows and answers, by the rules and numbers of BERT's own script
 
 QUESTION_PIECES = 64     # a question loses what is beyond
-N_BEST = 20              # starts, ends and texts kept
+N_BEST = 20              # starts and ends tried in a window
 ANSWER_PIECES = 30       # longest answer
 
 
@@ -742,7 +688,7 @@ class Windows(Rows):
     A context longer than a window is read in several, each `stride` pieces after the one before.
     targets: int [windows, 2], positions of the answer's first and last piece; (0, 0), which is
     [CLS], where the window lacks any of it or there is no answer. train: a question whose answer
-    has no word piece gets no window and is listed. Raises UserError if none is left.
+    has no word piece gets no window and is listed.
     """
 
     def __init__(self, examples, tokenizer, max_length, stride, train):
@@ -780,9 +726,6 @@ class Windows(Rows):
         if skipped:
             shown = ", ".join(skipped[:5])
             print(f"note: {len(skipped)} questions left out, their answers have no piece: {shown}")
-        if not texts:
-            path = examples[0].where.rpartition(", ")[0]
-            raise UserError(f"{path}: no question is left to train on")
         places = np.array(places, dtype=np.int64)
         self.question = places[:, 0]   # [windows]
         self.first = places[:, 1]      # [windows], the context's first piece in the window
@@ -809,88 +752,59 @@ def max_context(first, length):
     return inside & (context.argmax(0) == np.arange(len(first))[:, None])
 
 
-def best_spans(windows, scores, rows):
-    """One question's candidates, best first: [(start score, end score, first piece, last piece)].
+def best_answer(windows, scores, rows, context):
+    """One question's best text and its start + end score; ("", 0.0) if no span is valid.
 
-    rows: its windows. The 20 best starts with the 20 best ends of each, both in the context, the
-    start where it has the most context, at most 30 pieces. scores: [windows, L, 2].
+    rows: its windows. Tried are the 20 best starts with the 20 best ends of each, both in the
+    context, the start where it has the most context, at most 30 pieces. scores: [windows, L, 2].
     """
-    head = windows.seconds[rows]
-    count = windows.lengths[rows] - head - 1   # pieces of the context in each window
-    widest = max_context(windows.first[rows], count)
-    spans = []
-    for index, row in enumerate(rows):
+    heads = windows.seconds[rows]
+    counts = windows.lengths[rows] - heads - 1   # pieces of the context in each window
+    widest = max_context(windows.first[rows], counts)
+    best = -np.inf
+    text = ""
+    for row, head, count, wide in zip(rows, heads, counts, widest):
         first = windows.first[row]
-        own = scores[row, :windows.lengths[row]].astype(np.float64)         # [L, 2], no padding
-        best = np.argsort(-own, axis=0, kind="stable")[:N_BEST] - head[index]
-        starts, ends = [side[(side >= 0) & (side < count[index])] for side in best.T]
-        starts = starts[widest[index, first + starts]]
-        size = ends - starts[:, None] + 1                                   # [starts, ends]
-        for i, j in np.argwhere((size >= 1) & (size <= ANSWER_PIECES)):
-            start = own[head[index] + starts[i], 0]
-            end = own[head[index] + ends[j], 1]
-            spans.append((start, end, first + starts[i], first + ends[j]))
-    return sorted(spans, key=lambda span: -(span[0] + span[1]))
-
-
-def best_texts(context, offsets, spans, null):
-    """Spans -> {text: (start score, end score)}, the 20 best texts, best first.
-
-    null: the scores of no answer, whose text is "": if need be it is the 21st. None: v1.1, where
-    only a question without a valid span has "".
-    """
-    best = {}
-    for start, end, first, last in spans:
-        if null and start + end < sum(null):
-            best.setdefault("", null)
-        if len(best) >= N_BEST:
-            break
-        stop = offsets[last, 1]
-        while stop < len(context) and unicodedata.combining(context[stop]):   # a last accent
-            stop += 1
-        best.setdefault(context[offsets[first, 0]:stop], (start, end))
-    if null or not best:
-        best.setdefault("", null or (0.0, 0.0))
-    return best
+        own = scores[row, :windows.lengths[row]].astype(np.float64)       # [L, 2], no padding
+        order = np.argsort(-own, axis=0, kind="stable")[:N_BEST] - head
+        starts, ends = [side[(side >= 0) & (side < count)] for side in order.T]
+        starts = starts[wide[first + starts]]
+        totals = own[head + starts, 0][:, None] + own[head + ends, 1]     # [starts, ends]
+        size = ends - starts[:, None] + 1
+        totals[(size < 1) | (size > ANSWER_PIECES)] = -np.inf
+        if totals.max(initial=-np.inf) > best:
+            best = totals.max()
+            i, j = np.unravel_index(totals.argmax(), totals.shape)
+            begin = windows.offsets[context][first + starts[i], 0]
+            stop = windows.offsets[context][first + ends[j], 1]
+            while stop < len(context) and unicodedata.combining(context[stop]):   # a last accent
+                stop += 1
+            text = context[begin:stop]
+    return text, float(best) if text else 0.0
 
 
 def span_answers(windows, scores, null_threshold=None):
-    """Scores [windows, L, 2] -> (answers, n-best lists, null odds or None), an entry a question.
+    """Scores [windows, L, 2] -> (answers, null odds), an entry a question.
 
-    null_threshold: SQuAD v2.0, where the answer is "" if odds > threshold: odds = the smallest
-    start + end score of [CLS] over the windows - the best score of a text. n-best: dicts of text,
-    probability (a softmax over the list), start_logit, end_logit.
+    odds = the smallest start + end score of [CLS] over the windows - the best score of a text.
+    null_threshold: SQuAD v2.0's, where the answer is "" if odds > threshold.
     """
     answers = []
-    lists = []
-    odds = None if null_threshold is None else []
+    odds = []
     for index, example in enumerate(windows.examples):
-        context = example.texts[0][1]
         rows = np.flatnonzero(windows.question == index)
-        null = None
-        if odds is not None:
-            nulls = scores[rows, 0].astype(np.float64).tolist()   # [windows, 2]
-            null = tuple(min(nulls, key=sum))
-        spans = best_spans(windows, scores, rows)
-        best = best_texts(context, windows.offsets[context], spans, null)
-        totals = torch.tensor([sum(pair) for pair in best.values()], dtype=torch.float64)
-        entries = []
-        for (text, pair), probability in zip(best.items(), totals.softmax(0).tolist()):
-            entries.append({"text": text, "probability": probability,
-                            "start_logit": float(pair[0]), "end_logit": float(pair[1])})
-        lists.append(entries)
-        answer = next((text for text in best if text), "")
-        if odds is not None:
-            odds.append(float(sum(null) - (sum(best[answer]) if answer else 0.0)))
-            answer = "" if odds[-1] > null_threshold else answer
-        answers.append(answer)
-    return answers, lists, odds
+        answer, best = best_answer(windows, scores, rows, example.texts[0][1])
+        null = scores[rows, 0].astype(np.float64).sum(-1).min()   # of [windows, 2]
+        odds.append(float(null - best))
+        unanswered = null_threshold is not None and odds[-1] > null_threshold
+        answers.append("" if unanswered else answer)
+    return answers, odds
 
 
 def answer_places(examples, targets, answers):
-    """Answers as numbers, for accuracy and chance by part: int [questions] twice. A right one is
-    the number of its first word in the context, -1 for no answer; a given one is the same if it is
-    right, else -2. So chance is what naming one place every time would score."""
+    """Right and given answers as numbers, int [questions] each, so that chance by part is what
+    naming one place every time would score: the number of the answer's first word in the context,
+    -1 for no answer; -2 for a wrong one."""
     labels = []
     given = []
     for example, golds, answer in zip(examples, targets, answers):
@@ -924,11 +838,9 @@ DEFAULTS = {
         "precision": "auto"},                            # ours
 }
 DEFAULTS["small"] = DEFAULTS["base"]                     # authors' script: one recipe for all sizes
-BY_TASK = {   # at paper sizes; all else, TRACIE too, has GLUE's
+BY_TASK = {   # at paper sizes; all else has GLUE's, PIQA by the authors' deleted script, too
     # authors' deleted run_swag.bash: batch 16 x 2 accumulated, no warm-up
-    "SWAG": {"lr": 5e-5, "epochs": 3.0, "batch": 32, "max_length": 80, "warmup": 0.0},
-    # authors' deleted run_piqa_at_epoch.bash: as GLUE, but the epochs are an argument
-    "PIQA": {"lr": 1e-4, "epochs": 3.0, "batch": 32, "max_length": 126, "warmup": 0.1},
+    "SWAG": {"lr": 5e-5, "max_length": 80, "warmup": 0.0},
     # authors' deleted run_squad_v1.bash: no warm-up
     "SQuAD1": {"lr": 3e-5, "epochs": 2.0, "batch": 12, "max_length": 384, "stride": 128,
                "warmup": 0.0, "eps": 1e-8},
@@ -942,23 +854,22 @@ MINI_BY_TASK = {"SQuAD1": {"stride": 16}, "SQuAD2": {"stride": 16, "null_thresho
 def parse_args(argv=None):
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
+    trained = [name for name, task in TASKS.items() if not task.answered_by]
     add = parser.add_argument
     add("--model", default="runs/student", help="run folder, or BERT folder in Hugging Face form")
-    add("--task", nargs="+", metavar="TASK", default=[],
-        help=f"of: {', '.join(TASKS)} (default: all under --data)")
+    add("--task", nargs="+", metavar="TASK", default=[], choices=trained,
+        help=f"of: {', '.join(trained)} (default: all under --data)")
     add("--seed", nargs="+", type=int, default=[0])
     add("--data", default="data/mini/tasks", help="folder that holds TASK/ folders")
     add("--out", help="folder that gets finetune/ (default: the run; runs/NAME for a bare model)")
-    add("--size", choices=list(DEFAULTS),
-        help="whose recipe is taken (default: the size of the run that made the model, else base)")
+    add("--size", choices=list(DEFAULTS), help="recipe (default: the run's own size, else base)")
     add("--lr", type=float)
     add("--epochs", type=float)
     add("--batch", type=int, help="global batch, in rows")
     add("--max-length", type=int, help="tokens a text, special ones included; SQuAD: a window")
     add("--stride", type=int, help="SQuAD: word pieces from one window to the next")
-    add("--null-threshold", type=float,
-        help="SQuAD2: no answer where [CLS] scores this much above the best text "
-             "(best_f1_thresh of `evaluate.py squad`)")
+    add("--null-threshold", type=float, help="SQuAD2: no answer where [CLS] scores this much above "
+        "the best text (best_f1_thresh of `evaluate.py squad`)")
     add("--length-step", type=int, help="rows less apart in length, in tokens, may share a batch")
     add("--warmup", type=float, help="share of the steps")
     add("--weight-decay", type=float)
@@ -967,20 +878,12 @@ def parse_args(argv=None):
     add("--head-std", type=float, help="deviation of the task head's first weights")
     add("--clip", type=float, default=1.0, help="gradient norm limit")
     add("--train-limit", type=int, help="train on this many rows, the first of the file")
-    add("--split-dev", action="store_true",
-        help="train on the first half of the dev file, score on the second: for smoke runs where "
-             "the training file is not at hand")
+    add("--split-dev", action="store_true", help="train on the first half of the dev file, score "
+        "on the second: for smoke runs without the training file")
     add("--precision", choices=["auto", "bf16", "fp32"])
     add("--device", default="auto", help="auto, cpu, cuda, mps")
     add("--log-every", type=int, default=100)
-    args = parser.parse_args(argv)
-    for name in args.task:
-        if name not in TASKS:
-            raise UserError(f"unknown task {name}; known: {', '.join(TASKS)}")
-        if TASKS[name].answered_by:
-            raise UserError(f"nothing is trained on {name}: --task {TASKS[name].answered_by} "
-                            f"answers it, where its folder lies in --data")
-    return args
+    return parser.parse_args(argv)
 
 
 def locate_model(path):
@@ -988,9 +891,8 @@ def locate_model(path):
     path = Path(path)
     folder = path / "model" if (path / "model" / "config.json").exists() else path
     if not (folder / "config.json").exists():
-        raise UserError(
-            f"no model in {path}: neither model/config.json (a finished run) nor config.json (a "
-            f"BERT in Hugging Face form); `make teacher distill` makes runs/teacher, runs/student")
+        raise UserError(f"no model in {path}: neither a finished run, as of `make teacher distill`,"
+                        f" nor a BERT in Hugging Face form")
     args_path = folder.parent / "args.json"
     if folder.name == "model" and args_path.exists():
         arguments = data.read_json(args_path, "distill.py")["arguments"]
@@ -1007,13 +909,10 @@ def settings_for(args, name, size, config):
             settings[key] = getattr(args, key)
     length = min(settings["max_length"], config.max_position_embeddings)
     settings["max_length"] = length
-    if length < 5 or min(settings["batch"], settings["length_step"]) < 1 or settings["epochs"] <= 0:
-        raise UserError(f"max length {length} (at least 5), batch {settings['batch']}, length step "
-                        f"{settings['length_step']} (at least 1) or epochs {settings['epochs']} "
-                        f"(above 0) leave nothing to train on")
-    if not 1 <= settings.get("stride", 1) <= length - 4:
-        raise UserError(f"stride {settings['stride']} has to be at least 1 and leave room for a "
-                        f"question in windows of {length} (--max-length)")
+    stride = settings.get("stride", 1)
+    if not 1 <= stride <= length - 4:
+        raise UserError(f"--max-length {length} leaves no room for a --stride of {stride} beside "
+                        f"a question")
     return {"model": str(args.model), "data": str(args.data), "task": name, "size": size,
             **settings, "clip": args.clip, "train_limit": args.train_limit,
             "split_dev": args.split_dev}
@@ -1065,7 +964,7 @@ def predict(kind, bert, head, rows, batch, processes, autocast_type):
         mine = chosen[processes.rank::processes.world]
         # a process without a row computes one that is not kept
         inputs = [tensor.to(device) for tensor in rows.batch(mine if len(mine) else chosen[:1])]
-        with torch.autocast(device.type, dtype=autocast_type, enabled=autocast_type is not None):
+        with torch.autocast(device.type, autocast_type, enabled=autocast_type is not None):
             out = scores_of(kind, bert, head, inputs, rows.candidates)
         if kind == "span":
             padding = int(rows.lengths.max()) - out.shape[1]
@@ -1096,8 +995,7 @@ def write_predictions(folder, name, split, examples, scores, answers):
 
 def write_submission(folder, name, split, examples, answers):
     """The file a leaderboard takes: CoLA.tsv, ..., MNLI-m.tsv, MNLI-mm.tsv, AX.tsv (GLUE: index,
-    prediction); predictions.lst (PIQA: 0 or 1 a line); SWAG.csv (index, pred); TRACIE.jsonl (id,
-    label), whose id is test.jsonl's own, or the row of tracie_test.txt, not the server's."""
+    prediction); predictions.lst (PIQA: 0 or 1 a line); SWAG.csv (index, pred)."""
     task = TASKS[name]
     if task.kind == "regression":   # the server refuses values out of the range
         answers = [f"{answer:.3f}" for answer in np.clip(answers, *task.labels)]
@@ -1110,10 +1008,6 @@ def write_submission(folder, name, split, examples, answers):
     elif name == "SWAG":
         file = "SWAG.csv"
         lines = [",pred", *[",".join(pair) for pair in pairs]]
-    elif name.startswith("TRACIE"):
-        file = "TRACIE.jsonl"
-        labels = {"positive": "entailment", "negative": "contradiction"}
-        lines = [json.dumps({"id": row, "label": labels[answer]}) for row, answer in pairs]
     else:
         names = {"test": "MNLI-m.tsv", "test-mismatched": "MNLI-mm.tsv"}
         file = names[split] if name == "MNLI" else f"{name}.tsv"
@@ -1122,21 +1016,21 @@ def write_submission(folder, name, split, examples, answers):
 
 
 def score_split(metrics, settings, split, examples, targets, meta, rows, scores, folder):
-    """A split's scores -> answers, which are written (folder: None where another process does);
-    what they are worth goes into metrics."""
+    """A split's scores -> answers, which are written; what they are worth goes into metrics."""
     name = split if split in TASKS else settings["task"]   # AX and diagnostics are their own tasks
     kind = TASKS[name].kind
     if kind == "span":
-        answers, lists, odds = span_answers(rows, scores, settings.get("null_threshold"))
-        for file, values in {"predictions": answers, "nbest": lists, "null_odds": odds}.items():
-            if folder and values is not None:
-                by_id = dict(zip([example.row for example in examples], values))
-                data.write_json(folder / f"{file}-{split}.json", by_id)
+        threshold = settings.get("null_threshold")
+        answers, odds = span_answers(rows, scores, threshold)
+        ids = [example.row for example in examples]
+        data.write_json(folder / f"predictions-{split}.json", dict(zip(ids, answers)))
+        if threshold is not None:
+            data.write_json(folder / f"null_odds-{split}.json", dict(zip(ids, odds)))
     else:
         answers = scores if kind == "regression" else scores.argmax(-1)
-        if folder:
-            write_predictions(folder, name, split, examples, scores, answers)
-        if folder and (targets is None or (split.startswith("test") and not meta)):
+        write_predictions(folder, name, split, examples, scores, answers)
+        # Microsoft's test file of MRPC has labels
+        if targets is None or (name == "MRPC" and split == "test"):
             write_submission(folder, name, split, examples, answers)
     if targets is None:
         return
@@ -1149,20 +1043,12 @@ def score_split(metrics, settings, split, examples, targets, meta, rows, scores,
         metrics["categories"] = score_categories(targets, answers, tags, meta)
     if name == settings["task"] and len(answers) > 1:
         # stuck at a constant; 0.01 of STS-B's five points is one, too
-        regression = kind == "regression"
-        same = np.ptp(answers) <= 0.01 if regression else len(set(answers)) == 1
+        same = np.ptp(answers) <= 0.01 if kind == "regression" else len(set(answers)) == 1
         metrics["majority"] |= bool(same)
     if meta:
         if kind == "span":
             targets, answers = answer_places(examples, targets, answers)
         metrics["parts"][split] = score_parts(targets, answers, meta)
-
-
-def check_finite(name, value, settings, step):
-    if not math.isfinite(value):
-        raise UserError(f"{name} is {value} at step {step} of {settings['task']} seed "
-                        f"{settings['seed']}; try a lower --lr than {settings['lr']} or "
-                        f"--precision fp32")
 
 
 def finetune(settings, splits, rows, config, bert, encoder, processes, folder, log_every=100):
@@ -1192,7 +1078,7 @@ def finetune(settings, splits, rows, config, bert, encoder, processes, folder, l
     steps = max(1, round(settings["epochs"] * epoch_steps))
     warmup = int(settings["warmup"] * steps)
 
-    # --- model: the encoder as it was loaded, and a head that only the seed decides
+    # --- models: the encoder as it was loaded, and a head that only the seed decides
     torch.manual_seed(seed)
     bert.load_state_dict(encoder)
     model.set_dropout(config, bert, settings["dropout"])
@@ -1214,11 +1100,11 @@ def finetune(settings, splits, rows, config, bert, encoder, processes, folder, l
         if place == 0:
             batches = length_sorted_batches(train.lengths, settings["batch"], seed, epoch,
                                             settings["length_step"])
-        bert.train()
-        head.train()
         for group in optimizer.param_groups:
             # transformers' schedule, the authors': its warm-up begins at a rate of 0, a step late
             group["lr"] = model.lr_at(step - (step < warmup), settings["lr"], warmup, steps)
+        bert.train()
+        head.train()
         data.seed_dropout(seed, step, processes.rank)
 
         chosen = batches[place]
@@ -1228,16 +1114,17 @@ def finetune(settings, splits, rows, config, bert, encoder, processes, folder, l
             mine = chosen[:1]                            # computed, and does not count
         targets = torch.from_numpy(train.targets[mine]).to(device)
         inputs = [tensor.to(device) for tensor in train.batch(mine)]
-        with torch.autocast(device.type, dtype=autocast_type, enabled=autocast_type is not None):
+        with torch.autocast(device.type, autocast_type, enabled=autocast_type is not None):
             scores = scores_of(kind, bert, head, inputs, train.candidates)
         loss = weight * loss_of(kind, scores, targets) / len(chosen)
         losses.append(processes.sum(loss.item()))
-        check_finite("loss", losses[-1], settings, step)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         processes.sum_gradients(parameters)
         norm = float(torch.nn.utils.clip_grad_norm_(parameters, settings["clip"]))
-        check_finite("gradient norm", norm, settings, step)
+        if not math.isfinite(losses[-1] + norm):   # a step would write it into every weight
+            raise UserError(f"loss {losses[-1]}, gradient norm {norm} at step {step} of {name} "
+                            f"seed {seed}; try a lower --lr or --precision fp32")
         optimizer.step()
 
         if (step + 1) % log_every == 0 or step + 1 == steps:
@@ -1251,8 +1138,8 @@ def finetune(settings, splits, rows, config, bert, encoder, processes, folder, l
     for split in [split for split in rows if split != "train"]:
         scores = predict(kind, bert, head, rows[split], 4 * settings["batch"], processes,
                          autocast_type)
-        score_split(metrics, settings, split, *splits[split], rows[split], scores,
-                    folder if processes.master else None)
+        if processes.master:
+            score_split(metrics, settings, split, *splits[split], rows[split], scores, folder)
 
     # --- last save: metrics.json at the end, it says that the rest is there
     metrics["seconds"] = round(time.time() - start, 2)
@@ -1264,18 +1151,19 @@ def finetune(settings, splits, rows, config, bert, encoder, processes, folder, l
 
 def summary(metrics):
     """One line on a finished run."""
-    shown = []
-    for split in [key for key in metrics if key.startswith(("dev", "test")) or key in TASKS]:
-        words = []
+    words = [f"{metrics['task']} seed {metrics['seed']}:"]
+    for split, values in metrics.items():
+        if not isinstance(values, dict) or "chance" not in values:   # no split
+            continue
+        words.append(split)
         for metric, _ in TASKS[split if split in TASKS else metrics["task"]].metrics:
-            value = metrics[split][metric]
+            value = values[metric]
             words.append(f"{metric} not defined" if value is None else f"{metric} {value:.3f}")
         cells = metrics["parts"].get(split, {})
         parts = [f"{part} {cells[part]['accuracy']:.3f}" for part in PARTS if part in cells]
-        shown.append(f"{split} {' '.join(words)}" + (f" ({', '.join(parts)})" if parts else ""))
-    scores = "; ".join(shown) or "no labelled split"
+        words.append(f"({', '.join(parts)});" if parts else ";")
     stuck = "  ! one answer for every row" if metrics["majority"] else ""
-    return f"{metrics['task']} seed {metrics['seed']}: {scores}; {metrics['seconds']:.0f} s{stuck}"
+    return f"{' '.join(words)} {metrics['seconds']:.0f} s{stuck}"
 
 
 def tasks_of(args):
@@ -1286,32 +1174,11 @@ def tasks_of(args):
     names = []
     for name, task in TASKS.items():
         folder = task_folder(args.data, name)
-        if folder is None or task.answered_by:
-            continue
-        if task.path(folder, split).exists():
+        if folder and not task.answered_by and task.path(folder, split).exists():
             names.append(name)
-        else:   # two tasks may share a folder
-            print(f"{name} is passed over: {task.path(folder, split)} is missing")
     if not names:
-        raise UserError(f"no task folder under {args.data}; {GET}")
+        raise UserError(f"no task folder with a {split} file under {args.data}; {GET}")
     return names
-
-
-def hash_of(paths):
-    """sha256 of files' names and contents."""
-    lines = [f"{path.name} {data.file_hash(path)}\n" for path in sorted(paths)]
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
-
-
-def task_files(root, name):
-    """All files that decide a task's result, those it answers besides included."""
-    paths = set()
-    for other, folder in [(name, task_folder(root, name)), *also_answered(root, name)]:
-        if folder is not None:
-            # not what a file manager writes; TRACIE's test file may lie beside the folder
-            paths.update(folder.glob("[!.]*.*"))
-            paths.update(TASKS[other].path(folder, split) for split in TASKS[other].splits)
-    return [path for path in paths if path.is_file()]
 
 
 def main(argv=None):
@@ -1333,21 +1200,20 @@ def main(argv=None):
 
     for name in tasks_of(args):
         # --- what is there already: metrics of the same flags, weights and files
+        splits = load_task(args, name)
         recipe = {**settings_for(args, name, size, config), "model_sha256": weights_hash,
-                  "data_sha256": hash_of(task_files(args.data, name))}
+                  "data_sha256": data_hash(splits)}
         todo = []
         for seed in args.seed:
             folder = Path(args.out or run) / "finetune" / name / f"seed-{seed}"
             settings = {**recipe, "seed": seed}
-            done = settings
             if (folder / "metrics.json").exists():
                 done = data.read_json(folder / "args.json", "finetune.py")["arguments"]
-            changed = [key for key in settings if done.get(key) != settings[key]]
-            if changed:
+                changed = [key for key in settings if done.get(key) != settings[key]]
+                if not changed:
+                    print(f"{folder}: complete, nothing to do")
+                    continue
                 print(f"{folder}: {', '.join(changed)} changed, so it is made again")
-            elif done is not settings:
-                print(f"{folder}: complete, nothing to do")
-                continue
             todo.append((settings, folder))
         processes.barrier()   # nobody writes before all have looked
         if not todo:
@@ -1367,7 +1233,6 @@ def main(argv=None):
                                 f"{config.vocab_size}")
 
         # --- data, once for all seeds
-        splits = load_task(args, name)
         rows = {}
         length = recipe["max_length"]
         for split, (examples, targets, _) in splits.items():

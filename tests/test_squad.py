@@ -5,13 +5,9 @@
 """
 import copy
 import json
-import os
 import re
 import shutil
 import string
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,7 +18,6 @@ import evaluate
 import finetune
 import model
 
-ROOT = Path(__file__).resolve().parent.parent
 # what evaluate-v2.0.py prints for the two real files
 XQUAD = {"exact": 74.87394957983193, "f1": 86.32474793700983}
 
@@ -110,40 +105,34 @@ ANSWER = (*ROW, "answers", 0)
     (json.dumps(GOOD, indent=1).encode()[:300], r"line \d+: not valid JSON"),
     (json.dumps(GOOD).encode("utf-16"), "not UTF-8"),
     (b'{"data": "\xe9"}', r"not UTF-8 \(byte 10\)"),
-    (b"[]", "dev-v2.0.json: no data"),
-    (changed(["data"], None), "dev-v2.0.json: no data"),
-    (changed(["data"], {}), "data is dict, expected list"),
-    (changed(["data"], []), "dev-v2.0.json has no questions"),
-    (changed(["data"], [GOOD["data"][0], {}]), "article 2: no paragraphs"),
-    (changed([*PARAGRAPH, "context"], None), "article 1, paragraph 1: no context"),
-    (changed([*PARAGRAPH, "context"], 7), "paragraph 1: context is int, expected str"),
-    (changed([*ROW, "id"], None), "paragraph 1, question 1: no id"),
-    (changed([*ROW, "id"], 7), "question 1: id is int, expected str"),
-    (changed([*ROW, "question"], None), "question q1: no question"),
-    (changed([*ROW, "question"], "the \ud83d cat"), "question holds half of a surrogate pair"),
-    (changed([*ROW, "answers"], None), "question q1: no answers"),
-    (changed([*ROW, "is_impossible"], None), "question q1: no is_impossible"),
+    (b"[]", "dev-v2.0.json: data is missing"),
+    (changed(["data"], {}), "data is missing or no valid list"),
+    (changed(["data"], []), "dev-v2.0.json has no rows"),
+    (changed(["data"], [GOOD["data"][0], {}]), "article 2: paragraphs is missing"),
+    (changed([*PARAGRAPH, "context"], 7), "article 1, paragraph 1: context is missing or no valid"),
+    (changed([*ROW, "id"], None), "paragraph 1: id is missing"),
+    (changed([*ROW, "question"], "the \ud83d cat"), "q1: question is missing or no valid str"),
+    (changed([*ROW, "answers"], None), "question q1: answers is missing"),
     (changed([*ROW, "is_impossible"], True), "question q1: 1 answers, is_impossible True"),
     (changed([*ROW, "answers"], []), "question q1: 0 answers, is_impossible False"),
-    (changed([*ROW, "answers"], ["cat"]), "question q1: no text"),
-    (changed([*ANSWER, "answer_start"], "4"), "q1: answer_start is str, expected int"),
-    (changed([*ANSWER, "answer_start"], True), "q1: answer_start is bool, expected int"),
+    (changed([*ROW, "answers"], ["cat"]), "question q1: text is missing"),
+    (changed([*ANSWER, "answer_start"], True), "q1: answer_start is missing or no valid int"),
     (changed([*ANSWER, "answer_start"], 5), "q1: answer_start 5 does not point at 'cat'"),
     (changed([*ANSWER, "answer_start"], -8), "q1: answer_start -8 does not point"),
-    (changed([*ANSWER, "answer_start"], 99), "q1: answer_start 99 does not point"),
     (changed([*ANSWER, "text"], ""), "q1: answer_start 4 does not point at ''"),
 ])
 def test_bad_files_are_named_with_line_or_question(tmp_path, content, message):
+    text = content if isinstance(content, bytes) else json.dumps(content).encode()
+    (tmp_path / "dev-v2.0.json").write_bytes(text)
     with pytest.raises(model.UserError, match=message) as error:
-        read(tmp_path, content)
+        finetune.read_split("SQuAD2", tmp_path, "dev")
     assert str(tmp_path / "dev-v2.0.json") in str(error.value)
 
 
-def test_v1_questions_need_an_answer_and_repeated_ids_are_said(tmp_path, capsys):
-    with pytest.raises(model.UserError, match="question q2: 0 answers"):
-        read(tmp_path, GOOD, "v1.1")
-    read(tmp_path, squad_file(("a b", [("q", "?", "a"), ("q", "?", "b")])))
-    assert "repeats question ids" in capsys.readouterr().out
+def test_v1_questions_need_an_answer(tmp_path):
+    content = squad_file(("a b", [("q", "?", None)]), version="v1.1")
+    with pytest.raises(model.UserError, match="question q: 0 answers"):
+        read(tmp_path, content, "v1.1")
 
 
 @pytest.mark.parametrize("name, version, count, unanswered", [
@@ -216,7 +205,7 @@ def test_answers_come_back_literally(bert, xquad):
         scores[row, first, 0] = 10
         scores[row, last, 1] = 10
     scores[(windows.targets == 0).all(1)] = 0
-    answers, _, _ = finetune.span_answers(windows, scores)
+    answers, _ = finetune.span_answers(windows, scores)
     literal = [answer == example.label for answer, example in zip(answers, xquad)]
     assert sum(literal) >= 1189
 
@@ -276,8 +265,6 @@ def test_windows_step_cover_and_mark(tiny_tokenizer, tmp_path, capsys):
                 marked += 1
             assert tuple(windows.targets[row]) == expected
     assert marked >= 3
-    with pytest.raises(model.UserError, match="no question is left"):
-        finetune.Windows([empty], tiny_tokenizer, 24, 4, train=True)
     everything = finetune.Windows([empty, *examples], tiny_tokenizer, 24, 4, train=False)
     assert len(everything) > len(windows)
 
@@ -319,7 +306,7 @@ def test_max_context_equals_a_loop():
 
 
 def slow_answer(windows, scores, index, null_threshold):
-    """One question's answer, texts and odds, in loops from the rule."""
+    """One question's answer and odds, in loops from the rule."""
     context = windows.examples[index].texts[0][1]
     offsets = windows.offsets[context]
     rows = [row for row in range(len(windows)) if windows.question[row] == index]
@@ -343,24 +330,16 @@ def slow_answer(windows, scores, index, null_threshold):
                 if slow_widest(first, count, piece) == place:
                     text = context[offsets[piece][0]:offsets[end - head + first[place]][1]]
                     candidates.append((start_scores[start] + end_scores[end], text))
-    candidates.sort(key=lambda candidate: -candidate[0])
-    null = min(nulls)
-    texts = {}
-    for value, text in candidates:
-        texts.setdefault(text, value)
-    if null_threshold is not None:
-        texts[""] = null
-    kept = sorted(texts, key=lambda text: (-texts[text], text == ""))[:20]
-    best = next((text for text in kept if text), "")
-    odds = null - texts[best]
+    best, text = max(candidates, key=lambda candidate: candidate[0])
+    odds = min(nulls) - best
     if null_threshold is not None and odds > null_threshold:
-        best = ""
-    return best, kept, odds
+        text = ""
+    return text, odds
 
 
 @pytest.mark.parametrize("null_threshold", [None, 0.0, 2.0])
 def test_answers_equal_the_rule_in_loops(tiny_tokenizer, tmp_path, null_threshold):
-    """Random scores, several windows a question: the same answers, texts in order, and odds."""
+    """Random scores, several windows a question: the same answers and odds."""
     generator = np.random.default_rng(0)
     words = ["Cat", "(dog)", "mats", "red-big", "sat,", "ran", "the", "seeé"]
     paragraphs = []
@@ -372,18 +351,11 @@ def test_answers_equal_the_rule_in_loops(tiny_tokenizer, tmp_path, null_threshol
     assert len(windows) > 80
     scores = (3 * generator.standard_normal((len(windows), 48, 2))).astype(np.float32)
     scores[:, 0] += 5
-    answers, lists, odds = finetune.span_answers(windows, scores, null_threshold)
-    assert (odds is None) == (null_threshold is None)
+    answers, odds = finetune.span_answers(windows, scores, null_threshold)
     for index in range(40):
-        answer, texts, value = slow_answer(windows, scores, index, null_threshold)
+        answer, value = slow_answer(windows, scores, index, null_threshold)
         assert answers[index] == answer
-        assert [entry["text"] for entry in lists[index]][:20] == texts
-        totals = [entry["start_logit"] + entry["end_logit"] for entry in lists[index]]
-        probabilities = [entry["probability"] for entry in lists[index]]
-        np.testing.assert_allclose(probabilities, np.exp(totals) / np.exp(totals).sum())
-        if odds is not None:
-            assert odds[index] == pytest.approx(value, abs=1e-9)
-            assert "" in [entry["text"] for entry in lists[index]]
+        assert odds[index] == pytest.approx(value, abs=1e-9)
     assert null_threshold is None or 0 < answers.count("") < 40
 
 
@@ -394,8 +366,7 @@ def test_questions_without_a_valid_span(tiny_tokenizer, tmp_path):
     windows = finetune.Windows(examples, tiny_tokenizer, 24, 4, train=False)
     scores = np.zeros((len(windows), 24, 2), dtype=np.float32)
     for threshold in (None, 0.0):
-        answers, lists, _ = finetune.span_answers(windows, scores, threshold)
-        assert answers == ["", "the"] and lists[0][0]["text"] == ""
+        assert finetune.span_answers(windows, scores, threshold)[0] == ["", "the"]
 
 
 def test_answer_places():
@@ -641,60 +612,37 @@ def losses_of(folder):
 
 
 def test_runs_learn_and_write_every_file(tasks, tmp_path, capsys):
-    start(tasks, "--task", "SQuAD1", "SQuAD2", "--epochs", 12, "--log-every", 10, out=tmp_path)
+    start(tasks, "--task", "SQuAD1", "--epochs", 1, out=tmp_path)
+    start(tasks, "--task", "SQuAD2", "--epochs", 12, "--log-every", 10, out=tmp_path)
     out = capsys.readouterr().out
     for task, version in (("SQuAD1", "v1.1"), ("SQuAD2", "v2.0")):
         folder = tmp_path / "finetune" / task / "seed-0"
-        expected = {"args.json", "log.jsonl", "metrics.json", "nbest-dev.json",
-                    "predictions-dev.json"}
+        expected = {"args.json", "log.jsonl", "metrics.json", "predictions-dev.json"}
         if task == "SQuAD2":
             expected.add("null_odds-dev.json")
         assert {path.name for path in folder.iterdir()} == expected
         metrics = read_json(folder / "metrics.json")
         predictions = read_json(folder / "predictions-dev.json")
-        losses = losses_of(folder)
-        assert losses[-1] < 0.3 * losses[0] and metrics["dev"]["f1"] > 0.9
         assert metrics["train_rows"] > 240
         assert metrics["dev"]["n"] == len(predictions) == 60
-        assert len(read_json(folder / "nbest-dev.json")) == 60
         dataset = read_json(tasks / "tasks" / task / f"dev-{version}.json")
         scores = evaluate.squad_scores(dataset, predictions)
         for key in ("f1", "exact"):
             assert 100 * metrics["dev"][key] == pytest.approx(scores[key])
         chance = 1 / 3 if task == "SQuAD2" else 0
         assert metrics["dev"]["chance"] == pytest.approx(chance)
-        assert f"{task} seed 0: dev f1 0.9" in out or f"{task} seed 0: dev f1 1." in out
+        assert f"{task} seed 0: dev f1 {metrics['dev']['f1']:.3f} exact" in out
+    losses = losses_of(folder)
+    assert losses[-1] < 0.3 * losses[0] and metrics["dev"]["f1"] > 0.9
     odds = read_json(folder / "null_odds-dev.json")
     assert "" in predictions.values()
     for name, value in odds.items():
         assert (value > 0) == (predictions[name] == "")
-    start(tasks, "--task", "SQuAD1", "SQuAD2", "--epochs", 12, out=tmp_path)
-    assert capsys.readouterr().out.count("complete, nothing to do") == 2
+    start(tasks, "--task", "SQuAD2", "--epochs", 12, out=tmp_path)
+    assert "complete, nothing to do" in capsys.readouterr().out
     start(tasks, "--task", "SQuAD2", "--epochs", 1, "--null-threshold", 1000, out=tmp_path)
     assert "epochs, null_threshold changed" in capsys.readouterr().out
     assert "" not in read_json(folder / "predictions-dev.json").values()
-
-
-@pytest.mark.parametrize("name, task", [("tiny-v1.1", "SQuAD1"), ("tiny-v2.0", "SQuAD2")])
-def test_a_tiny_set_is_learnt_by_heart(real_data, bert, tmp_path, name, task):
-    """Trained and scored on the same five real questions, contexts of several windows."""
-    content = read_json(real_data / f"squad/{name}.json")
-    rows = {}
-    for paragraph in paragraphs_of(content):   # the file repeats an id
-        paragraph["qas"] = [row for row in paragraph["qas"] if row["id"] not in rows]
-        rows.update({row["id"]: row for row in paragraph["qas"]})
-    save_model(tmp_path / "run/model", data.load_tokenizer(bert), 128, 32)
-    for split in ("train", "dev"):
-        read(tmp_path / "squad", content, f"v{task[-1]}.{2 - int(task[-1])}", split)
-    finetune.main(["--model", str(tmp_path / "run"), "--data", str(tmp_path), "--task", task,
-                   "--out", str(tmp_path), "--device", "cpu", "--lr", "3e-3", "--max-length", "128",
-                   "--stride", "64", "--batch", "8", "--epochs", "60", "--log-every", "10",
-                   "--size", "mini", "--warmup", "0.1"])
-    folder = tmp_path / "finetune" / task / "seed-0"
-    losses = losses_of(folder)
-    metrics = read_json(folder / "metrics.json")
-    assert metrics["dev"]["exact"] == metrics["dev"]["f1"] == 1 and losses[-1] < 0.1 * losses[0]
-    assert metrics["train_rows"] > len(rows)
 
 
 def test_mini_world_runs(tmp_path):
@@ -775,25 +723,5 @@ def test_defaults_are_the_recipe():
     args = finetune.parse_args(["--stride", "9"])
     assert finetune.settings_for(args, "SQuAD1", "base", base)["stride"] == 9
     args = finetune.parse_args(["--stride", "128"])
-    with pytest.raises(model.UserError, match="stride 128 .* in windows of 64"):
+    with pytest.raises(model.UserError, match="length 64 leaves no room for a --stride of 128"):
         finetune.settings_for(args, "SQuAD1", "mini", model.SIZES["mini"])
-
-
-def test_two_processes_equal_one(tasks, tmp_path):
-    flags = ["--model", tasks / "run", "--data", tasks / "tasks", "--task", "SQuAD2", "--device",
-             "cpu", "--batch", 7, "--dropout", 0, "--lr", "1e-3", "--epochs", 1, "--train-limit",
-             29, "--max-length", 24, "--stride", 6, "--precision", "fp32", "--log-every", 1,
-             "--out"]
-    flags = [str(flag) for flag in flags]
-    finetune.main([*flags, str(tmp_path / "one")])
-    done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone",
-         str(ROOT / "finetune.py"), *flags, str(tmp_path / "two")],
-        capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.count("no test split") == done.stdout.count("SQuAD2 seed 0: dev") == 1
-    one, two = [tmp_path / place / "finetune/SQuAD2/seed-0" for place in ("one", "two")]
-    odds = read_json(one / "null_odds-dev.json")
-    assert odds == pytest.approx(read_json(two / "null_odds-dev.json"), abs=1e-3)
-    assert np.ptp(list(odds.values())) > 0.01
-    assert losses_of(one) == pytest.approx(losses_of(two), rel=1e-3)
