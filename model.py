@@ -482,17 +482,23 @@ def save_hf(folder, config, bert, mlm_head, tokenizer):
 DOWNLOAD = "copy or download it again (a git-lfs pointer: `git lfs pull`)"
 
 
-def load_hf(folder):
-    """Reads a BERT folder in Hugging Face form, ours or anyone's: (config, Bert, MLMHead).
-
-    On the CPU, in fp32. Raises UserError on what is absent, damaged, or not a plain BERT.
-    """
+def read_config(folder):
+    """The BertConfig of a folder. Raises UserError where it is absent, or of another network."""
     values = read_file(Path(folder) / "config.json", "a model is a folder like runs/student/model; "
                        "`make teacher distill` makes the first two")
     for key, value in PLAIN_BERT.items():
         if values.get(key, value) not in (value, None):
             raise UserError(f"{folder}: config.json says {key} {values[key]!r}; only a plain BERT "
                             f"is read here ({key} {value!r})")
+    return BertConfig.from_dict(values)
+
+
+def load_hf(folder):
+    """Reads a BERT folder in Hugging Face form, ours or anyone's: (config, Bert, MLMHead).
+
+    On the CPU, in fp32. Raises UserError on what is absent, damaged, or not a plain BERT.
+    """
+    config = read_config(folder)
     given = {}
     for path in weight_files(folder):
         for name, tensor in read_file(path, DOWNLOAD).items():
@@ -506,7 +512,6 @@ def load_hf(folder):
         if twin in given:
             given.setdefault(name, given[twin])
 
-    config = BertConfig.from_dict(values)
     bert = Bert(config)
     mlm_head = MLMHead(config, bert.tokens)
     wanted = to_hf(bert, mlm_head)
