@@ -1045,7 +1045,9 @@ def describe(path, functions):
 
     def work_off(name):
         if waiting[name]:
-            features[name].append(functions[name](np.stack(waiting[name])).astype(np.float16))
+            with np.errstate(over="ignore"):   # what float16 cannot hold is refused below
+                batch = functions[name](np.stack(waiting[name])).astype(np.float16)
+            features[name].append(batch)
             waiting[name].clear()
 
     for view, picture, seconds in decode(path, views.values(), damaged):
