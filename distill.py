@@ -475,11 +475,13 @@ def main(argv=None):
         networks.load_state_dict(state["networks"])
         optimizer.load_state_dict(state["optimizer"])
     size = sum(each.numel() for each in parameters) / 1e6
-    queues = sum(each.nbytes for key, each in heads.named_buffers() if "queue" in key) / 2 ** 20
+    queues = ""
+    if "crd" in heads:
+        queues = f"; CRD queues 2 x {heads['crd'].student_queue.nbytes / 2 ** 20:.1f} MB"
     processes.print(f"student {args.size}: {size:.1f} M parameters; objective "
                     f"{' + '.join(['mlm'] + args.objective)}; {len(train):,} blocks of {block}; "
                     f"batch {args.batch} = {processes.world} x {args.batch // processes.world}; "
-                    f"{steps} steps; CRD queues {queues:.1f} MB; {device.type}, {precision}; "
+                    f"{steps} steps{queues}; {device.type}, {precision}; "
                     f"from step {first_step}")
     log = data.Log(run / "log.jsonl", writes, first_step)
 

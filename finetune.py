@@ -1151,19 +1151,23 @@ def finetune(settings, splits, rows, config, bert, encoder, processes, folder, l
 
 def summary(metrics):
     """One line on a finished run."""
-    words = [f"{metrics['task']} seed {metrics['seed']}:"]
+    scores = []
     for split, values in metrics.items():
         if not isinstance(values, dict) or "chance" not in values:   # no split
             continue
-        words.append(split)
+        words = [split]
         for metric, _ in TASKS[split if split in TASKS else metrics["task"]].metrics:
             value = values[metric]
             words.append(f"{metric} not defined" if value is None else f"{metric} {value:.3f}")
         cells = metrics["parts"].get(split, {})
         parts = [f"{part} {cells[part]['accuracy']:.3f}" for part in PARTS if part in cells]
-        words.append(f"({', '.join(parts)});" if parts else ";")
+        if parts:
+            words.append(f"({', '.join(parts)})")
+        scores.append(" ".join(words))
+    text = "; ".join(scores) or "no labelled split"
     stuck = "  ! one answer for every row" if metrics["majority"] else ""
-    return f"{' '.join(words)} {metrics['seconds']:.0f} s{stuck}"
+    return (f"{metrics['task']} seed {metrics['seed']}: {text}; "
+            f"{metrics['seconds']:.0f} s{stuck}")
 
 
 def tasks_of(args):

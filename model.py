@@ -557,6 +557,8 @@ def read_safetensors(path):
     header = json.loads(bytes(content[8:8 + size]))
     header.pop("__metadata__", None)
     numbers = content[8 + size:]
+    if len(numbers) < max(described["data_offsets"][1] for described in header.values()):
+        raise ValueError("it is cut")
     state = {}
     for name, described in header.items():
         start, end = described["data_offsets"]
