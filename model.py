@@ -458,7 +458,9 @@ def save_hf(folder, config, bert, mlm_head, tokenizer):
     temporary = folder.with_name(folder.name + ".tmp")
     temporary.mkdir(parents=True, exist_ok=True)
     folder.mkdir(exist_ok=True)
-    torch.save(to_hf(bert, mlm_head), temporary / "pytorch_model.bin")
+    # on the CPU: other tools may have no GPU
+    state = {name: tensor.cpu() for name, tensor in to_hf(bert, mlm_head).items()}
+    torch.save(state, temporary / "pytorch_model.bin")
     tokenizer.save(str(temporary / "tokenizer.json"))
     words = sorted(tokenizer.get_vocab(), key=tokenizer.token_to_id)
     (temporary / "vocab.txt").write_text("\n".join(words) + "\n", encoding="utf-8")
