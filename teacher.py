@@ -362,7 +362,6 @@ def main(argv=None):
 
     # --- last save
     if processes.master:
-        config.block = train.block   # the longest text this teacher saw: distill.py obeys
         model.save_hf(run / "model", config, bert, mlm_head, tokenizer)
         settings = {"streams": args.streams, "frames": args.frames, "max_steps_clip": steps_a_clip,
                     "trained": with_video}
