@@ -23,6 +23,7 @@ from pathlib import Path
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from tqdm import tqdm
 
 import data
 import model
@@ -231,7 +232,7 @@ def voken_labels(kind, tokens, vectors, bank, generator, rows, batch):
 
 
 @torch.no_grad()
-def bank_vectors(args, tokenizer, device):
+def bank_vectors(args, tokenizer, device, progress):
     """Unit vectors [C, Ht] of the clips of --bank, whose features lie in --data, by the teacher."""
     encoder, settings = model.load_video_encoder(f"{args.teacher}/model/video_encoder.pt")
     if not settings["trained"]:
@@ -241,7 +242,8 @@ def bank_vectors(args, tokenizer, device):
                        settings["max_steps_clip"], settings["frames"])
     bank = data.read_bank(args.bank)
     vectors = []
-    for start in range(0, len(bank), 64):
+    starts = range(0, len(bank), 64)
+    for start in tqdm(starts, desc="bank", unit=" x 64 clips", disable=not progress):
         _, _, features, mask = data.bank_batch(bank[start:start + 64], clips, tokenizer)
         video = encoder(features.to(device), mask.to(device))               # [64, Ht]
         vectors.append(F.normalize(video, dim=-1))
@@ -438,7 +440,7 @@ def main(argv=None):
             module.to(device).eval().requires_grad_(False)
         shape["teacher_width"] = teacher_config.hidden_size
     if "voken" in args.objective:
-        bank = bank_vectors(args, tokenizer, device)   # [C, Ht]
+        bank = bank_vectors(args, tokenizer, device, processes.master)   # [C, Ht]
         shape["classes"] = words if args.voken_labels == "token" else len(bank)
     heads = make_heads(student=config, **shape)
     networks = nn.ModuleDict({"student": student, "mlm_head": mlm_head, "heads": heads})
