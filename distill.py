@@ -370,8 +370,8 @@ def parse_args(argv=None):
         args.bank = args.bank or f"{args.data}/bank.json"
     weights = {f"{name}_weight": 1.0 for name in OBJECTIVES[1:]}   # (a)
     given = [name for name in weights if getattr(args, name) is not None]
-    if given and args.gradient_ratio is not None:
-        raise model.UserError("--gradient-ratio takes the place of the weights; give one only")
+    if args.gradient_ratio is not None and (given or args.gradient_ratio <= 0):
+        raise model.UserError("--gradient-ratio is above 0, and takes the place of the weights")
     data.fill_in(args, {**weights, **DEFAULTS[args.size]})
     return args
 

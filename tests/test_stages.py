@@ -298,6 +298,8 @@ def test_gradient_ratio_sets_the_weights_as_warmup_ends(student, tmp_path, monke
     assert set_to[1] != set_to[2] != set_to[3]
     with pytest.raises(model.UserError, match="takes the place of the weights"):
         distill.main([*student, "--nst-weight", "3"])
+    with pytest.raises(model.UserError, match="is above 0"):
+        distill.main([*student, "--gradient-ratio", "0"])
 
 
 def test_weights_weigh(mini, taught, tmp_path):
