@@ -9,6 +9,7 @@ import re
 import shlex
 import subprocess
 from pathlib import Path
+from unittest.mock import create_autospec
 
 import numpy as np
 import pytest
@@ -206,8 +207,11 @@ def test_nearest_clips_are_compared_with_their_article(mini, tmp_path, monkeypat
     monkeypatch.setattr(why, "BLOCKS", 640)
     monkeypatch.setattr(why.data, "load_tokenizer", lambda folder: tokenizer)
     monkeypatch.setattr(why.model, "load_hf", lambda folder: (config, Itself(), None))
-    monkeypatch.setattr(why.distill, "bank_vectors", lambda *_: bank)
-    monkeypatch.setattr(why.distill, "validate", lambda *_: {"valid_mlm": 1.5})
+    # stand-ins with the arguments and results of the real ones
+    monkeypatch.setattr(why.distill, "bank_vectors", create_autospec(
+        distill.bank_vectors, return_value=bank))
+    monkeypatch.setattr(why.distill, "validate", create_autospec(
+        distill.validate, return_value=1.5))
     shares = why.nearest_clips(tmp_path, tmp_path, tmp_path / "bank.json")
     assert why.mlm_on_text(mini, tmp_path) == (1.5, np.log(size))
 

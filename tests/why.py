@@ -92,7 +92,7 @@ def mlm_on_text(folder, run):
     config, teacher, mlm_head = model.load_hf(run / "model")
     text = data.TextBlocks(folder / "text", "valid", tokenizer, config.block)
     loss = distill.validate(text, teacher, mlm_head, tokenizer, DEVICE)
-    return loss["valid_mlm"], math.log(config.vocab_size)
+    return loss, math.log(config.vocab_size)
 
 
 def main():
