@@ -394,11 +394,15 @@ def make_encoder(args, tokenizer, text):
     return config, bert, mlm_head
 
 
-def check_finite(loss, norm, step, run):
-    """Raises UserError where a step would write NaN or infinity into every weight."""
-    if not torch.isfinite(loss + norm):
-        raise UserError(f"loss {loss.item()}, gradient norm {norm.item()} at step {step}; the last "
-                        f"good state is {run}/checkpoint.pt; try a lower --lr")
+def check_finite(losses, norm, step, run):
+    """Raises UserError where a step would write NaN or infinity into every weight.
+
+    losses: {name: scalar}; norm: of the whole gradient.
+    """
+    if not torch.isfinite(sum(losses.values()) + norm):
+        values = [f"{name} {value.item()}" for name, value in losses.items()]
+        raise UserError(f"{', '.join(values)}, gradient norm {norm.item()} at step {step}; the "
+                        f"last good state is {run}/checkpoint.pt; try a lower --lr")
 
 
 def print_plan(processes, parameters, seconds_a_step, steps):
@@ -409,7 +413,8 @@ def print_plan(processes, parameters, seconds_a_step, steps):
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         if sys.platform != "darwin":   # Linux counts kilobytes
             memory *= 1024
-    count = sum(parameter.numel() for parameter in parameters)   # x 4 bytes x (model, 3 in AdamW)
+    # 4 bytes a parameter in the model, 12 in the checkpoint: its value and AdamW's two moments
+    count = sum(parameter.numel() for parameter in parameters)
     processes.print(
         f"dry run: {memory / 2 ** 30:.2f} GB a process; {1000 * seconds_a_step:.0f} ms a step "
         f"x {steps} steps = {seconds_a_step * steps / 3600:.2f} hours; "
@@ -460,7 +465,8 @@ def load_tokenizer(path, cased=None):
         path = path.with_name(others[path.name])
     if not path.exists():
         raise UserError(f"no vocabulary at {path}; `python data.py mini` makes one, `make "
-                        "data/weights/bert-base-uncased` fetches BERT's")
+                        "data/weights/bert-base-uncased` fetches BERT's, `data.py captions` and "
+                        "`data.py text` copy it to what they make")
     if path.suffix == ".json":
         tokenizer = read_tokenizer(path, cased)
     else:
@@ -1270,8 +1276,6 @@ def record_outcomes(outcomes, total, file):
 
 def video_command(args):
     """`data.py video`: features of every film of a folder; with --vocab, the captions, too."""
-    if args.category and not args.only:
-        raise UserError("--category narrows --only, which says the category of each video")
     shard = parse_shard(args.shard) if args.shard else None
     if args.vocab and not shard:
         load_tokenizer(args.vocab, args.cased)   # an error is said before the work
@@ -1721,8 +1725,9 @@ class Clips:
 
     def _open_captions(self, split):
         """Maps the packed captions, so that all processes share them."""
-        self.ids = read_json(self.folder / "splits.json", self.made_by)[split]
-        index = read_json(self.folder / "captions" / "index.json", self.made_by)
+        made_by = f"python data.py captions --out {self.folder}"
+        self.ids = read_json(self.folder / "splits.json", made_by)[split]
+        index = read_json(self.folder / "captions" / "index.json", made_by)
         self.sha256 = index["sha256"]   # of the captions, for a run's list of its inputs
         arrays = []
         for name, kind in zip(CAPTION_ARRAYS, (index["dtype"], np.int64, np.float32, np.int64)):
@@ -1755,8 +1760,7 @@ class Clips:
         if array.ndim != 2 or array.shape[1] != width or len(array) == 0:
             raise UserError(f"{path}: expected [T > 0, {width}], found {list(array.shape)}")
         if self.cached + array.nbytes <= CACHE:
-            array = np.array(array)
-            self.cache[name, video] = array
+            array = self.cache[name, video] = np.array(array)
             self.cached += array.nbytes
         return array
 

@@ -288,9 +288,10 @@ def retrieval_maps(folder):
     Text maps take hidden states [B, L, H], video maps unit vectors v [B, Ht]; None where the
     objectives share no coordinates with the video space.
     """
-    saved = model.load_checkpoint(Path(folder) / "distill_heads.pt")
-    if saved is None:
+    path = Path(folder) / "distill_heads.pt"
+    if not path.exists():
         return "mean of h against v", nn.Identity(), nn.Identity()
+    saved = model.read_file(path, "delete it, and the student's run writes it again")
     heads = make_heads(student=model.read_config(folder), **saved["shape"])
     heads.load_state_dict(saved["weights"])
     heads.eval()
@@ -586,7 +587,7 @@ def main(argv=None):
         loss.backward()
         processes.sum_gradients(parameters)
         norm = nn.utils.clip_grad_norm_(parameters, args.clip)
-        data.check_finite(loss, norm, step, run)
+        data.check_finite(losses, norm, step, run)
         optimizer.step()
 
         if logged:

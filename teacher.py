@@ -341,7 +341,7 @@ def main(argv=None):
         loss.backward()
         processes.sum_gradients(parameters)
         norm = nn.utils.clip_grad_norm_(parameters, args.clip)
-        data.check_finite(loss, norm, step, run)
+        data.check_finite({"contrastive": contrastive, "mlm": mlm}, norm, step, run)
         optimizer.step()
 
         if step % args.log_every == 0 or step + 1 == steps:

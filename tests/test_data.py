@@ -310,6 +310,8 @@ def test_missing_features_are_named(tmp_path, tiny_tokenizer):
         data.Clips(tmp_path, "train", ["z"], tiny_tokenizer, 12, 50)
     with pytest.raises(model.UserError, match="valid split holds no video"):
         data.Clips(tmp_path, "valid", ["a"], tiny_tokenizer, 12, 50)
+    with pytest.raises(model.UserError, match="splits.json is missing; `python data.py captions"):
+        data.Clips(tmp_path / "nowhere", "train", ["a"], tiny_tokenizer, 12, 50)
     tokens = tmp_path / "captions" / "tokens.bin"
     tokens.write_bytes(tokens.read_bytes()[:-2])
     with pytest.raises(model.UserError, match="not those that index.json describes"):

@@ -559,7 +559,7 @@ def test_bad_input_says_what_to_do(mini, taught, tmp_path, capsys):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(mini, tmp_path):
-    with pytest.raises(model.UserError, match=r"at step \d+; .*checkpoint.pt"):
+    with pytest.raises(model.UserError, match=r"mlm .*norm .* step \d+; .*checkpoint.pt"):
         teacher.main(["--data", str(mini), "--out", str(tmp_path / "run"), *TEACHER,
                       "--steps", "20", "--lr", "1e30", "--warmup", "0"])
 
