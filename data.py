@@ -372,8 +372,8 @@ def weights_hash(folder):
 def check_tokenizer(folder, config, tokenizer, text):
     """Raises UserError unless the model in `folder` reads tokens as those of `text` were made."""
     if tokenizer_hash(load_tokenizer(folder)) != tokenizer_hash(tokenizer):
-        raise UserError(f"{folder} splits text into other tokens than {text} holds; make {text} "
-                        f"again with --vocab {folder}")
+        raise UserError(f"{folder} splits text into other tokens than {text} holds; run data.py "
+                        f"again for {text}, with --vocab {folder}")
     if tokenizer.get_vocab_size() > config.vocab_size:
         raise UserError(f"{folder}: its tokenizer has {tokenizer.get_vocab_size()} entries, its "
                         f"embedding {config.vocab_size}")

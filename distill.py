@@ -291,7 +291,7 @@ def retrieval_maps(folder):
     path = Path(folder) / "distill_heads.pt"
     if not path.exists():
         return "mean of h against v", nn.Identity(), nn.Identity()
-    saved = model.read_file(path, "delete it, and the student's run writes it again")
+    saved = model.read_file(path, "delete it and start distill.py again")
     heads = make_heads(student=model.read_config(folder), **saved["shape"])
     heads.load_state_dict(saved["weights"])
     heads.eval()

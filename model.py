@@ -585,7 +585,8 @@ def read_file(path, way_out):
             raise ValueError("a checksum does not fit")
         return dict(**torch.load(path, map_location="cpu", weights_only=True))
     except Exception as error:   # a damaged file fails in many ways: zip, pickle, JSON, its end
-        sentence = str(error).partition("\n")[0].partition(". ")[0]
+        sentence = getattr(error, "strerror", None) or str(error)   # without the path once more
+        sentence = sentence.partition("\n")[0].partition(". ")[0]
         raise UserError(f"{path} cannot be read: {sentence or 'too short'}; {way_out}") from None
 
 
