@@ -355,8 +355,9 @@ def open_run(folder, arguments, processes, precision, inputs):
         old = before["arguments"].get(name, value)
         if name not in FREE and old != value:
             changed.append(f"--{name.replace('_', '-')} {old} -> {value}")
-    for name in sorted(before["inputs"].keys() | inputs.keys()):
-        if before["inputs"].get(name) != inputs.get(name):
+    known = before.get("inputs", {})   # releases before v0.2 kept none
+    for name in sorted(known.keys() | inputs.keys()):
+        if known.get(name) != inputs.get(name):
             changed.append(f"another {name}")
     if changed:
         raise UserError(f"{folder} was started with other arguments or inputs "
