@@ -545,10 +545,13 @@ def test_shell(tmp_path, capsys):
     for first, second, message in (
             (answers, answers, "not a SQuAD file: it has no data"),
             (dataset, put("x.json", {"q1": 3}), "does not hold one text a question id"),
+            (dataset, put("z.json", ["cat"]), "z.json does not hold one text a question id"),
             (broken, answers, "not a SQuAD file: KeyError"),
             (dataset, str(tmp_path / "none.json"), "none.json is missing")):
         with pytest.raises((SystemExit, ValueError), match=message):
             evaluate.main(["squad", first, second])
+    with pytest.raises(model.UserError, match="p.json does not hold one number a question id"):
+        evaluate.main(["squad", dataset, answers, "--na-prob", answers])
 
 
 # --------------------------------------------------------------------------------------------------
