@@ -289,6 +289,8 @@ def retrieval_maps(folder):
     saved = model.load_checkpoint(Path(folder) / "distill_heads.pt")
     if saved is None:
         return "mean of h against v", nn.Identity(), nn.Identity()
+    if "shape" not in saved:
+        raise model.UserError(f"{folder}/distill_heads.pt is of an earlier release; train it anew")
     heads = make_heads(student=model.read_config(folder), **saved["shape"])
     heads.load_state_dict(saved["weights"])
     heads.eval()
