@@ -302,13 +302,13 @@ def table(args):
 def best_threshold(scores, answerable, predictions, odds):
     """(best total, threshold): the most that scores add up to if odds above one threshold mean "".
 
-    Up through the odds from all unanswered: an answerable question gains its score, any text for
-    another one loses 1.
+    Up through the odds, of equal ones in their order, from all unanswered: an answerable question
+    gains its score, any text for another one loses 1.
     """
     total = sum(not has for has in answerable.values())
     best = total
     threshold = 0.0
-    for question in sorted(scores, key=odds.get):
+    for question in [question for question in sorted(odds, key=odds.get) if question in scores]:
         if answerable[question]:
             total += scores[question]
         elif predictions[question]:
@@ -1574,9 +1574,14 @@ def report_probes(names, probed):
 
 
 def report_curves(runs, names):
-    """A plot a logged quantity of pretraining; hollow: the held-out values."""
+    """A plot a logged quantity of pretraining, and a task's loss; hollow: the held-out values."""
     plots = {}   # title -> series
     for colour, (run, name) in enumerate(zip(runs, names)):
+        for folder in sorted(Path(run).glob("finetune/*/seed-*")):
+            points = [(line["step"], line["loss"]) for line in read_log(folder)]
+            if points:
+                title = f"{folder.parent.name} loss"
+                plots.setdefault(title, []).append((name, colour, points, False))
         curves = {}
         for line in read_log(run):
             for key, value in line.items():

@@ -732,6 +732,8 @@ class Windows(Rows):
         if skipped:
             shown = ", ".join(skipped[:5])
             print(f"note: {len(skipped)} questions left out, their answers have no piece: {shown}")
+        if not places:
+            raise UserError(f"{examples[0].where} ...: no answer has a word piece to train on")
         places = np.array(places, dtype=np.int64)
         self.question = places[:, 0]   # [windows]
         self.first = places[:, 1]      # [windows], the context's first piece in the window

@@ -63,7 +63,7 @@ def make_runs(folder):
         data.write_json(run / "args.json", {"arguments": arguments, "hardware": f"cpu <{index}>"})
         for seed, value in enumerate(scores):
             fine = run / "finetune" / "PIQA" / f"seed-{seed}"
-            fine.mkdir(parents=True)
+            write_log(fine, [{"step": 100, "loss": 0.7}, {"step": 200, "loss": 0.25 + index}])
             part = {"accuracy": value / 100, "n": 400, "chance": 0.5}
             data.write_json(fine / "metrics.json", {
                 "task": "PIQA", "seed": seed, "majority": False, "seconds": 12.5, "test": part,
@@ -180,6 +180,7 @@ def test_numbers_are_those_of_the_files(page):
     pictures = "".join(page.texts("title"))
     # 80.1667 +- 4.30265 x 8.7547 / sqrt(3), by hand
     for text in ("80.2, interval 58.4 to 101.9", "text-only: 0.009082 at 991",
+                 "text-only: 0.25 at 200; text-only: 0.25 at 200",
                  "two-stage: 53.5 at 1000"):
         assert text in pictures
     rows = "".join(page.texts("li"))
