@@ -292,6 +292,8 @@ def retrieval_maps(folder):
     if not path.exists():
         return "mean of h against v", nn.Identity(), nn.Identity()
     saved = model.read_file(path, "delete it and start distill.py again")
+    if "shape" not in saved:
+        raise model.UserError(f"{path} is of an earlier release; train it anew")
     heads = make_heads(student=model.read_config(folder), **saved["shape"])
     heads.load_state_dict(saved["weights"])
     heads.eval()

@@ -302,13 +302,13 @@ def table(args):
 def best_threshold(scores, answerable, predictions, odds):
     """(best total, threshold): the most that scores add up to if odds above one threshold mean "".
 
-    Up through the odds from all unanswered: an answerable question gains its score, any text for
-    another one loses 1.
+    Up through the odds, of equal ones in their order, from all unanswered: an answerable question
+    gains its score, any text for another one loses 1.
     """
     total = sum(not has for has in answerable.values())
     best = total
     threshold = 0.0
-    for question in sorted(scores, key=odds.get):
+    for question in [question for question in sorted(odds, key=odds.get) if question in scores]:
         if answerable[question]:
             total += scores[question]
         elif predictions[question]:
@@ -375,16 +375,21 @@ def squad_scores(dataset, predictions, na_probabilities=None):
     return out
 
 
+def read_by_question(path, kinds, what):
+    """{question id: value} of a JSON file of finetune.py, or of another program."""
+    values = data.read_json(path, "python finetune.py --task SQuAD1 SQuAD2")
+    if not isinstance(values, dict) or not all(isinstance(v, kinds) for v in values.values()):
+        raise model.UserError(f"{path} does not hold one {what} a question id")
+    return values
+
+
 def show_squad(args):
     """`squad`: prints squad_scores of a predictions file as JSON."""
-    made_by = "python finetune.py --task SQuAD1 SQuAD2"
     dataset = data.read_json(args.dataset, "make data/tasks/SQuAD2")
-    predictions = data.read_json(args.predictions, made_by)
-    odds = data.read_json(args.na_prob, made_by) if args.na_prob else None
+    predictions = read_by_question(args.predictions, str, "text")
+    odds = read_by_question(args.na_prob, (int, float), "number") if args.na_prob else None
     if not isinstance(dataset, dict) or "data" not in dataset:
         raise model.UserError(f"{args.dataset} is not a SQuAD file: it has no data")
-    if not all(isinstance(text, str) for text in predictions.values()):
-        raise model.UserError(f"{args.predictions} does not hold one text a question id")
     try:
         print(json.dumps(squad_scores(dataset, predictions, odds), indent=2))
     except (KeyError, TypeError) as error:   # a field that is missing, or of another type
@@ -596,6 +601,7 @@ def ridge_probe(train_x, train_y, test_x):
             lowest = error
             weights = vt.T @ ((s / (s ** 2 + strength))[:, None] * projected)   # [H, C]
     return ((test_x - mean) / std) @ weights + offset
+
 
 @torch.no_grad()
 def noun_vectors(folder, nouns):
@@ -1516,13 +1522,17 @@ def result(names, facts, cells):
     shared = keys
     for who in told:
         shared = [key for key in shared if key in scores[who]]
-    if not told or not shared:
+    if told and not shared:   # no task in common
+        told = told[:1]
+        shared = list(scores[told[0]])
+    if not told:
         return "No result yet: `python finetune.py --model RUN` fine-tunes a run.", ""
     texts = []
     for who in told:
         mean = statistics.fmean(scores[who][key] for key in shared)
         texts.append(f"{who} got {mean:.1f} %")
-    sentence = f"On average over {len(shared)} tasks, {', '.join(texts)}."
+    tasks = "one task" if len(shared) == 1 else f"the mean of {len(shared)} tasks"
+    sentence = f"On {tasks}, {', '.join(texts)}."
     if grounded:
         chance = once([key_chance(cells, key) for key in shared])
         sentence = (f"Of the questions that only film answers, {', '.join(texts)}; chance is "
@@ -1564,9 +1574,14 @@ def report_probes(names, probed):
 
 
 def report_curves(runs, names):
-    """A plot a logged quantity of pretraining; hollow: the held-out values."""
+    """A plot a logged quantity of pretraining, and a task's loss; hollow: the held-out values."""
     plots = {}   # title -> series
     for colour, (run, name) in enumerate(zip(runs, names)):
+        for folder in sorted(Path(run).glob("finetune/*/seed-*")):
+            points = [(line["step"], line["loss"]) for line in read_log(folder)]
+            if points:
+                title = f"{folder.parent.name} loss"
+                plots.setdefault(title, []).append((name, colour, points, False))
         curves = {}
         for line in read_log(run):
             for key, value in line.items():
@@ -1580,7 +1595,7 @@ def report_curves(runs, names):
 
 
 def report_claims(claims):
-    """A figure a claim: its parts' differences over worlds, and the verdicts."""
+    """A figure a claim: its parts' differences over worlds, and the verdicts; then every arm."""
     figures = []
     for claim in claims.get("claims", []):
         rows = []
@@ -1595,9 +1610,16 @@ def report_claims(claims):
         figures.append((title, rows))
     if not figures:
         return ""
+    arms = claims["arms"]
+    measures = union(arms.values())
+    rows = []
+    for arm, values in arms.items():
+        rows.append([arm, *[show_points(values.get(measure, [])) for measure in measures]])
     worlds = ", ".join(map(str, claims["seeds"]))
     source = f"Worlds {worlds}; commit {claims['commit']}; {claims['hardware']}."
-    return tag("div", interval_plots(figures), tag("p", source))
+    every = tag("p", f"Every arm: {ARMS_ARE}.")
+    return tag("div", interval_plots(figures), tag("p", source), every,
+               html_table(["arm", *measures], rows))
 
 
 def report_forgetting(curve):
@@ -1723,8 +1745,15 @@ def read_each(file, names, runs):
 
 
 def report_sections(args, runs, names, facts, cells, claims):
-    """[(name, heading, the command that makes it, what to look for, content or "")]"""
+    """[(name, heading, the command that makes it or "", what to look for, content or "")]"""
+    folders = [about.get("arguments", {}).get("data") for about in facts]
+    folder = next(filter(None, folders), "data/mini")
     every = " ".join(map(str, runs))
+    if folder != "data/mini":
+        every += f" --data {folder}"
+    probe = f"python evaluate.py probe {every}"
+    if Path(folder).exists() and not Path(folder, "world.json").exists():
+        probe = ""   # films of one's own have no known properties
     searched = read_each("retrieval.json", names, runs)
     probed = read_each("probe.json", names, runs)
     return [
@@ -1732,11 +1761,11 @@ def report_sections(args, runs, names, facts, cells, claims):
          "A text should bring the true clip (green) first; texts were drawn before any score was "
          "seen.",
          report_clips(searched, args.texts, args.videos)),
-        ("results", "Results", f"python finetune.py --model {every}",
+        ("results", "Results", f"python finetune.py --model {runs[0]}",
          "The student should lead where only film answers (grounded) and stand at chance on nouns "
          "never filmed. !: a seed that gives every row one answer; *: trained on half a dev file.",
          report_results(names, cells)),
-        ("probes", "Probes", f"python evaluate.py probe {every}",
+        ("probes", "Probes", probe,
          "What a noun's vector tells of the thing, by a linear map that never saw that noun.",
          report_probes(names, probed)),
         ("curves", "Training", "make",
@@ -1745,7 +1774,7 @@ def report_sections(args, runs, names, facts, cells, claims):
         ("claims", "Claims", "make claims",
          "Differences of two arms in points; hollow: a world. Magnitudes need the paper's scale.",
          report_claims(claims)),
-        ("forgetting", "Forgetting", "make claims",
+        ("forgetting", "Forgetting", "",
          "By steps of text: two-stage pretraining should forget what film taught it. Hollow: a "
          "world.",
          report_forgetting(claims.get("curve", {}))),
@@ -1777,7 +1806,7 @@ def report(args):
         if content:
             links.append(tag("li", tag("a", heading, href=f"#{name}")))
             shown.append(tag("section", tag("h2", heading), tag("p", look), content, id=name))
-        else:
+        elif command:
             missing.append(f"No {name}: `{command}` makes them. ")
     sentence, picture = result(names, facts, cells)
     legend = ("Hollow: seeds; full: their mean; bar: its 95 % interval; dashed: chance. A mini "
@@ -1863,7 +1892,7 @@ def main(argv=None):
     command.add_argument("runs", nargs="*", help="run folders (default: those in runs/)")
     command.add_argument("--names", nargs="+", help="their names (default: the folders')")
     command.add_argument("--out", help="the file (default: report.html beside the first run)")
-    command.add_argument("--texts", type=int, default=12, help="texts whose clips are shown")
+    command.add_argument("--texts", type=int, default=12, help="texts shown, at most 12")
     command.add_argument("--videos", help="their folder (default: as retrieve used it)")
     command.add_argument("--claims", help="what `claims` wrote (default: beside the runs)")
     command.set_defaults(function=report)

@@ -578,12 +578,18 @@ def load_task(args, name):
     for other in TASKS:
         place = task_folder(args.data, other)
         if TASKS[other].answered_by == name and place:
-            splits[other] = read_split(other, place, "test")
+            path = TASKS[other].path(place, "test")
+            if path.exists():
+                splits[other] = read_split(other, place, "test")
+            else:
+                print(f"{name}: {path} is missing, so {other} is not answered")
     if args.split_dev:
         half = len(splits["dev"].examples) // 2
         splits["train"] = splits["dev"].cut(0, half)
         splits["dev"] = splits["dev"].cut(half, None)
     splits["train"] = splits["train"].cut(0, args.train_limit)
+    if not splits["train"].examples:
+        raise UserError(f"{folder}: no row is left to train on")
     return splits
 
 
@@ -726,6 +732,8 @@ class Windows(Rows):
         if skipped:
             shown = ", ".join(skipped[:5])
             print(f"note: {len(skipped)} questions left out, their answers have no piece: {shown}")
+        if not places:
+            raise UserError(f"{examples[0].where} ...: no answer has a word piece to train on")
         places = np.array(places, dtype=np.int64)
         self.question = places[:, 0]   # [windows]
         self.first = places[:, 1]      # [windows], the context's first piece in the window
@@ -907,6 +915,8 @@ def settings_for(args, name, size, config):
     for key in settings:
         if getattr(args, key) is not None:
             settings[key] = getattr(args, key)
+    if min(settings["batch"], settings["length_step"]) < 1 or settings["epochs"] <= 0:
+        raise UserError("--batch and --length-step are at least 1, --epochs above 0")
     length = min(settings["max_length"], config.max_position_embeddings)
     settings["max_length"] = length
     stride = settings.get("stride", 1)
@@ -1213,11 +1223,13 @@ def main(argv=None):
             settings = {**recipe, "seed": seed}
             if (folder / "metrics.json").exists():
                 done = data.read_json(folder / "args.json", "finetune.py")["arguments"]
-                changed = [key for key in settings if done.get(key) != settings[key]]
+                # of the paths, what lies there decides
+                changed = [key for key in settings.keys() - {"model", "data"}
+                           if done.get(key) != settings[key]]
                 if not changed:
                     print(f"{folder}: complete, nothing to do")
                     continue
-                print(f"{folder}: {', '.join(changed)} changed, so it is made again")
+                print(f"{folder}: {', '.join(sorted(changed))} changed, so it is made again")
             todo.append((settings, folder))
         processes.barrier()   # nobody writes before all have looked
         if not todo:

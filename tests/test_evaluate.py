@@ -199,6 +199,9 @@ def test_a_student_needs_no_teacher_to_search(mini, runs, tmp_path, capsys):
     assert json.loads((moved / "retrieval.json").read_text())["ranks"] == before["ranks"]
     printed = capsys.readouterr().out
     assert "among 288 clips of 288 held-out videos; mean of e_s(token) against e_t(v)" in printed
+    model.save_checkpoint(moved / "model" / "distill_heads.pt", weights={})   # as v0.1 has them
+    with pytest.raises(model.UserError, match="distill_heads.pt is of an earlier release"):
+        evaluate.main(["retrieve", str(moved), "--data", str(mini)])
 
 
 def test_a_run_without_video_borrows_an_encoder(mini, runs, capsys):

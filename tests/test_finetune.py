@@ -284,6 +284,10 @@ def test_other_weights_and_other_files_make_a_run_again(run, tmp_path, tiny_toke
     write(path.with_name(".DS_Store.bin"), "a file manager's")
     start(own, "--task", "RTE")
     assert "complete, nothing to do" in capsys.readouterr().out
+    # of a run that was moved, and of another way to write the folder, nothing is made again
+    own = own.rename(tmp_path / "moved")
+    start(own, "--task", "RTE", "--data", f"{tmp_path}/tasks/")
+    assert "complete, nothing to do" in capsys.readouterr().out
     save_model(own / "model", tiny_tokenizer, seed=1)
     start(own, "--task", "RTE")
     assert "model_sha256 changed" in capsys.readouterr().out
@@ -443,6 +447,8 @@ def test_non_finite_loss_stops_with_the_step(run, tmp_path):
     (["--model", "nowhere"], "no model in nowhere: .*make teacher distill"),
     (["--task", "WNLI"], "no folder WNLI"),
     (["--data", "nowhere"], "no task folder with a train file under nowhere"),
+    (["--task", "RTE", "--batch", "0"], "--batch and --length-step are at least 1"),
+    (["--task", "RTE", "--train-limit", "0"], "tasks/RTE: no row is left to train on"),
     (["--task", "RTE", "--max-length", "3"], "max-length 3 leaves no room")])
 def test_mistakes_are_answered_in_words(run, flags, message):
     with pytest.raises(model.UserError, match=message):

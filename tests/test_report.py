@@ -12,6 +12,7 @@ import math
 import re
 import shutil
 import time
+from pathlib import Path
 
 import av
 import numpy as np
@@ -62,7 +63,7 @@ def make_runs(folder):
         data.write_json(run / "args.json", {"arguments": arguments, "hardware": f"cpu <{index}>"})
         for seed, value in enumerate(scores):
             fine = run / "finetune" / "PIQA" / f"seed-{seed}"
-            fine.mkdir(parents=True)
+            write_log(fine, [{"step": 100, "loss": 0.7}, {"step": 200, "loss": 0.25 + index}])
             part = {"accuracy": value / 100, "n": 400, "chance": 0.5}
             data.write_json(fine / "metrics.json", {
                 "task": "PIQA", "seed": seed, "majority": False, "seconds": 12.5, "test": part,
@@ -84,6 +85,7 @@ def make_runs(folder):
              "parts": [part, alone, empty], "verdict": "holds", "controls": {"pairs": "fails"}}
     data.write_json(folder / "runs" / "claims.json", {
         "commit": "fedcba9876", "hardware": "2 cores", "seeds": [1, 2, 3], "claims": [claim],
+        "arms": {"voken <i>": {"MLM": [4.0, 4.5], "R@1": [12.5]}, "nst": {"MLM": []}},
         "curve": {"steps": [10, 100, 1000], "two-stage": [[80, 82], [70, 71], [55, 52]],
                   "distilled": [[60, 61], [70, 72], []]}})
     return [str(folder / "runs" / name) for name in SEEDS]
@@ -172,11 +174,13 @@ def test_numbers_are_those_of_the_files(page):
     for values in SEEDS.values():
         entries = [{"value": value, "stuck": False, "split_dev": False} for value in values]
         assert evaluate.show_cell(entries) in tables   # the cells of `table`
+    assert "voken <i>4.2 ± 0.412.5nst--" in tables
     for text in ("cpu <1>", "crd", "38", "40.6 %", "4 clips"):   # 37.5 s of fine-tuning
         assert text in tables
     pictures = "".join(page.texts("title"))
     # 80.1667 +- 4.30265 x 8.7547 / sqrt(3), by hand
     for text in ("80.2, interval 58.4 to 101.9", "text-only: 0.009082 at 991",
+                 "text-only: 0.25 at 200; text-only: 0.25 at 200",
                  "two-stage: 53.5 at 1000"):
         assert text in pictures
     rows = "".join(page.texts("li"))
@@ -211,8 +215,10 @@ WHO = "the student that never saw a frame got "
     ([STUDENT], [MINI], FILM + WHO + "90.0 %; chance is 50.0 %."),
     ([{}], [MINI], FILM + "run 0 got 90.0 %; chance is 50.0 %."),
     ([STUDENT, {}, TEXT_ONLY], [REAL, REAL, REAL_PLAIN],
-     "On average over 1 tasks, " + WHO + "60.0 %, the text-only student got 61.0 %."),
-    ([{}], [REAL], "On average over 2 tasks, run 0 got 72.5 %."),
+     "On one task, " + WHO + "60.0 %, the text-only student got 61.0 %."),
+    ([{}], [REAL], "On the mean of 2 tasks, run 0 got 72.5 %."),
+    ([STUDENT, TEXT_ONLY], [{("RTE", "dev"): entries(60.0)}, {("MNLI", "dev"): entries(1.0)}],
+     "On one task, " + WHO + "60.0 %."),
     ([STUDENT], [{}], "No result yet: `python finetune.py --model RUN` fine-tunes a run."),
 ])
 def test_result_sentence(facts, cells, sentence):
@@ -277,6 +283,18 @@ def test_what_is_missing_is_named_and_the_result_comes_last(tmp_path, capsys):
     printed = capsys.readouterr().out.splitlines()
     assert line in shown and line in [text.strip() for text in printed]
     assert [printed[-1]] == page.texts("h1") == [sentence]
+
+    # films of one's own have no known properties to probe; one run a fine-tuning
+    teacher = tmp_path / "runs" / "text-only"
+    data.write_json(teacher / "args.json", {"arguments": {"data": str(tmp_path / "data")}})
+    for run in runs:
+        shutil.rmtree(f"{run}/finetune")
+        Path(run, "retrieval.json").unlink(missing_ok=True)
+    evaluate.main(["report", *runs])
+    printed = capsys.readouterr().out
+    assert "No probes" not in printed
+    assert f"No results: `python finetune.py --model {runs[0]}` makes them." in printed
+    assert f"retrieve {' '.join(runs)} --data {tmp_path / 'data'}`" in printed
 
     shutil.rmtree(tmp_path / "data")
     evaluate.main(["report", *runs])

@@ -242,6 +242,9 @@ def test_windows_step_cover_and_mark(tiny_tokenizer, tmp_path, capsys):
         ("a", "the cat", "today"), ("b", "the", "cat dog mat"), ("c", "a", None),
         ("d", long, "today")])))
     empty, = read(tmp_path, squad_file(("red \u200b cat", [("empty", "?", "\u200b")])))
+    with pytest.raises(model.UserError, match="question empty ...: no answer has a word piece"):
+        finetune.Windows([empty], tiny_tokenizer, 24, 4, train=True)
+    capsys.readouterr()
     windows = finetune.Windows([*examples, empty], tiny_tokenizer, 24, 4, train=True)
     out = capsys.readouterr().out
     assert "1 questions left out, " in out and "empty" in out and 4 not in windows.question
@@ -539,16 +542,24 @@ def test_shell(tmp_path, capsys):
     expected = evaluate.squad_scores(GOOD, {"q1": "cat", "q2": ""}, {"q1": -1, "q2": 2})
     assert printed == expected and printed["f1"] == 100
     evaluate.main(["squad", dataset, answers])
+    # of equal odds the official script takes the file's order
+    for order, best in ((("q1", "q2", "other"), 100), (("q2", "other", "q1"), 50)):
+        equal = dict.fromkeys(order, 0.5)
+        scores = evaluate.squad_scores(GOOD, {"q1": "cat", "q2": "a cat"}, equal)
+        assert scores["best_f1"] == best and scores["best_exact"] == best
     plain = json.loads(capsys.readouterr().out)
     assert set(plain) == {key for key in printed if not key.startswith("best")}
     broken = put("y.json", {"data": [{"paragraphs": [{}]}]})
     for first, second, message in (
             (answers, answers, "not a SQuAD file: it has no data"),
             (dataset, put("x.json", {"q1": 3}), "does not hold one text a question id"),
+            (dataset, put("z.json", ["cat"]), "z.json does not hold one text a question id"),
             (broken, answers, "not a SQuAD file: KeyError"),
             (dataset, str(tmp_path / "none.json"), "none.json is missing")):
         with pytest.raises((SystemExit, ValueError), match=message):
             evaluate.main(["squad", first, second])
+    with pytest.raises(model.UserError, match="p.json does not hold one number a question id"):
+        evaluate.main(["squad", dataset, answers, "--na-prob", answers])
 
 
 # --------------------------------------------------------------------------------------------------

@@ -418,10 +418,14 @@ def test_mnli_answers_ax_and_diagnostics(tmp_path, tasks, tiny, capsys):
         assert cell["matthews"] == pytest.approx(oracle.matthews_corrcoef(*zip(*chosen)))
         assert cell["accuracy"] == pytest.approx(oracle.accuracy_score(*zip(*chosen)))
 
-    # a changed file makes the run again
+    # a changed file makes the run again; a folder without its file, as after a download that
+    # failed, does not stop MNLI
     write(root / "AX/AX.tsv", pairs)
+    (root / "diagnostics/diagnostic-full.tsv").unlink()
     start(tiny, root, "MNLI", tmp_path, "--train-limit", 600)
-    assert "data_sha256 changed" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "data_sha256 changed" in printed
+    assert "diagnostic-full.tsv is missing, so diagnostics is not answered" in printed
     assert len(lines_of(out / "AX.tsv")) == 2
 
 
