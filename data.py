@@ -490,8 +490,10 @@ def read_tokenizer(path, cased):
 def read_vocabulary(path, cased):
     """The tokenizer of a vocab.txt. Lower-cases if tokenizer_config.json beside it says so, else
     if no piece has a capital; `cased` overrides both."""
-    # not splitlines(), which also cuts at U+2028 and its like
-    pieces = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+    try:   # not splitlines(), which also cuts at U+2028 and its like
+        pieces = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is no vocabulary: not UTF-8 (byte {error.start})") from None
     vocabulary = {piece: index for index, piece in enumerate(pieces)}
     check_special(path, vocabulary)
     if len(vocabulary) < len(pieces):
@@ -499,6 +501,10 @@ def read_vocabulary(path, cased):
         raise UserError(f"{path}: {twice!r} stands in two lines; replace one by [unusedN]")
     config = path.with_name("tokenizer_config.json")
     rules = read_json(config, "") if config.exists() else {}
+    # tokens beside the vocabulary; Japanese words, found by MeCab
+    if path.with_name("added_tokens.json").exists() or "word_tokenizer_type" in rules:
+        raise UserError(f"{path} is not all that its tokenizer needs (see added_tokens.json, "
+                        f"tokenizer_config.json); a whole one would be a tokenizer.json")
     if cased is not None:
         rules = {"do_lower_case": not cased}
     spelt = [piece for piece in pieces if not piece.startswith("[")]   # not [CLS], [unused1]
@@ -571,10 +577,11 @@ MIN_WORDS = 5   # between spaces; shorter lines are dropped, as for the authors'
 
 
 def text_files(paths):
-    """Files, and all files under folders but dot files."""
+    """Files, and all files under folders but dot files and what dot folders hold."""
     files = []
     for path in map(Path, paths):
         inside = [file for file in [path, *sorted(path.rglob("[!.]*"))] if file.is_file()]
+        inside = [file for file in inside if "/." not in str(file).removeprefix(str(path))]
         if not inside:
             raise UserError(f"no text file in {path}; `make data/wiki` fetches WikiText-103")
         files += inside
@@ -586,17 +593,22 @@ def text_lines(path, min_words=MIN_WORDS, bar=None):
     them; of WikiExtractor --json, of each "text". bar: counts the bytes read.
 
     Dropped: WikiText headings (` = Title = `), WikiExtractor's <doc> marks, lines of fewer than
-    min_words words between spaces.
+    min_words words between spaces. WikiExtractor's entities are undone.
     """
-    is_json = False
+    is_json = is_wiki = None   # the first line that is not blank tells
     with open(path, "rb") as file:
         for number, raw in enumerate(file, 1):
             try:
                 text = raw.decode("utf-8-sig" if number == 1 else "utf-8")
-                if number == 1:   # [ or {, then " or the end
-                    is_json = re.match(r'\s*[\[{]\s*(["{]|$)', text)
+                if "\0" in text:   # UTF-16, or no text at all
+                    raise UserError(f"{path}, line {number}: holds a zero byte: not UTF-8 text")
+                if is_json is None and text.strip():   # [ or {, then " or the end
+                    is_json = bool(re.match(r'\s*[\[{]\s*(["{]|$)', text))
+                    is_wiki = is_json or text.startswith("<doc id=")
                 if is_json and text.strip():
-                    text = html.unescape(json.loads(text)["text"])
+                    text = json.loads(text)["text"]
+                if is_wiki:
+                    text = html.unescape(text)
                     text.encode()   # half of a surrogate pair, which JSON can spell
             except UnicodeError as error:
                 raise UserError(f"{path}, line {number}: not UTF-8 ({error})") from None
