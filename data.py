@@ -800,8 +800,8 @@ def timed_frames(container, stream, damaged):
     before = -math.inf
     ordered = True
     packets = 0
-    end = 0   # seconds: sound may outlast the picture
-    for packet in container.demux(container.streams.video + container.streams.audio):
+    end = 0   # seconds: sound or subtitles may outlast the picture
+    for packet in container.demux():
         if packet.pts is not None:
             last = (packet.pts + (packet.duration or 0)) * packet.time_base
             end = max(end, last - beginning)
@@ -835,6 +835,8 @@ def timed_frames(container, stream, damaged):
     if len(damaged) > packets / 10:
         raise VideoError(f"cannot be decoded ({damaged[0]}: {len(damaged)} of {packets} packets)")
     stated = (container.duration or 0) / av.time_base
+    if container.format.name.startswith("matroska"):   # whose durations count from 0
+        stated -= float(beginning)
     if stated - end > max(1, 0.05 * stated):
         raise VideoError(f"cut: it ends after {float(end):.1f} of {stated:.1f} seconds")
 
