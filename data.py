@@ -1284,15 +1284,13 @@ def record_outcomes(outcomes, total, file):
 
 def video_command(args):
     """`data.py video`: features of every film of a folder; with --vocab, the captions, too."""
-    if args.category and not args.only:
-        raise UserError("--category narrows --only, which says the category of each video")
     shard = parse_shard(args.shard) if args.shard else None
     if args.vocab and not shard:
         load_tokenizer(args.vocab, args.cased)   # an error is said before the work
     films = film_files(args.videos)
     others = [path.suffix for path in Path(args.videos).glob("[!.]*") if not is_film(path)]
     if others:
-        print(f"{args.videos}: passed over, no films by their endings: {dict(Counter(others))}")
+        print(f"{args.videos}: no films, by their endings: {dict(Counter(others))}")
     if args.only:
         only = listed_videos(args.only, args.category)
         films = {video: films[video] for video in films if video in only}
@@ -1431,8 +1429,11 @@ READERS = {".json": json_captions, ".csv": csv_captions, ".srt": subtitles, ".vt
 
 
 def video_of(path, ids):
-    """The video of ID.srt or ID.LANGUAGE.srt."""
-    return path.stem if path.stem in ids else Path(path.stem).stem
+    """The video of ID.srt, ID.LANGUAGE.srt, ID.LANGUAGE.KIND.srt."""
+    name = path.stem
+    while name not in ids and Path(name).suffix:
+        name = Path(name).stem
+    return name
 
 
 def caption_files(source, ids):
@@ -1735,8 +1736,8 @@ class Clips:
 
     def _open_captions(self, split):
         """Maps the packed captions, so that all processes share them."""
-        self.ids = read_json(self.folder / "splits.json", self.made_by)[split]
-        index = read_json(self.folder / "captions" / "index.json", self.made_by)
+        self.ids = read_json(self.folder / "splits.json", "python data.py captions")[split]
+        index = read_json(self.folder / "captions" / "index.json", "python data.py captions")
         self.sha256 = index["sha256"]   # of the captions, for a run's list of its inputs
         arrays = []
         for name, kind in zip(CAPTION_ARRAYS, (index["dtype"], np.int64, np.float32, np.int64)):

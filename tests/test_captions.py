@@ -388,13 +388,14 @@ def test_caption_files_beside_videos(tmp_path):
         "a": ["a.srt", "a.vtt", "a.en.srt", "._a.srt", "a.csv"], "b": ["b.VTT", "b.en.vtt"],
         "c": ["c.en-US.vtt", "c.de.vtt", "c.csv"], "d": ["d.en-orig.vtt", "d.ar.srt"],
         "e": ["e.fr.srt", "e.de.srt", "e.info.json", "e.enm.vtt"], "f.x": ["f.x.SRT", "f.vtt"],
-        "g": ["g.csv", "g.json", "g.tsv", "g.txt"], "h": ["h.json", "hh.srt"]}
+        "g": ["g.csv", "g.json", "g.tsv", "g.txt"], "h": ["h.json", "hh.srt"],
+        "i": ["i.en.sdh.srt"]}
     for files in names.values():
         for name in files:
             (tmp_path / name).touch()
     files = {video: path.name for path, video in data.caption_files(tmp_path, names)}
     assert files == {"a": "a.srt", "b": "b.VTT", "c": "c.en-US.vtt", "d": "d.en-orig.vtt",
-                     "e": "e.de.srt", "f.x": "f.x.SRT", "g": "g.csv"}
+                     "e": "e.de.srt", "f.x": "f.x.SRT", "g": "g.csv", "i": "i.en.sdh.srt"}
     assert data.caption_files(tmp_path / "c.en-US.vtt", ["c"]) == [(tmp_path / "c.en-US.vtt", "c")]
     assert data.caption_files(tmp_path / "f.x.SRT", ["f.x"]) == [(tmp_path / "f.x.SRT", "f.x")]
 
