@@ -1400,7 +1400,12 @@ def subtitles(path, video):
         blocks = re.split("\n\n+", content.strip())
     for block in blocks:
         lines = block.split("\n")
-        places = [place for place, line in enumerate(lines) if LIKE_TIMES.match(line)]
+        places = []
+        for place, line in enumerate(lines):
+            # text may hold an arrow, too: badly written times follow an empty line or a number
+            begins = place == 0 or re.fullmatch(r"\s*\d*\s*", lines[place - 1])
+            if TIMES.fullmatch(line) or (begins and LIKE_TIMES.match(line)):
+                places.append(place)
         if webvtt and re.match(r"(NOTE|STYLE|REGION)\b", block):
             continue
         if webvtt and not places and block != blocks[0]:

@@ -335,6 +335,8 @@ B = "00:00:03,000 --> 00:00:05,000"
     (f"1\n{A}\nred bowl\n2\n{B}\nmix it\n", ["red bowl", "mix it"]),           # no blank line
     (f"1\n{A}\nred bowl\n\nwith a rim\n\n2\n{B}\nmix it\n", ["red bowl with a rim", "mix it"]),
     (f"1\n{A}\nFile --> Save as\n\n2\n{B}\n--> go\n", ["File --> Save as", "--> go"]),
+    (f"1\n{A}\n2 --> 3 eggs\n\n2\n{B}\nmix\n1:00:30 -> 1:01:00\n",
+     ["2 --> 3 eggs", "mix 1:00:30 -> 1:01:00"]),
     (f"1\n{A}\n\n2\n{B}\n7\n", ["", "7"]),                                     # an empty cue
     (f"{A}\nred bowl\n{B}\nmix it\n", ["red bowl", "mix it"]),                 # no numbers
     (f"1\n\n{A}\n\nred bowl\n\n2\n\n{B}\n\nmix it", ["red bowl", "mix it"]),   # double spaced
