@@ -67,7 +67,8 @@ STUDENT  := $(RUN)/student/model/distill_heads.pt
 TEXTONLY := $(RUN)/text-only/model/distill_heads.pt
 
 .DEFAULT_GOAL := table
-.PHONY: data teacher distill baseline finetune table claims test bench FORCE
+.PHONY: all data teacher distill baseline finetune table claims test bench FORCE
+all: table
 data: $(DATA)/splits.json $(TEXT)/valid.json
 teacher: $(TEACHER)
 distill: $(STUDENT)
@@ -115,7 +116,9 @@ endif
 %/splits.json:
 	@echo "$* holds no features yet. For films, named ID.mp4, with ID.srt (HowTo100M's 12 TB"
 	@echo "are given on request, https://www.di.ens.fr/willow/research/howto100m/):"
-	@echo "  $(PYTHON) data.py video --videos FOLDER --vocab $(VOCAB) --out $*"
+	@echo "  make data/weights"
+	@echo "  $(PYTHON) data.py video --videos FOLDER --streams resnet152 resnext101 --vocab $(VOCAB)" \
+	  "--out $*"
 	@exit 1
 %/valid.json:
 	@echo "$* holds no tokens yet. For text of your own:"

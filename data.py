@@ -497,8 +497,10 @@ def read_tokenizer(path, cased):
 def read_vocabulary(path, cased):
     """The tokenizer of a vocab.txt. Lower-cases if tokenizer_config.json beside it says so, else
     if no piece has a capital; `cased` overrides both."""
-    # not splitlines(), which also cuts at U+2028 and its like
-    pieces = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+    try:   # not splitlines(), which also cuts at U+2028 and its like
+        pieces = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is no vocabulary: not UTF-8 (byte {error.start})") from None
     vocabulary = {piece: index for index, piece in enumerate(pieces)}
     check_special(path, vocabulary)
     if len(vocabulary) < len(pieces):
@@ -506,6 +508,10 @@ def read_vocabulary(path, cased):
         raise UserError(f"{path}: {twice!r} stands in two lines; replace one by [unusedN]")
     config = path.with_name("tokenizer_config.json")
     rules = read_json(config, "") if config.exists() else {}
+    # tokens beside the vocabulary; Japanese words, found by MeCab
+    if path.with_name("added_tokens.json").exists() or "word_tokenizer_type" in rules:
+        raise UserError(f"{path} is not all that its tokenizer needs (see added_tokens.json, "
+                        f"tokenizer_config.json); a whole one would be a tokenizer.json")
     if cased is not None:
         rules = {"do_lower_case": not cased}
     spelt = [piece for piece in pieces if not piece.startswith("[")]   # not [CLS], [unused1]
@@ -578,10 +584,11 @@ MIN_WORDS = 5   # between spaces; shorter lines are dropped, as for the authors'
 
 
 def text_files(paths):
-    """Files, and all files under folders but dot files."""
+    """Files, and all files under folders but dot files and what dot folders hold."""
     files = []
     for path in map(Path, paths):
         inside = [file for file in [path, *sorted(path.rglob("[!.]*"))] if file.is_file()]
+        inside = [file for file in inside if "/." not in str(file).removeprefix(str(path))]
         if not inside:
             raise UserError(f"no text file in {path}; `make data/wiki` fetches WikiText-103")
         files += inside
@@ -593,17 +600,22 @@ def text_lines(path, min_words=MIN_WORDS, bar=None):
     them; of WikiExtractor --json, of each "text". bar: counts the bytes read.
 
     Dropped: WikiText headings (` = Title = `), WikiExtractor's <doc> marks, lines of fewer than
-    min_words words between spaces.
+    min_words words between spaces. WikiExtractor's entities are undone.
     """
-    is_json = False
+    is_json = is_wiki = None   # the first line that is not blank tells
     with open(path, "rb") as file:
         for number, raw in enumerate(file, 1):
             try:
                 text = raw.decode("utf-8-sig" if number == 1 else "utf-8")
-                if number == 1:   # [ or {, then " or the end
-                    is_json = re.match(r'\s*[\[{]\s*(["{]|$)', text)
+                if "\0" in text:   # UTF-16, or no text at all
+                    raise UserError(f"{path}, line {number}: holds a zero byte: not UTF-8 text")
+                if is_json is None and text.strip():   # [ or {, then " or the end
+                    is_json = bool(re.match(r'\s*[\[{]\s*(["{]|$)', text))
+                    is_wiki = is_json or text.startswith("<doc id=")
                 if is_json and text.strip():
-                    text = html.unescape(json.loads(text)["text"])
+                    text = json.loads(text)["text"]
+                if is_wiki:
+                    text = html.unescape(text)
                     text.encode()   # half of a surrogate pair, which JSON can spell
             except UnicodeError as error:
                 raise UserError(f"{path}, line {number}: not UTF-8 ({error})") from None
@@ -795,8 +807,8 @@ def timed_frames(container, stream, damaged):
     before = -math.inf
     ordered = True
     packets = 0
-    end = 0   # seconds: sound may outlast the picture
-    for packet in container.demux(container.streams.video + container.streams.audio):
+    end = 0   # seconds: sound or subtitles may outlast the picture
+    for packet in container.demux():
         if packet.pts is not None:
             last = (packet.pts + (packet.duration or 0)) * packet.time_base
             end = max(end, last - beginning)
@@ -830,6 +842,8 @@ def timed_frames(container, stream, damaged):
     if len(damaged) > packets / 10:
         raise VideoError(f"cannot be decoded ({damaged[0]}: {len(damaged)} of {packets} packets)")
     stated = (container.duration or 0) / av.time_base
+    if container.format.name.startswith("matroska"):   # whose durations count from 0
+        stated -= float(beginning)
     if stated - end > max(1, 0.05 * stated):
         raise VideoError(f"cut: it ends after {float(end):.1f} of {stated:.1f} seconds")
 
@@ -1283,7 +1297,7 @@ def video_command(args):
     films = film_files(args.videos)
     others = [path.suffix for path in Path(args.videos).glob("[!.]*") if not is_film(path)]
     if others:
-        print(f"{args.videos}: passed over, no films by their endings: {dict(Counter(others))}")
+        print(f"{args.videos}: no films, by their endings: {dict(Counter(others))}")
     if args.only:
         only = listed_videos(args.only, args.category)
         films = {video: films[video] for video in films if video in only}
@@ -1393,7 +1407,12 @@ def subtitles(path, video):
         blocks = re.split("\n\n+", content.strip())
     for block in blocks:
         lines = block.split("\n")
-        places = [place for place, line in enumerate(lines) if LIKE_TIMES.match(line)]
+        places = []
+        for place, line in enumerate(lines):
+            # text may hold an arrow, too: badly written times follow an empty line or a number
+            begins = place == 0 or re.fullmatch(r"\s*\d*\s*", lines[place - 1])
+            if TIMES.fullmatch(line) or (begins and LIKE_TIMES.match(line)):
+                places.append(place)
         if webvtt and re.match(r"(NOTE|STYLE|REGION)\b", block):
             continue
         if webvtt and not places and block != blocks[0]:
@@ -1422,8 +1441,11 @@ READERS = {".json": json_captions, ".csv": csv_captions, ".srt": subtitles, ".vt
 
 
 def video_of(path, ids):
-    """The video of ID.srt or ID.LANGUAGE.srt."""
-    return path.stem if path.stem in ids else Path(path.stem).stem
+    """The video of ID.srt, ID.LANGUAGE.srt, ID.LANGUAGE.KIND.srt."""
+    name = path.stem
+    while name not in ids and Path(name).suffix:
+        name = Path(name).stem
+    return name
 
 
 def caption_files(source, ids):

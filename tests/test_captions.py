@@ -335,6 +335,8 @@ B = "00:00:03,000 --> 00:00:05,000"
     (f"1\n{A}\nred bowl\n2\n{B}\nmix it\n", ["red bowl", "mix it"]),           # no blank line
     (f"1\n{A}\nred bowl\n\nwith a rim\n\n2\n{B}\nmix it\n", ["red bowl with a rim", "mix it"]),
     (f"1\n{A}\nFile --> Save as\n\n2\n{B}\n--> go\n", ["File --> Save as", "--> go"]),
+    (f"1\n{A}\n2 --> 3 eggs\n\n2\n{B}\nmix\n1:00:30 -> 1:01:00\n",
+     ["2 --> 3 eggs", "mix 1:00:30 -> 1:01:00"]),
     (f"1\n{A}\n\n2\n{B}\n7\n", ["", "7"]),                                     # an empty cue
     (f"{A}\nred bowl\n{B}\nmix it\n", ["red bowl", "mix it"]),                 # no numbers
     (f"1\n\n{A}\n\nred bowl\n\n2\n\n{B}\n\nmix it", ["red bowl", "mix it"]),   # double spaced
@@ -388,13 +390,14 @@ def test_caption_files_beside_videos(tmp_path):
         "a": ["a.srt", "a.vtt", "a.en.srt", "._a.srt", "a.csv"], "b": ["b.VTT", "b.en.vtt"],
         "c": ["c.en-US.vtt", "c.de.vtt", "c.csv"], "d": ["d.en-orig.vtt", "d.ar.srt"],
         "e": ["e.fr.srt", "e.de.srt", "e.info.json", "e.enm.vtt"], "f.x": ["f.x.SRT", "f.vtt"],
-        "g": ["g.csv", "g.json", "g.tsv", "g.txt"], "h": ["h.json", "hh.srt"]}
+        "g": ["g.csv", "g.json", "g.tsv", "g.txt"], "h": ["h.json", "hh.srt"],
+        "i": ["i.en.sdh.srt"]}
     for files in names.values():
         for name in files:
             (tmp_path / name).touch()
     files = {video: path.name for path, video in data.caption_files(tmp_path, names)}
     assert files == {"a": "a.srt", "b": "b.VTT", "c": "c.en-US.vtt", "d": "d.en-orig.vtt",
-                     "e": "e.de.srt", "f.x": "f.x.SRT", "g": "g.csv"}
+                     "e": "e.de.srt", "f.x": "f.x.SRT", "g": "g.csv", "i": "i.en.sdh.srt"}
     assert data.caption_files(tmp_path / "c.en-US.vtt", ["c"]) == [(tmp_path / "c.en-US.vtt", "c")]
     assert data.caption_files(tmp_path / "f.x.SRT", ["f.x"]) == [(tmp_path / "f.x.SRT", "f.x")]
 

@@ -316,6 +316,9 @@ def test_missing_features_are_named(tmp_path, tiny_tokenizer):
     tokens.write_bytes(tokens.read_bytes()[:-2])
     with pytest.raises(model.UserError, match="not those that index.json describes"):
         data.Clips(tmp_path, "train", ["a"], tiny_tokenizer, 12, 50)
+    (tmp_path / "splits.json").unlink()
+    with pytest.raises(model.UserError, match="splits.json is missing; `python data.py captions"):
+        data.Clips(tmp_path, "train", ["a"], tiny_tokenizer, 12, 50)
 
 
 # --- banks

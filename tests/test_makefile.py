@@ -83,7 +83,7 @@ def test_all_stages_then_none(project):
     assert [call.split()[1] for call in calls[-4:]] == ["table", "probe", "retrieve", "report"]
     first = Path("runs/seconds.tsv").read_text()
     assert "mini world" in first and "student" in first
-    code, said, calls = make()
+    code, said, calls = make("all")
     assert code == 0 and stages(calls) == []
     # of this make only
     assert sorted(Path("runs/seconds.tsv").read_text().split("\n"))[1:] == [
@@ -151,6 +151,7 @@ def test_only_numbered_folders_are_generated(project, name):
     code, said, calls = make(f"DATA=data/{name}", "data")
     assert code != 0 and calls == [] and film.exists()
     assert f"data/{name} holds no features yet" in said and "data.py video --videos" in said
+    assert "--streams resnet152 resnext101" in said
 
 
 def touch(*places):

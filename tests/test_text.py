@@ -149,12 +149,24 @@ TWICE = "\n".join([*data.SPECIAL, "a", "b", "a", ""])
 @pytest.mark.parametrize("name, content, message", [
     ("other.txt", "", "no vocabulary at .*vocab.txt; `python data.py mini`"),
     ("vocab.txt", "[PAD]\n[UNK]\nhello\n", r"it lacks \[CLS\], \[SEP\], \[MASK\]"),
+    ("vocab.txt", "[PAD]\ncaf\xe9\n", r"vocab.txt is no vocabulary: not UTF-8 \(byte 9\)"),
     ("vocab.txt", TWICE, "vocab.txt: 'a' stands in two lines"),
     ("tokenizer.json", "{}", "not a tokenizer.json"),
     ("tokenizer.json", BPE, "tokenizer.json holds a BPE tokenizer, BERT's is WordPiece")])
 def test_tokenizers_that_are_not_berts_are_refused(tmp_path, name, content, message):
-    (tmp_path / name).write_text(content)
+    (tmp_path / name).write_text(content, encoding="latin-1")
     with pytest.raises(UserError, match=message):
+        data.load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("name, content", [
+    ("added_tokens.json", '{"[SUBJ]": 12}'),
+    ("tokenizer_config.json", '{"do_lower_case": false, "word_tokenizer_type": "mecab"}')])
+def test_a_vocab_txt_that_is_not_the_whole_tokenizer_is_refused(tmp_path, name, content):
+    write(tmp_path / "vocab.txt", [*data.SPECIAL, "a"])
+    data.load_tokenizer(tmp_path)
+    (tmp_path / name).write_text(content)
+    with pytest.raises(UserError, match="vocab.txt is not all that its tokenizer needs"):
         data.load_tokenizer(tmp_path)
 
 
@@ -211,11 +223,20 @@ def test_json_of_wikiextractor_is_read_as_text(tmp_path):
     texts = ["Bread &amp; butter is a food\n\nIt is café fare, and 5 &lt; 6",
              "Salt\nis a mineral used on food today"]
     rows = [json.dumps({"id": "1", "title": "T", "text": text}) for text in texts]
-    path = write(tmp_path / "wiki_00", [rows[0], "", rows[1]])
-    assert list(data.text_lines(path)) == [
+    lines = [
         "Bread & butter is a food", "It is café fare, and 5 < 6", "is a mineral used on food today"]
+    for written in ([rows[0], "", rows[1]], ["", *rows]):
+        path = write(tmp_path / "wiki_00", written)
+        assert list(data.text_lines(path)) == lines
     plain = ['{ begins a line of plain text', '{"a": JSON looks like this }']
     assert list(data.text_lines(write(path, plain))) == plain
+
+
+def test_entities_are_undone_between_wikiextractors_marks_alone(tmp_path):
+    line = "Bread &amp; butter is 5 &lt; 6"
+    marked = ['<doc id="1" url="u" title="t">', line, "</doc>"]
+    assert list(data.text_lines(write(tmp_path / "a", marked))) == ["Bread & butter is 5 < 6"]
+    assert list(data.text_lines(write(tmp_path / "a", [line]))) == [line]
 
 
 ROW = '{"id": "1", "text": "a line of five words"}'
@@ -234,6 +255,7 @@ def test_json_without_text_is_refused(tmp_path, lines, number):
 @pytest.mark.parametrize("content, message", [
     (b"", "no more than 0 lines of 5 words"), (b"too short\n\n\n", "no more than 0 lines of 5"),
     ("five words in another coding".encode("utf-16"), "line 1: not UTF-8"),
+    ("five words without a mark in front".encode("utf-16-le"), "line 1: holds a zero byte"),
     ("fünf Wörter in anderer Kodierung".encode("latin-1"), "line 1: not UTF-8"),
     (b"five words here are fine\n" * 700 + b"but then a bad \xff byte\n",
      "line 701: not UTF-8 .*position 15"),
@@ -269,6 +291,8 @@ def tree(tmp_path_factory):
         write(folder / place, lines)
     (folder / "AB" / "wiki_01").touch()   # opened, nothing to write
     (folder / "._wiki_00").write_bytes(b"\0\1")
+    (folder / ".git").mkdir()
+    (folder / ".git" / "index").write_bytes(b"\0\1")
     return folder
 
 

@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 from fractions import Fraction
 from pathlib import Path
 
@@ -555,6 +556,34 @@ def test_sound_may_outlast_the_picture(tmp_path, ending, codec):
     features, seconds, _ = data.describe(path, SMALL_FUNCTIONS)
     assert seconds == pytest.approx(3, abs=0.1)
     assert 6 <= len(features["frame"]) <= 7
+
+
+def remux(sources, path, offset=0):
+    """Joins the first streams of files in one; the film's begin `offset` seconds later."""
+    with av.open(str(path), "w") as target, ExitStack() as stack:
+        packets = []
+        for source in sources:
+            opened = stack.enter_context(av.open(str(source)))
+            stream = target.add_stream_from_template(opened.streams[0])
+            for packet in opened.demux(0):
+                if packet.dts is not None:
+                    packet.stream = stream
+                    packet.pts += round(offset / packet.time_base)
+                    packet.dts += round(offset / packet.time_base)
+                    packets.append(packet)
+        for packet in sorted(packets, key=lambda packet: packet.dts * packet.time_base):
+            target.mux(packet)
+
+
+def test_what_matroska_states_is_not_the_pictures_length(tmp_path):
+    """It counts from 0 where the film begins later, and to the last subtitle."""
+    film = tmp_path / "film.mp4"
+    write_numbered(film, 24, 8)
+    (tmp_path / "v.srt").write_text("1\n00:00:18,000 --> 00:00:22,000\nthe end\n")
+    remux([film], tmp_path / "late.mkv", offset=5)
+    remux([film, tmp_path / "v.srt"], tmp_path / "titled.mkv")
+    for name in ("late", "titled"):
+        assert look(tmp_path / f"{name}.mkv", "frame")[1] == pytest.approx(3, abs=0.1)
 
 
 def damaged(source, target, indices):
