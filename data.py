@@ -1304,6 +1304,11 @@ def video_command(args):
     if not films:
         raise UserError(f"no film in {args.videos} (of --only, if given); films end in "
                         f"{' '.join(sorted(FILM_ENDINGS))}")
+    if args.vocab and not shard:   # what is malformed is said before the work
+        source = args.captions or args.videos
+        captioned = {video for video, _ in read_captions(source, films)}
+        if not captioned.intersection(films):
+            raise UserError(f"{source}: no captions of any of the {len(films)} films")
     unexpected = extract_features(films, args.streams, args.out, args.workers, shard, args.weights,
                                   args.device, args.precision)
     if args.vocab and not shard:

@@ -495,6 +495,17 @@ def test_the_command_says_what_it_passes_over(tmp_path, command, capsys):
         command(*words, "--category", "Food")
 
 
+def test_captions_are_looked_at_before_the_work(tmp_path, command, tiny_vocab):
+    write_numbered(tmp_path / "v1.mp4", 16, 8)
+    words = "video", "--videos", tmp_path, "--out", tmp_path / "out", "--vocab", tiny_vocab
+    with pytest.raises(model.UserError, match="no captions of any of the 1 films"):
+        command(*words)
+    (tmp_path / "captions.json").write_text('{"v1": {"text": ["a"], "start": [0]}}')
+    with pytest.raises(model.UserError, match="video 'v1' needs"):
+        command(*words, "--captions", tmp_path / "captions.json")
+    assert not (tmp_path / "out").exists()
+
+
 # --- bad files
 
 def bad_films(folder):
