@@ -56,7 +56,7 @@ export OMP_NUM_THREADS ?= 1
 endif
 LAUNCH := $(PYTHON)
 ifneq ($(NPROC),1)
-LAUNCH += -m torch.distributed.run --nproc_per_node=$(NPROC)
+LAUNCH += -m torch.distributed.run --standalone --nproc_per_node=$(NPROC)
 endif
 # $(call timed,STAGE,COMMAND): runs it, prints its seconds and notes them for the table
 timed = @echo "$2"; start=$$(date +%s); $2 && seconds=$$(( $$(date +%s) - start )) && \
@@ -73,7 +73,7 @@ data: $(DATA)/splits.json $(TEXT)/valid.json
 teacher: $(TEACHER)
 distill: $(STUDENT)
 baseline: $(TEXTONLY)
-finetune: finetune-student
+finetune: $(TASKS:%=finetune/student/%)
 
 # Rewritten when something else is asked of the same RUN: then each stage looks again, and refuses,
 # goes on or is complete. seconds.tsv is of this make's stages only.
@@ -145,22 +145,23 @@ $(TEXTONLY): $(TEXT)/valid.json $(RUN)/asked | $(ENV)
 	@touch $@
 
 # always run: finetune.py leaves alone what is complete
-.PHONY: finetune-student finetune-teacher finetune-text-only
-finetune-student: $(STUDENT)
-finetune-teacher: $(TEACHER)
-finetune-text-only: $(TEXTONLY)
-finetune-student finetune-teacher finetune-text-only: finetune-%:
-	$(call timed,finetune $*,$(LAUNCH) finetune.py --model $(RUN)/$* --data $(TASKDIR) \
-	  --task $(TASKS) --seed $(FTSEEDS))
+FINETUNED := $(foreach run,text-only student teacher,$(TASKS:%=finetune/$(run)/%))
+.PHONY: $(FINETUNED)
+$(filter finetune/student/%,$(FINETUNED)): $(STUDENT)
+$(filter finetune/teacher/%,$(FINETUNED)): $(TEACHER)
+$(filter finetune/text-only/%,$(FINETUNED)): $(TEXTONLY)
+$(FINETUNED): finetune/%:
+	$(call timed,finetune $*,$(LAUNCH) finetune.py --model $(RUN)/$(*D) --data $(TASKDIR) \
+	  --task $(*F) --seed $(FTSEEDS))
 
 RUNS := $(RUN)/text-only $(RUN)/student $(RUN)/teacher
 NAMED := $(RUNS) --names "text-only student" "NST+CRD student" "teacher's text encoder"
-table: finetune-text-only finetune-student finetune-teacher
+table: $(FINETUNED)
 	@$(PYTHON) evaluate.py table $(NAMED)
 	@$(if $(MINI),$(PYTHON) evaluate.py probe $(RUNS) --data $(DATA))
 	@$(PYTHON) evaluate.py retrieve $(RUN)/teacher $(RUN)/student --data $(DATA)
 	@echo "seconds by stage:"
-	@awk -F'\t' '{printf "  %-22s %5d\n", $$1, $$2}' $(RUN)/seconds.tsv
+	@awk -F'\t' '{printf "  %-24s %5d\n", $$1, $$2}' $(RUN)/seconds.tsv
 	@$(PYTHON) evaluate.py report $(NAMED)
 
 # --------------------------------------------------------------------------------------------------
