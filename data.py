@@ -15,6 +15,7 @@ real steps.
 import argparse
 import csv
 import dataclasses
+import fcntl
 import hashlib
 import html
 import json
@@ -24,6 +25,7 @@ import os
 import platform
 import re
 import resource
+import signal
 import subprocess
 import sys
 import threading
@@ -57,6 +59,8 @@ class Processes:
     """Rank, world size, device; started by torchrun or alone. A world of one sends no message."""
 
     def __init__(self, device="auto"):
+        self.signal = 0   # the number of one that was noted
+        self.locks = []   # files, held until close
         self.rank = int(os.environ.get("RANK", 0))
         self.world = int(os.environ.get("WORLD_SIZE", 1))
         self.master = self.rank == 0   # the one process that writes files and prints
@@ -130,11 +134,62 @@ class Processes:
         if self.world > 1:
             dist.barrier()
 
+    def check_equal(self, run, step, networks):
+        """Raises UserError unless all processes start from the same step and the same weights.
+
+        Machines that share no run folder would otherwise train apart, unseen.
+        """
+        if self.world == 1:
+            return
+        digest = hashlib.sha256()
+        for tensor in networks.state_dict().values():
+            digest.update(tensor.cpu().flatten().view(torch.uint8).numpy())
+        starts = [None] * self.world
+        dist.all_gather_object(starts, (step, digest.hexdigest(), platform.node()))
+        for rank, (other, weights, host) in enumerate(starts):
+            if (other, weights) != starts[0][:2]:
+                what = f"step {other}" if other != starts[0][0] else "other weights"
+                raise UserError(f"process {rank} on {host} starts from {what}, process 0 on "
+                                f"{starts[0][2]} from step {starts[0][0]}: all machines need the "
+                                f"same {run}, shared or copied")
+
+    def note_signals(self):
+        """From now on SIGTERM (a cluster wants its machine back) and SIGINT (Ctrl-C) are noted.
+
+        Alone, a second one ends the process at once; torchrun repeats what it gets.
+        """
+        def note(number, frame):
+            self.signal = number
+            if self.world == 1:
+                signal.signal(number, signal.SIG_DFL)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, note)
+
+    def noted(self, step):
+        """The signal that a process was sent, the same number in all of them; 0: none yet."""
+        if self.world == 1:
+            return self.signal
+        if self.device.type == "cuda" and step % 10:   # asking waits for the GPU
+            return 0
+        number = torch.tensor(self.signal, device=self.device)
+        dist.all_reduce(number, dist.ReduceOp.MAX)
+        return int(number)
+
     def close(self):
         """Leaves the group, all together: gloo aborts a process whose partner still talks."""
         self.barrier()
         if self.world > 1:
             dist.destroy_process_group()
+        for file in self.locks:
+            file.close()
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    def stop(self, number, text):
+        """Ends after a noted signal, as shells expect: exit code 128 + its number."""
+        self.print(f"{text}: stopped by {signal.Signals(number).name}; the same command goes on")
+        self.close()
+        sys.exit(128 + number)
 
 
 class _Gather(torch.autograd.Function):
@@ -336,15 +391,35 @@ FREE = ("device", "out", "dry_run", "log_every", "save_every",
         "data", "text", "teacher", "init", "bank")
 
 
+def lock(folder):
+    """Takes a folder for this process. Returns a file; closing it, or any end, gives it back.
+
+    Raises UserError where another process has it.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    file = open(folder / "lock", "a+")
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        file.seek(0)
+        raise UserError(f"{folder} is being written by {file.read()}: wait for it, or end it (a "
+                        f"killed torchrun may leave its processes running)") from None
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {platform.node()}")
+    file.flush()
+    return file
+
+
 def open_run(folder, arguments, processes, precision, inputs):
-    """Makes a run folder and its args.json. Raises UserError where other arguments began it.
+    """Takes a run folder and makes its args.json. Raises UserError where other arguments began it.
 
     So a run that goes on ends where it would have ended at once. inputs: {name: sha256}.
     """
     path = Path(folder) / "args.json"
     now = {"arguments": arguments, "precision": precision, "inputs": inputs}
+    processes.locks.append(lock(folder))
     if not path.exists():
-        Path(folder).mkdir(parents=True, exist_ok=True)
         write_json(path, {**now, "processes": processes.world, **provenance(processes.device)})
         return
     before = read_json(path, "")
@@ -1812,6 +1887,9 @@ class Clips:
             else:   # the step that is on at those moments
                 picked = np.minimum((middles * rate + 1e-4).astype(int), len(array) - 1)
             columns.append(array[picked].astype(np.float32))   # [T, D of the stream]
+            if not np.isfinite(columns[-1]).all():
+                raise UserError(f"{self.folder}/features/{name}/{video}.npy holds a NaN or an "
+                                f"infinity; delete it, and `{self.made_by}` makes it again")
         return np.concatenate(columns, 1)
 
     def stretch(self, index, caption):

@@ -469,7 +469,8 @@ def main(argv=None):
             inputs["bank"] = data.file_hash(args.bank)
             inputs["video encoder"] = data.file_hash(teacher_folder / "video_encoder.pt")
         data.open_run(run, vars(args), processes, precision, inputs)
-    state = None if args.dry_run else model.load_checkpoint(run / "checkpoint.pt")
+    paths = run / "checkpoint.pt", run / "checkpoint-before.pt"
+    state = None if args.dry_run else model.load_checkpoint(*paths, processes.print)
     first_step = state["step"] if state else 0
     if first_step == steps and (run / "model" / "distill_heads.pt").exists():
         processes.print(f"{run}: complete after {steps} steps, nothing to do")
@@ -479,6 +480,7 @@ def main(argv=None):
         norms = Counter(state["norms"])
         networks.load_state_dict(state["networks"])
         optimizer.load_state_dict(state["optimizer"])
+    processes.check_equal(run, first_step, networks)
     size = sum(each.numel() for each in parameters) / 1e6
     queues = ""
     if "crd" in heads:
@@ -495,18 +497,20 @@ def main(argv=None):
 
     # --- loop: steps + 1 times, so that the last validation and save are the lines of all others
     last_step = 4 if args.dry_run else steps
+    processes.note_signals()
     batches = data.prefetch(make_batch, first_step, last_step)
     for step in range(first_step, last_step + 1):
         last = step == last_step
+        noted = processes.noted(step)
         if writes and step > first_step and (step % args.valid_every == 0 or last):
             log(step, steps, valid_mlm=validate(valid, student, mlm_head, tokenizer, device))
-        if writes and step > first_step and (step % args.save_every == 0 or last):
-            model.save_checkpoint(run / "checkpoint.pt", step=step, networks=networks.state_dict(),
+        if writes and step > first_step and (step % args.save_every == 0 or last or noted):
+            model.save_checkpoint(*paths, step=step, networks=networks.state_dict(),
                                   optimizer=optimizer.state_dict(), weights=weights,
                                   norms=dict(norms))
         if args.dry_run and step == 1:   # the first step also warms up
             started = time.time()
-        if last:
+        if last or noted:
             break
         for group in optimizer.param_groups:
             group["lr"] = model.lr_at(step, args.lr, args.warmup, steps)
@@ -599,6 +603,8 @@ def main(argv=None):
             if args.gradient_ratio:
                 values |= {f"{name}_weight": weight for name, weight in weights.items()}
             log(step + 1, steps, **values)
+    if noted and not last:
+        processes.stop(noted, f"{run}, step {step}")
     if args.dry_run:
         data.print_plan(processes, parameters, (time.time() - started) / 3, steps)
         return processes.close()

@@ -640,15 +640,33 @@ def gradient_norm(loss, parameters, total):
     return float(total(flat).norm())
 
 
-def save_checkpoint(path, **state):
-    """Writes state dicts and numbers to path, through a temporary name: path is always whole."""
-    temporary = Path(str(path) + ".tmp")
-    torch.save(state, temporary)
+def save_checkpoint(path, before=None, **state):
+    """Writes state dicts and numbers to path, through a temporary name: path is always whole.
+
+    before: what stood at path is kept under this name.
+    """
+    path = Path(path)
+    temporary = path.with_name(path.name + ".tmp")
+    with open(temporary, "wb") as file:
+        torch.save(state, file)
+        file.flush()
+        os.fsync(file.fileno())   # else a machine that loses power may keep the name alone
+    if before and path.exists():
+        os.replace(path, before)
     os.replace(temporary, path)
 
 
-def load_checkpoint(path):
-    """What save_checkpoint wrote, on the CPU, or None where there is no such file."""
-    if not Path(path).exists():
-        return None
-    return read_file(Path(path), "delete it, and the run that wrote it starts again from step 0")
+def load_checkpoint(path, before=None, say=print):
+    """What save_checkpoint wrote, on the CPU; if it is damaged or gone, the one before it.
+
+    None where there is neither. Raises UserError where neither can be read.
+    """
+    path = Path(path)
+    way_out = "delete it, and the run that wrote it starts again from step 0"
+    if not before or not Path(before).exists():
+        return read_file(path, way_out) if path.exists() else None
+    try:
+        return read_file(path, f"going on from {before}")
+    except UserError as error:
+        say(error)
+        return read_file(Path(before), way_out)

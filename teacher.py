@@ -264,7 +264,8 @@ def main(argv=None):
         if args.init:
             inputs["init"] = data.weights_hash(args.init)
         data.open_run(run, vars(args), processes, precision, inputs)
-    state = None if args.dry_run else model.load_checkpoint(run / "checkpoint.pt")
+    paths = run / "checkpoint.pt", run / "checkpoint-before.pt"
+    state = None if args.dry_run else model.load_checkpoint(*paths, processes.print)
     first_step = state["step"] if state else 0
     if first_step == steps and (run / "model" / "video_encoder.pt").exists():
         processes.print(f"{run}: complete after {steps} steps, nothing to do")
@@ -272,6 +273,7 @@ def main(argv=None):
     if state:
         networks.load_state_dict(state["networks"])
         optimizer.load_state_dict(state["optimizer"])
+    processes.check_equal(run, first_step, networks)
     size = sum(each.numel() for each in parameters) / 1e6
     processes.print(f"teacher {args.size}: {size:.1f} M parameters; {len(train):,} videos; "
                     f"batch {args.batch} = {processes.world} x {args.batch // processes.world}; "
@@ -294,18 +296,20 @@ def main(argv=None):
 
     # --- loop: steps + 1 times, so that the last validation and save are the lines of all others
     last_step = 4 if args.dry_run else steps
+    processes.note_signals()
     batches = data.prefetch(make_batch, first_step, last_step)
     for step in range(first_step, last_step + 1):
         last = step == last_step
+        noted = processes.noted(step)
         if writes and step > first_step and (step % args.valid_every == 0 or last):
             log(step, steps, **validate(args, valid, bert, mlm_head, video_encoder, tokenizer,
                                         device))
-        if writes and step > first_step and (step % args.save_every == 0 or last):
-            model.save_checkpoint(run / "checkpoint.pt", step=step, networks=networks.state_dict(),
+        if writes and step > first_step and (step % args.save_every == 0 or last or noted):
+            model.save_checkpoint(*paths, step=step, networks=networks.state_dict(),
                                   optimizer=optimizer.state_dict())
         if args.dry_run and step == 1:   # the first step also warms up
             started = time.time()
-        if last:
+        if last or noted:
             break
         for group in optimizer.param_groups:
             group["lr"] = model.lr_at(step, args.lr, args.warmup, decay_steps)
@@ -356,6 +360,8 @@ def main(argv=None):
                     values["collapsed"] = ("as if every input had the same vector; try a lower "
                                            "--lr, a smaller --margin or --contrastive nce")
             log(step + 1, steps, **values)
+    if noted and not last:
+        processes.stop(noted, f"{run}, step {step}")
     if args.dry_run:
         data.print_plan(processes, parameters, (time.time() - started) / 3, steps)
         return processes.close()
