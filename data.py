@@ -89,10 +89,14 @@ class Processes:
         if self.master:
             print(text, flush=True)
 
-    def rows(self, batch):
-        """This process's slice of a global batch. Raises UserError if it does not divide."""
-        if batch % self.world:
-            raise UserError(f"global batch {batch} does not divide by {self.world} processes")
+    def rows(self, batch, parts=1):
+        """This process's slice of a global batch, worked off in so many parts.
+
+        Raises UserError where the batch does not divide.
+        """
+        if batch % (self.world * parts):
+            raise UserError(f"global batch {batch} does not divide by {self.world} processes x "
+                            f"{parts} parts")
         each = batch // self.world
         return slice(self.rank * each, (self.rank + 1) * each)
 
@@ -114,20 +118,6 @@ class Processes:
         if self.world == 1:
             return tensor
         return _Gather.apply(tensor, self.rank, self.world)
-
-    def sum_gradients(self, parameters):
-        """Adds .grad up over processes in one flat message.
-
-        A sum: losses are already divided by global counts, which differ between processes.
-        """
-        if self.world == 1:
-            return
-        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
-        dist.all_reduce(flat)
-        sizes = [gradient.numel() for gradient in gradients]
-        for gradient, summed in zip(gradients, flat.split(sizes)):
-            gradient.copy_(summed.view_as(gradient))
 
     def barrier(self):
         """Waits until every process is here."""
@@ -209,6 +199,61 @@ class _Gather(torch.autograd.Function):
         return gradient[ctx.rows], None, None
 
 
+class GradientSum:
+    """Adds up the .grad of parameters over processes, in flat messages sent during backward.
+
+    A sum: losses are already divided by global counts, which differ between processes.
+    """
+
+    def __init__(self, parameters, world, message=2 ** 23):
+        """message: the most numbers of one, where a parameter has no more (32 MB)."""
+        self.groups = [[]]   # of parameters, a message each; gradients come about from the last
+        self.on = False      # else a backward pass sends nothing
+        if world == 1:
+            return
+        group_of = {}
+        for parameter in reversed(list(parameters)):
+            size = sum(each.numel() for each in self.groups[-1])
+            if self.groups[-1] and size + parameter.numel() > message:
+                self.groups.append([])
+            self.groups[-1].append(parameter)
+            group_of[parameter] = len(self.groups) - 1
+        for parameter in group_of:
+            parameter.register_post_accumulate_grad_hook(self._arrived(group_of[parameter]))
+        self._reset()
+
+    def _reset(self):
+        self.waiting = [len(group) for group in self.groups]
+        self.sent = []   # (gradients, flat, message under way), in the order of groups
+
+    def _arrived(self, group):
+        def hook(parameter):
+            if self.on:
+                self.waiting[group] -= 1
+                self._send(self.waiting)
+        return hook
+
+    def _send(self, waiting):
+        """Sends the next groups as far as nothing of them is waited for, in the same order."""
+        while len(self.sent) < len(self.groups) and waiting[len(self.sent)] == 0:
+            parameters = self.groups[len(self.sent)]
+            gradients = [each.grad for each in parameters if each.grad is not None]
+            flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
+            self.sent.append((gradients, flat, dist.all_reduce(flat, async_op=True)))
+
+    def finish(self):
+        """After backward: waits, and puts the sums in place."""
+        if self.groups == [[]]:
+            return
+        self._send([0] * len(self.groups))   # of parameters without a gradient, too
+        for gradients, flat, message in self.sent:
+            message.wait()
+            sizes = [gradient.numel() for gradient in gradients]
+            for gradient, total in zip(gradients, flat.split(sizes)):
+                gradient.copy_(total.view_as(gradient))
+        self._reset()
+
+
 def settle_precision(asked, device):
     """'auto' -> 'bf16' where the device computes in it, else 'fp32'.
 
@@ -278,16 +323,67 @@ def derangement(count, generator):
             return order
 
 
-def prefetch(make_batch, first, last, ahead=2):
-    """Yields make_batch(step) for first <= step < last; threads make up to `ahead` meanwhile."""
-    with ThreadPoolExecutor(ahead) as pool:
-        waiting = []
-        for step in range(first, last):
-            waiting.append(pool.submit(make_batch, step))
-            if len(waiting) > ahead:
-                yield waiting.pop(0).result()
-        for future in waiting:
-            yield future.result()
+class Feed:
+    """Iterates over batches[step, indices], moved to the device, of steps first, first + 1, ...
+
+    batches: gives a list of {name: tensor}, the parts of this process's rows of a global batch;
+    indices: which of `count` examples these rows are. Worker processes make them meanwhile; their
+    number changes no result.
+    """
+
+    def __init__(self, batches, count, args, rows, first, device):
+        self.device = device
+        self.waited = 0.0   # seconds that steps stood still for data
+        self.workers = args.workers
+        if self.workers is None:
+            here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))   # processes of this machine
+            self.workers = max(1, min(8, os.cpu_count() // here)) if device.type == "cuda" else 1
+        self.ahead = 3 + 2 * self.workers   # steps until none of the batches was made beforehand
+
+        def steps():
+            step = first
+            while True:
+                yield step, batch_indices(count, args.batch, args.seed, step)[rows]
+                step += 1
+        self.batches = iter(torch.utils.data.DataLoader(
+            Told(batches), sampler=steps(), batch_size=None, num_workers=self.workers,
+            pin_memory=device.type == "cuda", worker_init_fn=ignore_interrupt))
+
+    def __next__(self):
+        began = time.perf_counter()
+        parts = next(self.batches)
+        self.waited += time.perf_counter() - began
+        if isinstance(parts, UserError):
+            raise parts
+        for part in parts:
+            for name in part:
+                part[name] = part[name].to(self.device, non_blocking=True)
+        return parts
+
+
+class Told:
+    """Batches whose errors for users come as values: a worker would wrap them in its traceback."""
+
+    def __init__(self, batches):
+        self.batches = batches
+
+    def __getitem__(self, key):
+        try:
+            return self.batches[key]
+        except UserError as error:
+            return error
+
+
+def moved(tensors, device):
+    """Tensors of the CPU on a device; a GPU's copies are waited for by the GPU alone."""
+    if device.type == "cuda":
+        tensors = [tensor.pin_memory() for tensor in tensors]
+    return [tensor.to(device, non_blocking=True) for tensor in tensors]
+
+
+def ignore_interrupt(worker):
+    """Ctrl-C reaches all processes of a terminal: workers end with the one they serve."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -310,6 +406,8 @@ def stage_parser(description):
     flag("--dropout", type=float)
     flag("--precision", choices=["auto", "bf16", "fp32"], default="auto")
     flag("--device", default="auto", help="auto, cpu, cuda, mps")
+    flag("--compile", choices=["auto", "on", "off"], default="auto", help="auto: on a GPU")
+    flag("--workers", type=int, help="processes that make batches (default: one; on a GPU up to 8)")
     flag("--seed", type=int, default=0)
     flag("--log-every", type=int, help="steps")
     flag("--valid-every", type=int, help="steps")
@@ -387,7 +485,7 @@ def read_json(path, made_by):
 
 
 # flags that change nothing of what a run computes; of the paths, what lies there decides
-FREE = ("device", "out", "dry_run", "log_every", "save_every",
+FREE = ("device", "out", "dry_run", "log_every", "save_every", "compile", "workers",
         "data", "text", "teacher", "init", "bank")
 
 
@@ -470,19 +568,43 @@ def make_encoder(args, tokenizer, text):
     return config, bert, mlm_head
 
 
-def check_finite(losses, norm, step, run):
-    """Raises UserError where a step would write NaN or infinity into every weight.
+class Tracker:
+    """Numbers of each step, kept on the device, so that a step waits for nothing to be read.
 
-    losses: {name: scalar}; norm: of the whole gradient.
+    After a step that had a NaN or an infinity, that step's numbers stay.
     """
-    if not torch.isfinite(sum(losses.values()) + norm):
-        values = [f"{name} {value.item()}" for name, value in losses.items()]
-        raise UserError(f"{', '.join(values)}, gradient norm {norm.item()} at step {step}; the "
-                        f"last good state is {run}/checkpoint.pt; try a lower --lr")
+
+    def __init__(self, names, device):
+        self.names = [*names, "grad_norm"]
+        self.numbers = torch.zeros(len(self.names) + 1, device=device)
+
+    def add(self, step, losses, norm):
+        """Takes a step's losses, [names] of this process, and the norm of its whole gradient."""
+        numbers = torch.cat([losses, norm[None], torch.full_like(norm[None], step)])
+        self.numbers = torch.where(self.numbers.isfinite().all(), numbers, self.numbers)
+
+    def read(self, processes, advice):
+        """{name: number of the last step}, losses added up over processes.
+
+        Raises UserError where one is not finite, with advice.
+        """
+        losses = processes.sum(self.numbers[:-2])
+        *values, step = torch.cat([losses, self.numbers[-2:]]).tolist()   # one wait
+        values = dict(zip(self.names, values))
+        if not all(map(math.isfinite, values.values())):
+            shown = ", ".join(f"{name} {value}" for name, value in values.items())
+            raise UserError(f"{shown} at step {step:.0f}; {advice}")
+        return values
 
 
-def print_plan(processes, parameters, seconds_a_step, steps):
-    """`--dry-run`: what the whole run would take, judged by the few steps that were run."""
+DRY_STEPS = 10   # steps that --dry-run times
+
+
+def print_plan(processes, parameters, seconds_a_step, waited_a_step, steps):
+    """`--dry-run`: what the whole run would take, judged by the few steps that were run.
+
+    seconds_a_step: all of a step; waited_a_step: the part of it that it stood still for data.
+    """
     if processes.device.type == "cuda":
         memory = torch.cuda.max_memory_allocated(processes.device)
     else:
@@ -493,7 +615,8 @@ def print_plan(processes, parameters, seconds_a_step, steps):
     count = sum(parameter.numel() for parameter in parameters)
     processes.print(
         f"dry run: {memory / 2 ** 30:.2f} GB a process; {1000 * seconds_a_step:.0f} ms a step "
-        f"x {steps} steps = {seconds_a_step * steps / 3600:.2f} hours; "
+        f"({1000 * waited_a_step:.0f} of them waiting for data) x {steps} steps = "
+        f"{seconds_a_step * steps / 3600:.2f} hours; "
         f"{16 * count / 2 ** 30:.2f} GB of disk")
 
 
@@ -1868,7 +1991,7 @@ class Clips:
         return array
 
     def clip(self, video, start, end):
-        """Features [T, D] float32 of seconds start..end, all streams side by side.
+        """Features [T, D] float16 of seconds start..end, all streams side by side.
 
         T steps of the first stream, those whose interval meets [start, end); more than max_steps or
         `frames` are thinned evenly. Other streams are resampled to these steps.
@@ -1886,7 +2009,8 @@ class Clips:
                 middles = (picked + 0.5) / rate   # [T], seconds
             else:   # the step that is on at those moments
                 picked = np.minimum((middles * rate + 1e-4).astype(int), len(array) - 1)
-            columns.append(array[picked].astype(np.float32))   # [T, D of the stream]
+            with np.errstate(over="ignore"):   # what float16 cannot hold is refused
+                columns.append(array[picked].astype(np.float16))   # [T, D of the stream]
             if not np.isfinite(columns[-1]).all():
                 raise UserError(f"{self.folder}/features/{name}/{video}.npy holds a NaN or an "
                                 f"infinity; delete it, and `{self.made_by}` makes it again")
@@ -1987,7 +2111,10 @@ def special_mask(tokens, ids):
     return (tokens == ids["pad"]) | (tokens == ids["cls"]) | (tokens == ids["sep"])
 
 
-def mask_tokens(tokens, special_mask, generator, mask_id, vocab_size, probability=0.15,
+MASKED = 0.15   # share of the tokens that are to be predicted
+
+
+def mask_tokens(tokens, special_mask, generator, mask_id, vocab_size, probability=MASKED,
                 rows=None, batch=None):
     """BERT's masking: 15 % of the tokens; 80 % of these become [MASK], 10 % a random id.
 
@@ -2006,6 +2133,20 @@ def mask_tokens(tokens, special_mask, generator, mask_id, vocab_size, probabilit
     inputs = torch.where(chosen & (how < 0.8), torch.full_like(tokens, mask_id), tokens)
     inputs = torch.where(chosen & (how >= 0.9), random_ids, inputs)
     return inputs, labels
+
+
+def predicted(labels):
+    """Labels [b, L] -> (positions int [n] in the flattened batch, their labels int [n]).
+
+    n follows from b L alone, so that shapes never change: the tokens that mask_tokens chooses on
+    average and six standard deviations more. What fills the list up has position 0, label -100.
+    """
+    labels = labels.flatten()
+    positions = (labels != -100).nonzero()[:, 0]
+    expected = MASKED * len(labels)
+    n = math.ceil(expected + 6 * math.sqrt((1 - MASKED) * expected))
+    padding = max(0, min(n, len(labels)) - len(positions))
+    return F.pad(positions, (0, padding)), F.pad(labels[positions], (0, padding), value=-100)
 
 # ==================================================================================================
 # The mini world: a generated world in which only video tells what a noun does

@@ -81,27 +81,25 @@ class CRD(nn.Module):
         self.register_buffer("teacher_queue", F.normalize(torch.randn(queue, width), dim=1))
         self.register_buffer("student_constant", torch.zeros(()))   # log c of student anchors
         self.register_buffer("teacher_constant", torch.zeros(()))   # log c of teacher anchors
-        self.register_buffer("started", torch.zeros((), dtype=torch.bool))
         self.register_buffer("position", torch.zeros((), dtype=torch.long))   # next slot of both
 
-    def forward(self, student, teacher, processes):
-        """student: [N, Hs], teacher: [N, Ht], the same N tokens in the same order. A scalar.
+    def forward(self, student, teacher):
+        """student: [N, Hs], teacher: [N, Ht], the same N tokens in the same order.
 
-        In training mode the first call also settles c, and every call, after scoring, pushes the
-        tokens of all processes, in rank order, into the queues.
+        Returns (loss, e_s, e_t [N, width]). Before the first call: settle; after each: push.
         """
         e_s = F.normalize(self.student_embed(student.float()), dim=1)       # [N, width]
         e_t = F.normalize(self.teacher_embed(teacher.float()), dim=1)
-        if self.training and not self.started:
-            self.student_constant.copy_(self.log_c(e_s, e_t, self.teacher_queue, processes))
-            self.teacher_constant.copy_(self.log_c(e_t, e_s, self.student_queue, processes))
-            self.started.fill_(True)
-        # the queues change in place below, so the graph keeps copies of what was scored
+        # the queues change in place before backward, so the graph keeps copies of what was scored
         loss = self.side(e_s, e_t, self.teacher_queue.clone(), self.student_constant)
         loss = loss + self.side(e_t, e_s, self.student_queue.clone(), self.teacher_constant)
-        if self.training:
-            self.push(e_s, e_t, processes)
-        return loss
+        return loss, e_s, e_t
+
+    @torch.no_grad()
+    def settle(self, e_s, e_t, processes):
+        """Fixes c of both sides, for good, by the first global batch."""
+        self.student_constant.copy_(self.log_c(e_s, e_t, self.teacher_queue, processes))
+        self.teacher_constant.copy_(self.log_c(e_t, e_s, self.student_queue, processes))
 
     def side(self, anchor, positive, queue, log_c):
         """Loss of one side, a mean over N: unit anchor, positive [N, width], queue [K, width]."""
@@ -110,7 +108,6 @@ class CRD(nn.Module):
         wrong = anchor @ queue.T / self.temperature - shift                 # [N, K]
         return (F.softplus(-right) + F.softplus(wrong).sum(1)).mean()
 
-    @torch.no_grad()
     def log_c(self, anchor, positive, queue, processes):
         """log of the mean of exp(s / tau) over positives and negatives of all processes."""
         right = (anchor * positive).sum(1, keepdim=True)                    # [N, 1]
@@ -186,23 +183,33 @@ def regression_loss(student, teacher, mask):
     return (distance * mask).sum() / mask.sum()
 
 
-def soft_label_loss(student_logits, teacher_logits, temperature, count):
+def soft_label_loss(student_logits, teacher_logits, mask, temperature):
     """Soft labels (Hinton et al. 2015): tau^2 KL(p_teacher || p_student), p = softmax(z / tau).
 
-    student_logits, teacher_logits: z [N, V] of the MLM heads. Returns the sum over tokens / count
-    (N of all processes). Called at the masked positions only: elsewhere both models see the token
-    that they are asked for. (The authors' history: all positions, tau = 1, 1,000 x the mean.)
+    student_logits, teacher_logits: z [N, V] of the MLM heads; mask: bool [N], True = counts.
+    Returns the sum over tokens. Called at the masked positions only: elsewhere both models see the
+    token that they are asked for. (The authors' history: all positions, tau = 1, 1,000 x the mean.)
     """
     student = F.log_softmax(student_logits.float() / temperature, dim=1)
     teacher = F.log_softmax(teacher_logits.float() / temperature, dim=1)
-    total = F.kl_div(student, teacher, reduction="sum", log_target=True)
-    return temperature ** 2 * total / max(1, count)
+    each = F.kl_div(student, teacher, reduction="none", log_target=True).sum(1)   # [N]
+    return temperature ** 2 * (each * mask).sum()
 
 
 VOKEN_LABELS = ("nearest", "random", "shuffled", "reversed", "token")
 
 
-def voken_labels(kind, tokens, vectors, bank, generator, rows, batch):
+def voken_lots(kind, tokens, generator, rows, batch):
+    """What voken_labels needs by lot for blocks [b, L]: float [b, L - 2], in 0..1.
+
+    Drawn for `batch` blocks, of which these are `rows`.
+    """
+    if kind not in ("random", "shuffled"):
+        return torch.zeros(len(tokens), 0)
+    return torch.rand(batch, tokens.shape[1] - 2, generator=generator)[rows]
+
+
+def voken_labels(kind, tokens, vectors, bank, lots):
     """Vokens (Tan & Bansal 2020) with clips for images: which clip of a bank belongs to each token.
 
         nearest   argmax over clips c of t_l . v_c
@@ -212,20 +219,18 @@ def voken_labels(kind, tokens, vectors, bank, generator, rows, batch):
         token     no clip but the token itself
 
     tokens: int [b, L], unmasked blocks; vectors t: unit [b, L, Ht], the teacher's of them; bank v:
-    unit [C, Ht]. Returns int [b, L], -100 at [CLS] and [SEP], drawn for `batch` sequences, of which
-    these are `rows`. The loss is cross-entropy over all real tokens, masked or not. Vokenization
-    reads sentence by sentence; here the teacher reads whole blocks, as in its training.
+    unit [C, Ht]; lots: see voken_lots. Returns int [b, L], -100 at [CLS] and [SEP]. The loss is
+    cross-entropy over all real tokens, masked or not. Vokenization reads sentence by sentence; here
+    the teacher reads whole blocks, as in its training.
     """
-    inner = tokens[:, 1:-1]                                                 # [b, L - 2]
     if kind == "token":
-        labels = inner
+        labels = tokens[:, 1:-1]                                            # [b, L - 2]
     elif kind == "random":
-        labels = torch.randint(len(bank), (batch, inner.shape[1]), generator=generator)[rows]
+        labels = (lots * len(bank)).long()
     else:   # by sequence: C scores for every token of a batch would be the step's largest tensor
         labels = torch.stack([(each @ bank.T).argmax(1) for each in vectors[:, 1:-1]])
     if kind == "shuffled":
-        order = torch.rand(batch, inner.shape[1], generator=generator)[rows].argsort(1)
-        labels = labels.gather(1, order.to(labels.device))
+        labels = labels.gather(1, lots.argsort(1))
     if kind == "reversed":
         labels = labels.flip(1)
     return F.pad(labels, (1, 1), value=-100)
@@ -354,6 +359,8 @@ def parse_args(argv=None):
         flag(f"--{name}-weight", dest=f"{name}_weight", type=float, help="of this loss in the sum")
     flag("--gradient-ratio", type=float, help="sets the weights: the gradient of each objective in "
          "the encoder is this times MLM's, measured at step 0 and, for good, as warm-up ends")
+    flag("--accumulate", type=int, default=1, help="parts that a batch is worked off in, so that "
+         "it fits into memory: the same loss and gradient")
     flag("--crd-queue", type=int, help="negatives a side")
     flag("--crd-tokens", type=int, help="anchors a sequence")
     flag("--crd-temperature", type=float, default=0.07, help="as Tian et al.")
@@ -375,8 +382,106 @@ def parse_args(argv=None):
     given = [name for name in weights if getattr(args, name) is not None]
     if args.gradient_ratio is not None and (given or args.gradient_ratio <= 0):
         raise model.UserError("--gradient-ratio is above 0, and takes the place of the weights")
+    if args.accumulate > 1 and ("ntxent" in args.objective or args.gradient_ratio is not None):
+        raise model.UserError("ntxent and --gradient-ratio need the whole batch at once: leave "
+                              "--accumulate out")
     data.fill_in(args, {**weights, **DEFAULTS[args.size]})
     return args
+
+
+# --------------------------------------------------------------------------------------------------
+# A step
+
+
+class Batches:
+    """The rows of global batch `step` that this process takes, in parts: tensors by name."""
+
+    def __init__(self, args, blocks, tokenizer, rows):
+        self.args = args
+        self.blocks = blocks
+        self.ids = data.special_ids(tokenizer)
+        self.words = tokenizer.get_vocab_size()
+        self.rows = rows
+
+    def __getitem__(self, key):
+        """key: (step, indices of the blocks, int [b])."""
+        step, indices = key
+        args = self.args
+        tokens = self.blocks.batch(indices)   # [b, L]
+        special = data.special_mask(tokens, self.ids)   # True = [CLS], [SEP]: left alone
+        generator = data.torch_generator(args.seed, "mask", step)
+        inputs, labels = data.mask_tokens(tokens, special, generator, self.ids["mask"], self.words,
+                                          rows=self.rows, batch=args.batch)
+        whole = {"tokens": tokens, "inputs": inputs, "labels": labels,
+                 "real": tokens != self.ids["pad"]}
+        if "crd" in args.objective:
+            generator = data.torch_generator(args.seed, "crd", step)
+            whole["anchors"] = sample_tokens(special, args.crd_tokens, generator, self.rows,
+                                             args.batch)   # [b, crd_tokens]
+        if "voken" in args.objective:
+            generator = data.torch_generator(args.seed, "voken", step)
+            whole["lots"] = voken_lots(args.voken_labels, tokens, generator, self.rows, args.batch)
+        parts = []
+        for number in range(args.accumulate):
+            part = {name: each.chunk(args.accumulate)[number] for name, each in whole.items()}
+            part["positions"], part["labels"] = data.predicted(part["labels"])
+            parts.append(part)
+        return parts
+
+
+def losses_of(args, networks, frozen, part, label_count, share, autocast_type):
+    """The losses of a part: divided so that those of all parts and processes add up to the batch's.
+
+    frozen: {"teacher", "mlm_head", "words" (of the tokenizer), "bank" [C, Ht]}; label_count: of the
+    whole batch; share: how many parts all processes have. Returns ({name: scalar}, kept):
+    kept["crd"] = (e_s, e_t) for the queues, kept["ntxent"] = both sides of that loss.
+    """
+    student = networks["student"]
+    mlm_head = networks["mlm_head"]
+    heads = networks["heads"]
+    losses = {}
+    kept = {}
+    mapped = {}   # the student's states through the head of each objective
+    device = part["inputs"].device
+    with torch.autocast(device.type, autocast_type, enabled=autocast_type is not None):
+        hidden = student(part["inputs"])   # [b, L, Hs]
+        mlm = model.mlm_loss(mlm_head, hidden, part["positions"], part["labels"])
+        losses["mlm"] = mlm / label_count
+        with torch.no_grad():
+            if set(args.objective) - {"voken"}:
+                taught = frozen["teacher"](part["inputs"])   # [b, L, Ht]
+                target = F.normalize(taught.float(), dim=-1)   # unit vectors
+            if "voken" in args.objective:
+                clean = F.normalize(frozen["teacher"](part["tokens"]).float(), dim=-1)
+        if "soft-label" in args.objective:
+            words = frozen["words"]   # a padded embedding has more rows
+            chosen = hidden.flatten(0, 1)[part["positions"]]   # [n, Hs]
+            shown = taught.flatten(0, 1)[part["positions"]]   # [n, Ht]
+            total = soft_label_loss(mlm_head(chosen)[:, :words],
+                                    frozen["mlm_head"](shown)[:, :words],
+                                    part["labels"] != -100, args.soft_label_temperature)
+            losses["soft-label"] = total / label_count
+        for name in ("nst", "ntxent", "regression", "voken"):
+            if name in args.objective:
+                mapped[name] = heads[f"{name}_head"](hidden).float()
+    # the objectives in fp32; equally many rows a part, so a mean is divided by the parts
+    if "nst" in args.objective:
+        student_unit = F.normalize(mapped["nst"], dim=-1)
+        losses["nst"] = nst_loss(student_unit, target, part["real"]) / share
+    if "crd" in args.objective:
+        sampled = heads["crd_head"](take_tokens(hidden, part["anchors"]).float())
+        loss, *kept["crd"] = heads["crd"](sampled, take_tokens(target, part["anchors"]))
+        losses["crd"] = loss / share
+    if "ntxent" in args.objective:
+        kept["ntxent"] = mapped["ntxent"], target
+    if "regression" in args.objective:
+        losses["regression"] = regression_loss(mapped["regression"], target, part["real"]) / share
+    if "voken" in args.objective:
+        vokens = voken_labels(args.voken_labels, part["tokens"], clean, frozen["bank"],
+                              part["lots"])   # [b, L]
+        loss = F.cross_entropy(mapped["voken"].flatten(0, 1), vokens.flatten())
+        losses["voken"] = loss / share
+    return losses, kept
 
 
 # --------------------------------------------------------------------------------------------------
@@ -397,9 +502,10 @@ def validate(text, student, mlm_head, tokenizer, device, limit=512):
         generator = data.torch_generator(0, "validation", start)
         inputs, labels = data.mask_tokens(tokens, data.special_mask(tokens, ids), generator,
                                           ids["mask"], tokenizer.get_vocab_size())
-        loss = model.mlm_loss(mlm_head, student(inputs.to(device)), labels.to(device), 1)
-        total += float(loss)
+        positions, labels = data.predicted(labels)
         count += int((labels != -100).sum())
+        hidden = student(inputs.to(device))   # [64, L, H]
+        total += float(model.mlm_loss(mlm_head, hidden, positions.to(device), labels.to(device)))
     return total / max(1, count)
 
 
@@ -414,14 +520,13 @@ def main(argv=None):
     device = processes.device
     precision, autocast_type = data.settle_precision(args.precision, device)
     run = Path(args.out)
-    rows = processes.rows(args.batch)
+    rows = processes.rows(args.batch, args.accumulate)
     writes = processes.master and not args.dry_run
     torch.manual_seed(args.seed)
     torch.set_float32_matmul_precision("high")
 
     # --- data and student
     tokenizer = data.load_tokenizer(args.text)
-    ids = data.special_ids(tokenizer)
     words = tokenizer.get_vocab_size()
     config, student, mlm_head = data.make_encoder(args, tokenizer, args.text)
     train = data.TextBlocks(args.text, "train", tokenizer, config.block)
@@ -432,6 +537,7 @@ def main(argv=None):
     # --- models: frozen teacher, the student's heads
     shape = {"objective": args.objective, "head": args.head, "teacher_width": None, "classes": None,
              "crd": {"queue": args.crd_queue, "temperature": args.crd_temperature}}
+    frozen = {"words": words, "bank": None}
     if args.objective:
         teacher_folder = Path(args.teacher) / "model"
         teacher_config, teacher, teacher_mlm_head = model.load_hf(teacher_folder)
@@ -441,10 +547,11 @@ def main(argv=None):
                                   f"longer than {teacher_config.block}")
         for module in (teacher, teacher_mlm_head):
             module.to(device).eval().requires_grad_(False)
+        frozen |= {"teacher": teacher, "mlm_head": teacher_mlm_head}
         shape["teacher_width"] = teacher_config.hidden_size
     if "voken" in args.objective:
-        bank = bank_vectors(args, tokenizer, device, processes.master)   # [C, Ht]
-        shape["classes"] = words if args.voken_labels == "token" else len(bank)
+        frozen["bank"] = bank_vectors(args, tokenizer, device, processes.master)   # [C, Ht]
+        shape["classes"] = words if args.voken_labels == "token" else len(frozen["bank"])
     heads = make_heads(student=config, **shape)
     networks = nn.ModuleDict({"student": student, "mlm_head": mlm_head, "heads": heads})
     networks.to(device)
@@ -453,6 +560,7 @@ def main(argv=None):
     optimizer = model.optimizer_for([networks], args.lr, args.weight_decay)
     decayed, plain = optimizer.param_groups
     parameters = decayed["params"] + plain["params"]
+    gradients = data.GradientSum(parameters, processes.world)
     encoder_parameters = list(student.parameters())
     weights = {name: getattr(args, f"{name}_weight") for name in args.objective}
     norms = Counter()   # for --gradient-ratio: sums over steps of each loss's gradient norm
@@ -487,118 +595,96 @@ def main(argv=None):
         queues = f"; CRD queues 2 x {heads['crd'].student_queue.nbytes / 2 ** 20:.1f} MB"
     processes.print(f"student {args.size}: {size:.1f} M parameters; objective "
                     f"{' + '.join(['mlm'] + args.objective)}; {len(train):,} blocks of {block}; "
-                    f"batch {args.batch} = {processes.world} x {args.batch // processes.world}; "
+                    f"batch {args.batch} = {processes.world} x {args.accumulate} x "
+                    f"{args.batch // processes.world // args.accumulate}; "
                     f"{steps} steps{queues}; {device.type}, {precision}; "
                     f"from step {first_step}")
     log = data.Log(run / "log.jsonl", writes, first_step)
 
-    def make_batch(step):
-        return train.batch(data.batch_indices(len(train), args.batch, args.seed, step)[rows])
+    losses_fast = model.compiled(losses_of, args.compile, device, processes.print)
+    names = ["mlm", *args.objective]
+    tracker = data.Tracker(names, device)
+    share = processes.world * args.accumulate
 
     # --- loop: steps + 1 times, so that the last validation and save are the lines of all others
-    last_step = 4 if args.dry_run else steps
+    feed = data.Feed(Batches(args, train, tokenizer, rows), len(train), args, rows, first_step,
+                     device)
+    last_step = first_step + data.DRY_STEPS + feed.ahead if args.dry_run else steps
+    advice = f"the last good state is {paths[0]}; try a lower --lr"
     processes.note_signals()
-    batches = data.prefetch(make_batch, first_step, last_step)
     for step in range(first_step, last_step + 1):
         last = step == last_step
         noted = processes.noted(step)
         if writes and step > first_step and (step % args.valid_every == 0 or last):
             log(step, steps, valid_mlm=validate(valid, student, mlm_head, tokenizer, device))
-        if writes and step > first_step and (step % args.save_every == 0 or last or noted):
-            model.save_checkpoint(*paths, step=step, networks=networks.state_dict(),
-                                  optimizer=optimizer.state_dict(), weights=weights,
-                                  norms=dict(norms))
-        if args.dry_run and step == 1:   # the first step also warms up
+        if step > first_step and (step % args.save_every == 0 or last or noted):
+            tracker.read(processes, advice)   # stops where a number is not finite
+            if writes:
+                model.save_checkpoint(*paths, step=step, networks=networks.state_dict(),
+                                      optimizer=optimizer.state_dict(), weights=weights,
+                                      norms=dict(norms))
+        if args.dry_run and step == first_step + feed.ahead:   # compiled, warm, nothing made ahead
+            tracker.read(processes, advice)
+            feed.waited = 0.0
             started = time.time()
         if last or noted:
             break
         for group in optimizer.param_groups:
             group["lr"] = model.lr_at(step, args.lr, args.warmup, steps)
         networks.train()
-        data.seed_dropout(args.seed, step, processes.rank)
+        parts = next(feed)
+        label_count = processes.sum(sum((part["labels"] != -100).sum() for part in parts))
+        given = label_count.clamp(min=1), share, autocast_type
 
-        tokens = next(batches)   # [b, L]
-        special = data.special_mask(tokens, ids)   # True = [CLS], [SEP]: left alone
-        generator = data.torch_generator(args.seed, "mask", step)
-        inputs, labels = data.mask_tokens(tokens, special, generator, ids["mask"], words,
-                                          rows=rows, batch=args.batch)
-        label_count = processes.sum(int((labels != -100).sum()))
-        real = (tokens != ids["pad"]).to(device)
-        inputs = inputs.to(device)
-        labels = labels.to(device)
-
-        losses = {}
-        mapped = {}   # the student's states through the head of each objective
-        with torch.autocast(device.type, autocast_type, enabled=autocast_type is not None):
-            hidden = student(inputs)   # [b, L, Hs]
-            losses["mlm"] = model.mlm_loss(mlm_head, hidden, labels, label_count)
-            if set(args.objective) - {"voken"}:
-                with torch.no_grad():
-                    taught = teacher(inputs)   # [b, L, Ht]
-                target = F.normalize(taught.float(), dim=-1)   # unit vectors
-            if "voken" in args.objective:
-                with torch.no_grad():
-                    clean = teacher(tokens.to(device))
-                clean = F.normalize(clean.float(), dim=-1)
-            if "soft-label" in args.objective:   # of a padded embedding only the tokenizer's words
-                chosen = labels != -100   # True = masked, to be predicted
-                losses["soft-label"] = soft_label_loss(
-                    mlm_head(hidden[chosen])[:, :words],
-                    teacher_mlm_head(taught[chosen])[:, :words],
-                    args.soft_label_temperature, label_count)
-            for name in ("nst", "ntxent", "regression", "voken"):
-                if name in args.objective:
-                    mapped[name] = heads[f"{name}_head"](hidden).float()
-        # the objectives in fp32; equally many rows a process, so a mean is divided by the world
-        if "nst" in args.objective:
-            student_unit = F.normalize(mapped["nst"], dim=-1)
-            losses["nst"] = nst_loss(student_unit, target, real) / processes.world
-        if "crd" in args.objective:
-            generator = data.torch_generator(args.seed, "crd", step)
-            positions = sample_tokens(special, args.crd_tokens, generator, rows, args.batch)
-            positions = positions.to(device)   # [b, crd_tokens]
-            sampled = heads["crd_head"](take_tokens(hidden, positions).float())
-            loss = heads["crd"](sampled, take_tokens(target, positions), processes)
-            losses["crd"] = loss / processes.world
-        if "ntxent" in args.objective:   # every process sees all sequences, and counts its own
-            losses["ntxent"] = ntxent_loss(processes.gather(mapped["ntxent"]),
-                                           processes.gather(target), args.ntxent_temperature, rows)
-        if "regression" in args.objective:
-            loss = regression_loss(mapped["regression"], target, real)
-            losses["regression"] = loss / processes.world
-        if "voken" in args.objective:
-            generator = data.torch_generator(args.seed, "voken", step)
-            vokens = voken_labels(args.voken_labels, tokens, clean, bank, generator, rows,
-                                  args.batch)   # [b, L]
-            loss = F.cross_entropy(mapped["voken"].flatten(0, 1), vokens.flatten().to(device))
-            losses["voken"] = loss / processes.world
+        if "crd" in heads and step == 0:   # its constants, by a look at the whole batch
+            data.seed_dropout(args.seed, step, processes.rank)
+            with torch.no_grad():
+                seen = [losses_of(args, networks, frozen, part, *given)[1]["crd"] for part in parts]
+            heads["crd"].settle(*[torch.cat(side) for side in zip(*seen)], processes)
 
         # how hard each loss pulls on the encoder is logged; --gradient-ratio weighs by it
         logged = step % args.log_every == 0 or step + 1 == steps
         measuring = step == 0 or args.warmup - MEASURED <= step < args.warmup
         measured = bool(args.gradient_ratio) and measuring
         pulls = {}
-        if logged or measured:
-            for name, value in losses.items():
-                pulls[name] = model.gradient_norm(value, encoder_parameters, processes.sum)
-        if measured:
-            if step in (0, args.warmup - MEASURED):
-                norms.clear()
-            norms.update(pulls)   # adds them up
-            for name in weights:
-                if norms[name] > 0:
-                    weights[name] = args.gradient_ratio * norms["mlm"] / norms[name]
-        loss = losses["mlm"] + sum(weight * losses[name] for name, weight in weights.items())
+        seen = []   # of all parts, for CRD's queues
+        totals = torch.zeros(len(names), device=device)   # of all parts
+        data.seed_dropout(args.seed, step, processes.rank)
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        processes.sum_gradients(parameters)
+        for number, part in enumerate(parts, 1):
+            # a compiled step keeps no graph to take single losses' gradients from
+            chosen = losses_of if logged or measured else losses_fast
+            losses, kept = chosen(args, networks, frozen, part, *given)
+            if "ntxent" in kept:   # every process sees all sequences, and counts its own
+                ours, theirs = map(processes.gather, kept["ntxent"])
+                losses["ntxent"] = ntxent_loss(ours, theirs, args.ntxent_temperature, rows)
+            if "crd" in kept:
+                seen.append(kept["crd"])
+            if (logged or measured) and args.accumulate == 1:
+                pulls = [model.gradient_norm(losses[name], encoder_parameters, processes.sum)
+                         for name in names]
+                pulls = dict(zip(names, torch.stack(pulls).tolist()))
+            if measured:
+                if step in (0, args.warmup - MEASURED):
+                    norms.clear()
+                norms.update(pulls)   # adds them up
+                for name in weights:
+                    if norms[name] > 0:
+                        weights[name] = args.gradient_ratio * norms["mlm"] / norms[name]
+            loss = losses["mlm"] + sum(weight * losses[name] for name, weight in weights.items())
+            gradients.on = number == len(parts)
+            loss.backward()
+            totals += torch.stack([losses[name].detach() for name in names])
+        if "crd" in heads:
+            heads["crd"].push(*[torch.cat(side) for side in zip(*seen)], processes)
+        gradients.finish()
         norm = nn.utils.clip_grad_norm_(parameters, args.clip)
-        data.check_finite(losses, norm, step, run)
+        tracker.add(step, totals, norm)
         optimizer.step()
 
         if logged:
-            values = {name: processes.sum(value).item() for name, value in losses.items()}
-            values |= {"lr": optimizer.param_groups[0]["lr"], "grad_norm": float(norm)}
+            values = tracker.read(processes, advice)
+            values |= {"lr": optimizer.param_groups[0]["lr"], "waited": round(feed.waited, 2)}
             values |= {f"{name}_grad": pull for name, pull in pulls.items()}
             if args.gradient_ratio:
                 values |= {f"{name}_weight": weight for name, weight in weights.items()}
@@ -606,7 +692,9 @@ def main(argv=None):
     if noted and not last:
         processes.stop(noted, f"{run}, step {step}")
     if args.dry_run:
-        data.print_plan(processes, parameters, (time.time() - started) / 3, steps)
+        tracker.read(processes, advice)
+        seconds = (time.time() - started) / data.DRY_STEPS
+        data.print_plan(processes, parameters, seconds, feed.waited / data.DRY_STEPS, steps)
         return processes.close()
 
     # --- last save

@@ -874,6 +874,8 @@ def parse_args(argv=None):
     add("--lr", type=float)
     add("--epochs", type=float)
     add("--batch", type=int, help="global batch, in rows")
+    add("--accumulate", type=int, default=1, help="parts that a batch is worked off in, so that it "
+        "fits into memory: the same loss and gradient")
     add("--max-length", type=int, help="tokens a text, special ones included; SQuAD: a window")
     add("--stride", type=int, help="SQuAD: word pieces from one window to the next")
     add("--null-threshold", type=float, help="SQuAD2: no answer where [CLS] scores this much above "
@@ -973,7 +975,7 @@ def predict(kind, bert, head, rows, batch, processes, autocast_type):
         chosen = order[start:start + batch]
         mine = chosen[processes.rank::processes.world]
         # a process without a row computes one that is not kept
-        inputs = [tensor.to(device) for tensor in rows.batch(mine if len(mine) else chosen[:1])]
+        inputs = data.moved(rows.batch(mine if len(mine) else chosen[:1]), device)
         with torch.autocast(device.type, autocast_type, enabled=autocast_type is not None):
             out = scores_of(kind, bert, head, inputs, rows.candidates)
         if kind == "span":
@@ -1061,11 +1063,13 @@ def score_split(metrics, settings, split, examples, targets, meta, rows, scores,
         metrics["parts"][split] = score_parts(targets, answers, meta)
 
 
-def finetune(settings, splits, rows, config, bert, encoder, processes, folder, log_every=100):
+def finetune(settings, splits, rows, config, bert, encoder, processes, folder, log_every=100,
+             accumulate=1):
     """Trains a fresh head and the encoder from its loaded weights, writes the folder.
 
     splits: {split: Split}; rows: {split: Rows}; config, bert: the loaded model; encoder: its state
-    dict as loaded. Returns what metrics.json holds. Raises UserError at a non-finite loss.
+    dict as loaded; accumulate: parts of a batch. Returns what metrics.json holds. Raises UserError
+    at a non-finite loss.
     """
     # --- setup
     start = time.time()
@@ -1075,7 +1079,7 @@ def finetune(settings, splits, rows, config, bert, encoder, processes, folder, l
     device = processes.device
     precision, autocast_type = data.settle_precision(settings["precision"], device)
     if processes.master:
-        folder.mkdir(parents=True, exist_ok=True)
+        held = data.lock(folder)
         (folder / "metrics.json").unlink(missing_ok=True)   # first: it vouches for the rest
         data.write_json(folder / "args.json", {
             "arguments": settings, "settled precision": precision, "processes": processes.world,
@@ -1101,9 +1105,12 @@ def finetune(settings, splits, rows, config, bert, encoder, processes, folder, l
     parameters = []
     for group in optimizer.param_groups:
         parameters += group["params"]
+    gradients = data.GradientSum(parameters, processes.world)
 
     # --- loop
-    losses = []
+    tracker = data.Tracker(["loss"], device)
+    advice = f"{name} seed {seed}: try a lower --lr or --precision fp32"
+    since = torch.zeros(1, device=device)   # sum of losses since the last log line
     for step in tqdm(range(steps), desc=f"{name} seed {seed}", leave=False,
                      disable=None if processes.master else True):   # None: on a terminal only
         epoch, place = divmod(step, epoch_steps)
@@ -1119,28 +1126,32 @@ def finetune(settings, splits, rows, config, bert, encoder, processes, folder, l
 
         chosen = batches[place]
         mine = chosen[processes.rank::processes.world]   # rows sorted by length: equal work
-        weight = float(len(mine) > 0)
-        if not weight:
-            mine = chosen[:1]                            # computed, and does not count
-        targets = torch.from_numpy(train.targets[mine]).to(device)
-        inputs = [tensor.to(device) for tensor in train.batch(mine)]
-        with torch.autocast(device.type, autocast_type, enabled=autocast_type is not None):
-            scores = scores_of(kind, bert, head, inputs, train.candidates)
-        loss = weight * loss_of(kind, scores, targets) / len(chosen)
-        losses.append(processes.sum(loss.item()))
+        total = torch.zeros(1, device=device)
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        processes.sum_gradients(parameters)
-        norm = float(torch.nn.utils.clip_grad_norm_(parameters, settings["clip"]))
-        if not math.isfinite(losses[-1] + norm):   # a step would write it into every weight
-            raise UserError(f"loss {losses[-1]}, gradient norm {norm} at step {step} of {name} "
-                            f"seed {seed}; try a lower --lr or --precision fp32")
+        for number, part in enumerate(np.array_split(mine, accumulate), 1):
+            weight = float(len(part) > 0)
+            if not weight:
+                part = chosen[:1]                        # computed, and does not count
+            targets, *inputs = data.moved([torch.from_numpy(train.targets[part]),
+                                           *train.batch(part)], device)
+            with torch.autocast(device.type, autocast_type, enabled=autocast_type is not None):
+                scores = scores_of(kind, bert, head, inputs, train.candidates)
+            loss = weight * loss_of(kind, scores, targets) / len(chosen)
+            gradients.on = number == accumulate
+            loss.backward()
+            total += loss.detach()
+        gradients.finish()
+        norm = torch.nn.utils.clip_grad_norm_(parameters, settings["clip"])
+        tracker.add(step, total, norm)
+        since += total
         optimizer.step()
 
         if (step + 1) % log_every == 0 or step + 1 == steps:
-            rate = optimizer.param_groups[0]["lr"]
-            log(step + 1, steps, loss=sum(losses) / len(losses), lr=rate, grad_norm=norm)
-            losses = []
+            values = tracker.read(processes, advice)
+            mean = processes.sum(since).item() / (step % log_every + 1)
+            log(step + 1, steps, loss=mean, lr=optimizer.param_groups[0]["lr"],
+                grad_norm=values["grad_norm"])
+            since.zero_()
 
     # --- evaluate: the last epoch's model, never the best one's
     metrics = {"task": name, "seed": seed, "train_rows": len(train), "steps": steps,
@@ -1156,6 +1167,7 @@ def finetune(settings, splits, rows, config, bert, encoder, processes, folder, l
     if processes.master:
         log.file.close()
         data.write_json(folder / "metrics.json", metrics)
+        held.close()
     return metrics
 
 
@@ -1261,7 +1273,7 @@ def main(argv=None):
         # --- runs
         for settings, folder in todo:
             metrics = finetune(settings, splits, rows, config, bert, encoder, processes, folder,
-                               args.log_every)
+                               args.log_every, args.accumulate)
             print(summary(metrics), flush=True)
 
     # --- cleanup

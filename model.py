@@ -182,18 +182,14 @@ class MLMHead(nn.Module):
         return F.linear(self.norm(F.gelu(self.dense(hidden))), self._tied[0].weight, self.bias)
 
 
-def mlm_loss(mlm_head, hidden, labels, label_count=None):
-    """Mean cross-entropy of the true tokens at the masked positions, in nats. A scalar.
+def mlm_loss(mlm_head, hidden, positions, labels):
+    """Cross-entropy of the true tokens at the masked positions, in nats, summed. A scalar.
 
-    hidden: [B, L, H]; labels: int [B, L], -100 where nothing was masked; label_count: what to
-    divide by: the labels of all processes (None: those here).
+    hidden: [B, L, H]; positions: int [n], places in the flattened batch of B L tokens; labels: int
+    [n], -100 where a position only fills the list up (see data.predicted).
     """
-    chosen = labels != -100                                  # True = masked, to be predicted
-    logits = mlm_head(hidden[chosen]).float()                # [masked, V]
-    total = F.cross_entropy(logits, labels[chosen], reduction="sum")
-    if label_count is None:
-        label_count = int(chosen.sum())
-    return total / max(1, label_count)   # a batch without a masked token costs nothing
+    logits = mlm_head(hidden.flatten(0, 1)[positions]).float()              # [n, V]
+    return F.cross_entropy(logits, labels, reduction="sum")
 
 
 def masked_mean(hidden, mask):
@@ -631,13 +627,33 @@ def lr_at(step, peak, warmup, total):
 
 
 def gradient_norm(loss, parameters, total):
-    """L2 norm of d loss / d parameters: how hard a loss pulls. Leaves .grad untouched.
+    """L2 norm of d loss / d parameters: how hard a loss pulls. A scalar; leaves .grad untouched.
 
     total: adds a tensor up over the processes.
     """
     gradients = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
     flat = torch.cat([gradient.flatten() for gradient in gradients if gradient is not None])
-    return float(total(flat).norm())
+    return total(flat).norm()
+
+
+def compiled(function, asked, device, say):
+    """`function` compiled, if `asked` is "on", or "auto" and the device a GPU; else as it is.
+
+    Where compiling fails (no compiler, an old GPU), that is said once, and it goes on as it is.
+    """
+    if asked == "off" or (asked == "auto" and device.type != "cuda"):
+        return function
+    chosen = torch.compile(function)
+
+    def call(*given):
+        nonlocal chosen
+        try:
+            return chosen(*given)
+        except torch._dynamo.exc.TorchDynamoException as error:
+            say(f"compiling failed, so it goes on without: {str(error).splitlines()[0]}")
+            chosen = function
+            return function(*given)
+    return call
 
 
 def save_checkpoint(path, before=None, **state):

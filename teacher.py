@@ -170,27 +170,74 @@ def pair(clips, index, partner, generator=None):
     return tokens, features
 
 
+class Batches:
+    """The rows of global batch `step` that this process takes: one part, tensors by name."""
+
+    def __init__(self, args, clips, tokenizer, rows):
+        self.args = args
+        self.clips = clips
+        self.ids = data.special_ids(tokenizer)
+        self.words = tokenizer.get_vocab_size()
+        self.rows = rows
+        self.other = partners(args, clips, "train")
+
+    def __getitem__(self, key):
+        """key: (step, indices of the videos, int [b])."""
+        step, indices = key
+        args = self.args
+        examples = []
+        for row, index in enumerate(indices.tolist(), self.rows.start):
+            generator = data.numpy_generator(args.seed, "start", step, row)
+            examples.append(pair(self.clips, index, self.other[index], generator))
+        tokens, token_mask, features, step_mask = self.clips.collate(examples)
+        special = data.special_mask(tokens, self.ids)   # True = [CLS], [SEP], [PAD]: left alone
+        generator = data.torch_generator(args.seed, "mask", step)
+        inputs, labels = data.mask_tokens(tokens, special, generator, self.ids["mask"], self.words,
+                                          rows=self.rows, batch=args.batch)
+        positions, labels = data.predicted(labels)
+        generator = data.numpy_generator(args.seed, "negatives", step)
+        negatives = torch.from_numpy(data.derangement(args.batch, generator))   # [B]
+        return [{"inputs": inputs, "token_mask": token_mask, "ordinary": ~special,
+                 "positions": positions, "labels": labels, "features": features,
+                 "step_mask": step_mask, "negatives": negatives}]
+
+
+def forward(networks, batch, autocast_type):
+    """A batch -> hidden states [b, L, H], MLM loss as a sum, video vectors [b, H] or None."""
+    device = batch["inputs"].device
+    with torch.autocast(device.type, autocast_type, enabled=autocast_type is not None):
+        hidden = networks["bert"](batch["inputs"], batch["token_mask"])
+        mlm = model.mlm_loss(networks["mlm_head"], hidden, batch["positions"], batch["labels"])
+        video = None
+        if "video_encoder" in networks:
+            video = networks["video_encoder"](batch["features"], batch["step_mask"]).float()
+    return hidden.float(), mlm, video
+
+
 @torch.no_grad()
 def validate(args, clips, bert, mlm_head, video_encoder, tokenizer, device, limit=256):
     """Losses and text-to-video retrieval on up to `limit` held-out clips, with fixed masks."""
     for module in (bert, mlm_head, video_encoder):
         module.eval()
-    count = min(limit, len(clips))
+    size = min(limit, len(clips))
     other = partners(args, clips, "valid")
-    examples = [pair(clips, row, other[row]) for row in range(count)]
+    examples = [pair(clips, row, other[row]) for row in range(size)]
     tokens, token_mask, features, step_mask = clips.collate(examples)
     ids = data.special_ids(tokenizer)
     special = data.special_mask(tokens, ids)
     inputs, labels = data.mask_tokens(tokens, special, data.torch_generator(0, "validation"),
                                       ids["mask"], tokenizer.get_vocab_size())
+    positions, labels = data.predicted(labels)
+    count = int((labels != -100).sum())
     token_mask = token_mask.to(device)
     ordinary = ~special.to(device)
     hidden = bert(inputs.to(device), token_mask)
-    values = {"valid_mlm": float(model.mlm_loss(mlm_head, hidden, labels.to(device)))}
+    mlm = model.mlm_loss(mlm_head, hidden, positions.to(device), labels.to(device))
+    values = {"valid_mlm": float(mlm) / max(1, count)}
     if args.contrastive == "none":
         return values
     video = video_encoder(features.to(device), step_mask.to(device))
-    negatives = torch.arange(count, device=device).roll(1)
+    negatives = torch.arange(size, device=device).roll(1)
     loss = contrastive_loss(args, hidden, video, ordinary, negatives)
     # rank of each text's own clip among all; ties count against the text, and so does a NaN
     clean = bert(tokens.to(device), token_mask)
@@ -198,7 +245,7 @@ def validate(args, clips, bert, mlm_head, video_encoder, tokenizer, device, limi
     ranks = (~(scores < scores.diagonal()[:, None])).sum(1).float()
     return {**values, "valid_contrastive": float(loss),
             "valid_r1": float((ranks == 1).float().mean()),
-            "valid_median_rank": float(ranks.median()), "valid_pool": count}
+            "valid_median_rank": float(ranks.median()), "valid_pool": size}
 
 
 # --------------------------------------------------------------------------------------------------
@@ -224,8 +271,6 @@ def main(argv=None):
         raise model.UserError(f"no features in {args.data}; `python data.py video --out "
                               f"{args.data}` makes them")
     tokenizer = data.load_tokenizer(args.data)
-    ids = data.special_ids(tokenizer)
-    words = tokenizer.get_vocab_size()
     config, bert, mlm_head = data.make_encoder(args, tokenizer, args.data)
     steps_a_clip = min(args.max_steps_clip, config.max_position_embeddings)
     train, valid = [data.Clips(args.data, split, args.streams, tokenizer, config.block,
@@ -236,7 +281,6 @@ def main(argv=None):
                               f"{', '.join(moving)} sees several frames; choose other --streams")
     steps = args.steps or max(1, round(args.epochs * len(train) / args.batch))
     decay_steps = max(steps, round((args.decay_epochs or 0) * len(train) / args.batch))
-    other = partners(args, train, "train")
 
     # --- models: the video encoder has the shape of the text encoder
     video_encoder = model.VideoEncoder(config, train.stream_dims)
@@ -253,6 +297,8 @@ def main(argv=None):
     optimizer = model.optimizer_for([networks], args.lr, args.weight_decay)
     decayed, plain = optimizer.param_groups
     parameters = decayed["params"] + plain["params"]
+    gradients = data.GradientSum(parameters, processes.world)
+    gradients.on = True   # every backward pass is of a whole batch
 
     # --- resume
     if writes:
@@ -286,28 +332,30 @@ def main(argv=None):
                         f"--batch {len(train)}")
     log = data.Log(run / "log.jsonl", writes, first_step)
 
-    def make_batch(step):
-        indices = data.batch_indices(len(train), args.batch, args.seed, step).tolist()
-        examples = []
-        for row in range(rows.start, rows.stop):
-            generator = data.numpy_generator(args.seed, "start", step, row)
-            examples.append(pair(train, indices[row], other[indices[row]], generator))
-        return train.collate(examples)
+    forward_fast = model.compiled(forward, args.compile, device, processes.print)
+    contrast = model.compiled(contrastive_loss, args.compile, device, processes.print)
+    tracker = data.Tracker(["contrastive", "mlm"], device)
 
     # --- loop: steps + 1 times, so that the last validation and save are the lines of all others
-    last_step = 4 if args.dry_run else steps
+    feed = data.Feed(Batches(args, train, tokenizer, rows), len(train), args, rows, first_step,
+                     device)
+    last_step = first_step + data.DRY_STEPS + feed.ahead if args.dry_run else steps
+    advice = f"the last good state is {paths[0]}; try a lower --lr"
     processes.note_signals()
-    batches = data.prefetch(make_batch, first_step, last_step)
     for step in range(first_step, last_step + 1):
         last = step == last_step
         noted = processes.noted(step)
         if writes and step > first_step and (step % args.valid_every == 0 or last):
             log(step, steps, **validate(args, valid, bert, mlm_head, video_encoder, tokenizer,
                                         device))
-        if writes and step > first_step and (step % args.save_every == 0 or last or noted):
-            model.save_checkpoint(*paths, step=step, networks=networks.state_dict(),
-                                  optimizer=optimizer.state_dict())
-        if args.dry_run and step == 1:   # the first step also warms up
+        if step > first_step and (step % args.save_every == 0 or last or noted):
+            tracker.read(processes, advice)   # stops where a number is not finite
+            if writes:
+                model.save_checkpoint(*paths, step=step, networks=networks.state_dict(),
+                                      optimizer=optimizer.state_dict())
+        if args.dry_run and step == first_step + feed.ahead:   # compiled, warm, nothing made ahead
+            tracker.read(processes, advice)
+            feed.waited = 0.0
             started = time.time()
         if last or noted:
             break
@@ -316,45 +364,29 @@ def main(argv=None):
         networks.train()
         data.seed_dropout(args.seed, step, processes.rank)
 
-        tokens, token_mask, features, step_mask = next(batches)
-        special = data.special_mask(tokens, ids)   # True = [CLS], [SEP], [PAD]: left alone
-        generator = data.torch_generator(args.seed, "mask", step)
-        inputs, labels = data.mask_tokens(tokens, special, generator, ids["mask"], words,
-                                          rows=rows, batch=args.batch)
-        label_count = processes.sum(int((labels != -100).sum()))
-        inputs = inputs.to(device)   # [b, L]
-        labels = labels.to(device)
-        token_mask = token_mask.to(device)
-        ordinary = ~special.to(device)
-
-        with torch.autocast(device.type, autocast_type, enabled=autocast_type is not None):
-            hidden = bert(inputs, token_mask)   # [b, L, H]
-            mlm = model.mlm_loss(mlm_head, hidden, labels, label_count)
-            if with_video:
-                video = video_encoder(features.to(device), step_mask.to(device))   # [b, H]
+        batch, = next(feed)
+        label_count = processes.sum((batch["labels"] != -100).sum())
+        hidden, mlm, video = forward_fast(networks, batch, autocast_type)
+        mlm = mlm / label_count.clamp(min=1)
         contrastive = torch.zeros((), device=device)
         if with_video:
             # every process sees all texts and videos, and counts the loss of its own
-            generator = data.numpy_generator(args.seed, "negatives", step)
-            negatives = torch.from_numpy(data.derangement(args.batch, generator))   # [B]
-            contrastive = contrastive_loss(
-                args, processes.gather(hidden.float()), processes.gather(video.float()),
-                processes.gather(ordinary), negatives.to(device), rows)
+            contrastive = contrast(args, processes.gather(hidden), processes.gather(video),
+                                   processes.gather(batch["ordinary"]), batch["negatives"], rows)
         loss = contrastive + args.mlm_weight * mlm
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        processes.sum_gradients(parameters)
+        gradients.finish()
         norm = nn.utils.clip_grad_norm_(parameters, args.clip)
-        data.check_finite({"contrastive": contrastive, "mlm": mlm}, norm, step, run)
+        tracker.add(step, torch.stack([contrastive, mlm]).detach(), norm)
         optimizer.step()
 
         if step % args.log_every == 0 or step + 1 == steps:
-            values = {"contrastive": processes.sum(contrastive).item(),
-                      "mlm": processes.sum(mlm).item(),
-                      "lr": optimizer.param_groups[0]["lr"], "grad_norm": float(norm)}
+            values = tracker.read(processes, advice)
+            values |= {"lr": optimizer.param_groups[0]["lr"], "waited": round(feed.waited, 2)}
             if with_video:
-                gradients = [each.grad for each in video_encoder.parameters()]
-                values["video_grad_norm"] = float(nn.utils.get_total_norm(gradients))
+                video_gradients = [each.grad for each in video_encoder.parameters()]
+                values["video_grad_norm"] = float(nn.utils.get_total_norm(video_gradients))
                 ratio = values["contrastive"] / collapse_value(args)
                 if step > max(200, args.warmup) and abs(ratio - 1) < 0.02:
                     values["collapsed"] = ("as if every input had the same vector; try a lower "
@@ -363,7 +395,9 @@ def main(argv=None):
     if noted and not last:
         processes.stop(noted, f"{run}, step {step}")
     if args.dry_run:
-        data.print_plan(processes, parameters, (time.time() - started) / 3, steps)
+        tracker.read(processes, advice)
+        seconds = (time.time() - started) / data.DRY_STEPS
+        data.print_plan(processes, parameters, seconds, feed.waited / data.DRY_STEPS, steps)
         return processes.close()
 
     # --- last save

@@ -108,25 +108,22 @@ def masked(nets, step, device):
 
 
 def our_losses(args, nets, autocast_type, step):
-    """The losses of one step, as in distill.py's loop, objective none or nst + crd."""
+    """The losses of one step by distill.losses_of, objective none or nst + crd."""
     device = args.processes.device
     inputs, labels = masked(nets, step, device)
-    with torch.autocast(device.type, dtype=autocast_type, enabled=autocast_type is not None):
-        hidden = nets.student(inputs)                                               # [B, L, H]
-        losses = {"mlm": model.mlm_loss(nets.mlm_head, hidden, labels)}
-        if not nets.objectives:
-            return losses
-        with torch.no_grad():
-            target = F.normalize(nets.teacher(inputs).float(), dim=-1)              # [B, L, H]
-        mapped = nets.heads["nst_head"](hidden).float()
-    real = (nets.tokens != IDS["pad"]).to(device)
-    losses["nst"] = distill.nst_loss(F.normalize(mapped, dim=-1), target, real)
+    positions, labels = data.predicted(labels)
     special = data.special_mask(nets.tokens, IDS)
     generator = data.torch_generator(0, "crd", step)
-    chosen = distill.sample_tokens(special, nets.settings["crd_tokens"], generator, slice(None),
-                                   len(inputs)).to(device)                          # [B, K]
-    anchors = nets.heads["crd_head"](distill.take_tokens(hidden, chosen).float())
-    losses["crd"] = nets.heads["crd"](anchors, distill.take_tokens(target, chosen), args.processes)
+    anchors = distill.sample_tokens(special, nets.settings["crd_tokens"], generator, slice(None),
+                                    len(inputs))                                    # [B, K]
+    part = {"inputs": inputs, "positions": positions, "labels": labels,
+            "real": torch.ones_like(inputs, dtype=torch.bool), "anchors": anchors.to(device)}
+    trained = {"student": nets.student, "mlm_head": nets.mlm_head, "heads": nets.heads}
+    losses, kept = distill.losses_of(SimpleNamespace(objective=nets.objectives), trained,
+                                     {"teacher": nets.teacher}, part, (labels != -100).sum(), 1,
+                                     autocast_type)
+    if "crd" in kept:
+        nets.heads["crd"].push(*kept["crd"], args.processes)
     return losses
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+import data
 import model
 
 # dropout stays on in the config, so that a forgotten eval() shows as a difference
@@ -280,18 +281,17 @@ def test_sizes():
     assert [model.SIZES[size].block for size in ("mini", "small", "base")] == [32, 128, 128]
 
 
-@pytest.mark.parametrize("label_count", [None, 9])
-def test_mlm_loss_is_cross_entropy_at_masked_positions(label_count):
+def test_mlm_loss_is_cross_entropy_at_masked_positions():
     bert, head = make()
     tokens, mask, _ = batch()
     labels = torch.full_like(tokens, -100)
     hidden = bert(tokens, mask)
-    assert model.mlm_loss(head, hidden, labels).item() == 0.0   # nothing masked: not 0 / 0
+    assert model.mlm_loss(head, hidden, *data.predicted(labels)).item() == 0.0   # nothing masked
     slow = 0.0
     for place in ((0, 2), (0, 5), (2, 8), (4, 0)):
         labels[place] = (tokens[place] + 3) % CONFIG.vocab_size
-        slow = slow - F.log_softmax(head(hidden)[place], 0)[labels[place]] / (label_count or 4)
-    loss = model.mlm_loss(head, hidden, labels, label_count)
+        slow = slow - F.log_softmax(head(hidden)[place], 0)[labels[place]]
+    loss = model.mlm_loss(head, hidden, *data.predicted(labels))
     assert loss.item() == pytest.approx(slow.item(), abs=1e-5) and loss > 0.1
     parameters = [*bert.parameters(), *head.parameters()]
     ours = torch.autograd.grad(loss, parameters, retain_graph=True)
@@ -418,7 +418,7 @@ def test_checkpoint(tmp_path, monkeypatch):
         assert torch.equal(value, state["bert"][key])
 
     def cut(state, file):   # killed in the middle of writing
-        file.write_bytes(b"half")
+        file.write(b"half")
         raise KeyboardInterrupt
     monkeypatch.setattr(model.torch, "save", cut)
     with pytest.raises(KeyboardInterrupt):
@@ -441,15 +441,34 @@ def test_a_damaged_checkpoint_is_named_with_the_way_out(tmp_path, damage):
         model.load_checkpoint(path)
 
 
+def test_the_checkpoint_before_a_damaged_one_is_used(tmp_path):
+    path = tmp_path / "checkpoint.pt"
+    before = tmp_path / "checkpoint-before.pt"
+    said = []
+    assert model.load_checkpoint(path, before) is None
+    model.save_checkpoint(path, before, step=7)
+    model.save_checkpoint(path, before, step=8)
+    assert model.load_checkpoint(path, before, said.append)["step"] == 8 and not said
+    path.write_bytes(path.read_bytes()[:100])
+    assert model.load_checkpoint(path, before, said.append)["step"] == 7
+    assert "checkpoint.pt cannot be read" in str(said[0])
+    assert str(said[0]).endswith(f"going on from {before}")
+    path.unlink()   # killed between two renames
+    assert model.load_checkpoint(path, before, said.append)["step"] == 7
+    before.write_bytes(b"")
+    with pytest.raises(model.UserError, match="checkpoint-before.pt cannot be read: .* delete it"):
+        model.load_checkpoint(path, before, said.append)
+
+
 def test_gradient_norm():
     bert, head = make()
     tokens, _, _ = batch()
     # each of 120 logits counts every token once; two equal processes
     loss = head(bert(tokens)).sum()
-    norm = model.gradient_norm(loss, [head.bias], lambda flat: 2 * flat)
+    norm = model.gradient_norm(loss, [head.bias], lambda flat: 2 * flat).item()
     assert norm == pytest.approx(2 * tokens.numel() * math.sqrt(120), rel=1e-4)
     parameters = list(bert.parameters())
-    norm = model.gradient_norm(loss, parameters, torch.clone)
+    norm = model.gradient_norm(loss, parameters, torch.clone).item()
     assert all(parameter.grad is None for parameter in parameters)   # left untouched
     loss.backward()
     squares = [float((each.grad ** 2).sum()) for each in parameters]

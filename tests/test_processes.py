@@ -2,10 +2,10 @@
 
     python -m pytest tests/test_processes.py
 """
+import argparse
 import json
 import os
 import socket
-import threading
 
 import numpy as np
 import pytest
@@ -90,20 +90,29 @@ def test_derangement():
         data.derangement(1, data.numpy_generator(0))
 
 
-def test_prefetch_keeps_order_and_passes_errors_on():
-    threads = set()
+class Numbers:
+    """Batches that say which process made them."""
 
-    def make_batch(step):
-        threads.add(threading.current_thread().name)
+    def __getitem__(self, key):
+        step, indices = key
         if step == 9:
             raise model.UserError("video 9 is missing")
-        return 10 * step
+        return [{"step": torch.tensor(step), "rows": torch.from_numpy(indices),
+                 "pid": torch.tensor(os.getpid())}]
 
-    assert list(data.prefetch(make_batch, 3, 8)) == [30, 40, 50, 60, 70]
-    assert threading.current_thread().name not in threads
-    with pytest.raises(model.UserError, match="video 9 is missing"):
-        list(data.prefetch(make_batch, 7, 12))
-    assert list(data.prefetch(make_batch, 5, 5)) == []
+
+@pytest.mark.parametrize("workers", [0, 1, 3])
+def test_batches_do_not_depend_on_workers(workers):
+    args = argparse.Namespace(workers=workers, batch=6, seed=2)
+    feed = data.Feed(Numbers(), 40, args, slice(2, 5), 4, torch.device("cpu"))
+    for step in range(4, 9):
+        part, = next(feed)
+        assert part["step"] == step
+        assert part["rows"].tolist() == data.batch_indices(40, 6, 2, step)[2:5].tolist()
+        assert (part["pid"] == os.getpid()) == (workers == 0)
+    assert feed.waited > 0
+    with pytest.raises(model.UserError, match="^video 9 is missing$"):   # no traceback
+        next(feed)
 
 
 # --- log and run folder
@@ -236,14 +245,18 @@ def loss_of(processes):
     inputs = torch.randn(B, H, generator=generator)
     targets = torch.randint(B, (B,), generator=generator)
     rows = processes.rows(B)
-    everyone = processes.gather(torch.tanh(inputs[rows] @ weight))   # [B, H]
+    other = torch.randn(H, H, generator=generator).requires_grad_()
+    everyone = processes.gather(torch.tanh(inputs[rows] @ weight @ other))   # [B, H]
     scores = everyone[rows] @ everyone.T
-    loss = F.cross_entropy(scores, targets[rows], reduction="sum") / B
-    loss.backward()
     unused = torch.zeros(3, requires_grad=True)   # without a gradient it must not disturb
-    processes.sum_gradients([weight, unused])
+    gradients = data.GradientSum([unused, other, weight], processes.world, message=20)
+    loss = F.cross_entropy(scores, targets[rows], reduction="sum") / B
+    (loss / 4).backward(retain_graph=True)   # of the first part of a batch: is not sent
+    gradients.on = True
+    (loss * 3 / 4).backward()
+    gradients.finish()
     return {"loss": processes.sum(loss).detach(), "everyone": everyone.detach(),
-            "gradient": weight.grad}
+            "gradient": weight.grad, "other gradient": other.grad}
 
 
 def worker(rank, port, folder):
@@ -259,7 +272,7 @@ def worker(rank, port, folder):
 
 
 def test_two_processes_equal_one(tmp_path):
-    """Loss and gradients through gather and sum_gradients: 2 gloo processes against one."""
+    """Loss and gradients through gather and GradientSum: 2 gloo processes against one."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

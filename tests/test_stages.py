@@ -7,12 +7,15 @@ import json
 import math
 import multiprocessing
 import os
+import re
 import runpy
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -51,11 +54,15 @@ def process_of_many(main, command, rank, count, port):
     main(command)
 
 
-def run_in_processes(count, main, command):
-    """Runs a stage in `count` processes, as torchrun does."""
+def free_port():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+        return probe.getsockname()[1]
+
+
+def run_in_processes(count, main, command):
+    """Runs a stage in `count` processes, as torchrun does."""
+    port = free_port()
     started = []
     for rank in range(count):
         started.append(FORK.Process(target=process_of_many,
@@ -146,6 +153,156 @@ def test_distillation_of_several_processes_equals_one(student, distilled, tmp_pa
         check_equal(distilled, tmp_path / count, losses, others)
 
 
+@pytest.mark.parametrize("count, parts", [(1, 2), (1, 4), (2, 2)])
+def test_a_batch_in_parts_equals_the_whole(taught, bank, tmp_path, count, parts):
+    objectives = ["nst", "crd", "regression", "soft-label", "voken"]
+    command = ["--teacher", str(taught), *STUDENT, "--objective", *objectives, "--bank", str(bank)]
+    more = [*command, "--accumulate", str(parts), "--out", str(tmp_path / "more")]
+    run_in_processes(count, distill.main, more)
+    distill.main([*command, "--out", str(tmp_path / "one")])
+    names = ["mlm", *objectives, "grad_norm"]
+    expected = logged(tmp_path / "one", *names)
+    for step, values in logged(tmp_path / "more", *names).items():
+        assert values == pytest.approx(expected[step], rel=2e-6 if step == 1 else 2e-5, abs=1e-7)
+    for name, tensor in weights(tmp_path / "one").items():
+        assert (weights(tmp_path / "more")[name] - tensor).abs().max() < 1e-5
+
+
+def test_what_needs_the_whole_batch_says_so(taught):
+    for flags in (["--objective", "ntxent"], ["--gradient-ratio", "1"]):
+        with pytest.raises(model.UserError, match="need the whole batch at once"):
+            distill.parse_args(["--teacher", str(taught), "--accumulate", "2", *flags])
+    with pytest.raises(model.UserError, match="16 does not divide by 1 processes x 3 parts"):
+        distill.main(["--teacher", str(taught), *STUDENT, "--accumulate", "3"])
+
+
+@pytest.mark.parametrize("stage", [teacher, distill])
+def test_weights_do_not_depend_on_workers(stage, mini, student, tmp_path):
+    command = ["--data", str(mini), *TEACHER] if stage is teacher else student
+    for workers in ("0", "1", "3"):
+        stage.main([*command, "--workers", workers, "--out", str(tmp_path / workers)])
+        assert same(weights(tmp_path / "0"), weights(tmp_path / workers))
+
+
+@pytest.mark.parametrize("stage", [teacher, distill])
+def test_a_step_is_one_graph(stage, mini, taught, tmp_path, monkeypatch):
+    """What --compile takes is captured whole, and computes the same; test_gpu.py compiles it."""
+    command = ["--data", str(mini), *TEACHER]
+    names = ["contrastive", "mlm", "grad_norm"]
+    if stage is distill:
+        command = ["--teacher", str(taught), *STUDENT]
+        names = ["nst", "crd", "mlm", "grad_norm"]
+    command += ["--log-every", "4"]   # between these, steps are compiled
+    stage.main([*command, "--out", str(tmp_path / "off")])
+    captured = partial(torch.compile, backend="aot_eager", fullgraph=True)
+    monkeypatch.setattr(torch, "compile", captured)
+    monkeypatch.setattr(model, "compiled", lambda function, *rest: torch.compile(function))
+    stage.main([*command, "--out", str(tmp_path / "on")])
+    expected = logged(tmp_path / "off", *names)
+    for step, values in logged(tmp_path / "on", *names).items():
+        assert values == pytest.approx(expected[step], rel=1e-3)
+    assert len(expected) == 2
+
+
+def test_where_compiling_fails_it_is_said_once(monkeypatch):
+    def broken(function):
+        def call(*given):
+            raise torch._dynamo.exc.TorchDynamoException("no compiler\nand more")
+        return call
+
+    said = []
+    monkeypatch.setattr(torch, "compile", broken)
+    double = model.compiled(lambda x: 2 * x, "on", torch.device("cpu"), said.append)
+    assert [double(1), double(2)] == [2, 4]
+    assert said == ["compiling failed, so it goes on without: no compiler"]
+    assert model.compiled(len, "auto", torch.device("cpu"), said.append) is len
+
+
+def begin(stage, command, run):
+    """Starts a stage in another process and waits for its first checkpoint."""
+    process = FORK.Process(target=stage.main, args=([*command, "--out", str(run)],))
+    process.start()
+    while not (run / "checkpoint.pt").exists():
+        assert process.is_alive()
+        time.sleep(0.01)
+    return process
+
+
+@pytest.mark.parametrize("stage, number, code", [
+    (teacher, signal.SIGTERM, 143), (distill, signal.SIGINT, 130)])
+def test_a_signal_is_a_checkpoint_and_an_exit_code(stage, number, code, mini, student, tmp_path,
+                                                   capfd):
+    command = ["--data", str(mini), *TEACHER] if stage is teacher else student
+    command = [*command, "--steps", "20", "--save-every", "3"]
+    run = tmp_path / "stopped"
+    process = begin(stage, command, run)
+    time.sleep(0.3)
+    os.kill(process.pid, number)
+    process.join(60)
+    assert process.exitcode == code
+    step = model.load_checkpoint(run / "checkpoint.pt")["step"]
+    said = capfd.readouterr()
+    assert f"step {step}: stopped by {number.name}; the same command goes on" in said.out
+    assert "Traceback" not in said.err
+    assert 3 <= step < 20
+    stage.main([*command, "--out", str(run)])
+    stage.main([*command, "--out", str(tmp_path / "straight")])
+    assert same(weights(tmp_path / "straight"), weights(run))
+
+
+def test_a_signal_to_one_process_stops_all_at_the_same_step(mini, tmp_path, capfd):
+    command = ["--data", str(mini), *TEACHER, "--steps", "200", "--save-every", "5", "--out",
+               str(tmp_path / "run")]
+    port = free_port()
+    started = []
+    for rank in range(2):
+        started.append(FORK.Process(target=process_of_many,
+                                    args=(teacher.main, command, rank, 2, port)))
+        started[-1].start()
+    while not (tmp_path / "run" / "checkpoint.pt").exists():
+        time.sleep(0.01)
+    os.kill(started[1].pid, signal.SIGTERM)
+    for process in started:
+        process.join(60)
+        assert process.exitcode == 143
+    assert capfd.readouterr().out.count("stopped by SIGTERM") == 1
+
+
+def test_one_folder_one_run(mini, tmp_path):
+    command = ["--data", str(mini), *TEACHER, "--steps", "5000", "--save-every", "1"]
+    run = tmp_path / "run"
+    process = begin(teacher, command, run)
+    with pytest.raises(model.UserError, match=f"is being written by process {process.pid} on "):
+        teacher.main([*command, "--out", str(run)])
+    process.kill()
+    process.join()
+    step = model.load_checkpoint(run / "checkpoint.pt")["step"]
+    command[-3] = str(step + 1)
+    change(run / "args.json", arguments={
+        **data.read_json(run / "args.json", "")["arguments"], "steps": step + 1})
+    teacher.main([*command, "--out", str(run)])   # a dead process holds nothing
+
+
+def test_machines_that_share_no_folder_are_told(mini, tmp_path, capfd):
+    """Two machines, one of which lacks the checkpoint."""
+    command = ["--data", str(mini), *TEACHER, "--out"]
+    first = tmp_path / "first"
+    teacher.main([*command, str(first)])
+    (first / "model" / "video_encoder.pt").unlink()   # as if killed before the last save
+    port = free_port()
+    started = []
+    for rank, folder in enumerate((first, tmp_path / "second")):
+        started.append(FORK.Process(target=process_of_many, args=(
+            teacher.main, [*command, str(folder)], rank, 2, port)))
+        started[-1].start()
+    for process in started:
+        process.join(60)
+        assert process.exitcode == 1
+    said = capfd.readouterr().err
+    assert re.search(r"process 1 on .* starts from step 0, process 0 on .* from step 5: all "
+                     r"machines need the same", said)
+
+
 @pytest.mark.parametrize("stage", [teacher, distill])
 def test_killed_stage_goes_on_to_equal_weights(stage, mini, student, tmp_path):
     command = ["--data", str(mini), *TEACHER, "--shuffle-pairs"]
@@ -153,11 +310,7 @@ def test_killed_stage_goes_on_to_equal_weights(stage, mini, student, tmp_path):
         command = [*student, "--warmup", "9"]   # killed while measuring
     command += ["--steps", "20", "--dropout", "0.1", "--save-every", "5", "--log-every", "5"]
     killed = tmp_path / "killed"
-    process = FORK.Process(target=stage.main, args=([*command, "--out", str(killed)],))
-    process.start()
-    while not (killed / "checkpoint.pt").exists():
-        assert process.is_alive()
-        time.sleep(0.01)
+    process = begin(stage, command, killed)
     process.kill()
     process.join()
     assert 0 < model.load_checkpoint(killed / "checkpoint.pt")["step"] < 20
@@ -235,7 +388,8 @@ def test_dry_run_measures_and_writes_nothing(mini, taught, tmp_path, capsys):
     steps = ["--steps", "1000", "--dry-run"]
     teacher.main(["--data", str(mini), "--out", str(tmp_path / "t"), *TEACHER, *steps])
     distill.main(["--teacher", str(taught), "--out", str(tmp_path / "s"), *STUDENT, *steps])
-    assert capsys.readouterr().out.count("ms a step x 1000 steps") == 2
+    said = capsys.readouterr().out
+    assert len(re.findall(r"ms a step \(\d+ of them waiting for data\) x 1000 steps", said)) == 2
     assert not list(tmp_path.iterdir())
 
 
@@ -274,7 +428,7 @@ def test_distillation_moves_student_and_heads_and_not_the_teacher(taught, studen
     distill.main([*student, "--steps", "1", "--out", str(run)])
     assert same(before, weights(taught))
     heads = model.load_checkpoint(run / "model" / "distill_heads.pt")["weights"]
-    assert bool(heads["crd.started"]) and not heads["crd.student_queue"].isnan().any()
+    assert heads["crd.student_constant"] != 0 and not heads["crd.student_queue"].isnan().any()
     assert {key.split(".")[0] for key in heads} == {
         "crd", "nst_head", "crd_head", "ntxent_head", "regression_head", "voken_head"}
     state = model.load_checkpoint(run / "checkpoint.pt")
