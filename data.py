@@ -60,7 +60,6 @@ class Processes:
 
     def __init__(self, device="auto"):
         self.signal = 0   # the number of one that was noted
-        self.locks = []   # files, held until close
         self.rank = int(os.environ.get("RANK", 0))
         self.world = int(os.environ.get("WORLD_SIZE", 1))
         self.master = self.rank == 0   # the one process that writes files and prints
@@ -170,8 +169,8 @@ class Processes:
         self.barrier()
         if self.world > 1:
             dist.destroy_process_group()
-        for file in self.locks:
-            file.close()
+        while LOCKS:
+            LOCKS.pop().close()
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -489,14 +488,14 @@ FREE = ("device", "out", "dry_run", "log_every", "save_every", "compile", "worke
         "data", "text", "teacher", "init", "bank")
 
 
-def lock(folder):
-    """Takes a folder for this process. Returns a file; closing it, or any end, gives it back.
+LOCKS = []   # open files: the folders of this process; closing them, or any end, gives them back
 
-    Raises UserError where another process has it.
-    """
+
+def lock(folder, name="lock"):
+    """Takes a folder for this process. Raises UserError where another one has it."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    file = open(folder / "lock", "a+")
+    file = open(folder / name, "a+")
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError):
@@ -506,7 +505,7 @@ def lock(folder):
     file.truncate(0)
     file.write(f"process {os.getpid()} on {platform.node()}")
     file.flush()
-    return file
+    LOCKS.append(file)
 
 
 def open_run(folder, arguments, processes, precision, inputs):
@@ -516,7 +515,7 @@ def open_run(folder, arguments, processes, precision, inputs):
     """
     path = Path(folder) / "args.json"
     now = {"arguments": arguments, "precision": precision, "inputs": inputs}
-    processes.locks.append(lock(folder))
+    lock(folder)
     if not path.exists():
         write_json(path, {**now, "processes": processes.world, **provenance(processes.device)})
         return
@@ -836,6 +835,7 @@ def pack_text(files, vocab, out, name, cased=None, min_words=MIN_WORDS, valid_li
     out.mkdir(parents=True, exist_ok=True)
     files = text_files(files)
     tokenizer = load_tokenizer(vocab, cased)
+    lock(out)
     last = deque()
     size = sum(path.stat().st_size for path in files)
     with tqdm(total=size, desc=f"text {name}", unit="B", unit_scale=True) as bar:
@@ -1310,6 +1310,7 @@ def start_worker(threads):
     def end_with_parent():
         multiprocessing.parent_process().join()
         os._exit(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)   # Ctrl-C reaches all: they end with their parent
     torch.set_num_threads(threads)
     threading.Thread(target=end_with_parent, daemon=True).start()
 
@@ -1761,7 +1762,7 @@ def pack_captions(source, seconds, tokenizer, out):
     Returns the sorted ids that have a usable caption, and {id: why it has none} of the others.
     """
     folder = Path(out) / "captions"
-    folder.mkdir(parents=True, exist_ok=True)
+    lock(folder)
     names = [f"{name}.bin" for name in CAPTION_ARRAYS] + ["left_out.tsv"]
     kind = smallest_integer(tokenizer.get_vocab_size())
     prefix = tokenizer.model.continuing_subword_prefix
@@ -2877,7 +2878,7 @@ def film_world(world, seed, videos_a_noun, folder, workers):
         nouns[f"v{take:02d}_{index:03d}"] = noun
     properties = [world[noun] for noun in nouns.values()]
     make = partial(make_video, seed, folder=folder)
-    with ProcessPoolExecutor(workers) as pool:
+    with ProcessPoolExecutor(workers, None, start_worker, (1,)) as pool:
         films = pool.map(make, nouns, nouns.values(), properties, chunksize=16)
         return dict(zip(nouns, tqdm(films, total=len(nouns), unit="video", desc="videos")))
 
@@ -2914,6 +2915,7 @@ def make_mini(seed, out, videos_a_noun=VIDEOS_A_NOUN, documents=10000, workers=1
     if not begin_world(out, made_from):
         print(f"{out / 'world.json'}: up to date")
         return
+    lock(out)
     for name in ("videos", "text"):
         (out / name).mkdir(exist_ok=True)
     world = make_world(seed)
@@ -3031,3 +3033,6 @@ if __name__ == "__main__":
         main()
     except UserError as error:
         sys.exit(f"data.py: {error}")
+    except KeyboardInterrupt:
+        print("data.py: interrupted", file=sys.stderr)
+        sys.exit(130)

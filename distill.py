@@ -717,3 +717,6 @@ if __name__ == "__main__":
         main()
     except model.UserError as error:
         sys.exit(f"distill.py: {error}")
+    except KeyboardInterrupt:
+        print("distill.py: interrupted", file=sys.stderr)
+        sys.exit(130)

@@ -1906,3 +1906,6 @@ if __name__ == "__main__":
         main()
     except model.UserError as error:
         sys.exit(f"evaluate.py: {error}")
+    except KeyboardInterrupt:
+        print("evaluate.py: interrupted", file=sys.stderr)
+        sys.exit(130)

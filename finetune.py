@@ -1079,7 +1079,7 @@ def finetune(settings, splits, rows, config, bert, encoder, processes, folder, l
     device = processes.device
     precision, autocast_type = data.settle_precision(settings["precision"], device)
     if processes.master:
-        held = data.lock(folder)
+        data.lock(folder)
         (folder / "metrics.json").unlink(missing_ok=True)   # first: it vouches for the rest
         data.write_json(folder / "args.json", {
             "arguments": settings, "settled precision": precision, "processes": processes.world,
@@ -1167,7 +1167,6 @@ def finetune(settings, splits, rows, config, bert, encoder, processes, folder, l
     if processes.master:
         log.file.close()
         data.write_json(folder / "metrics.json", metrics)
-        held.close()
     return metrics
 
 
@@ -1285,3 +1284,6 @@ if __name__ == "__main__":
         main()
     except UserError as error:
         sys.exit(f"finetune.py: {error}")
+    except KeyboardInterrupt:
+        print("finetune.py: interrupted", file=sys.stderr)
+        sys.exit(130)

@@ -417,3 +417,6 @@ if __name__ == "__main__":
         main()
     except model.UserError as error:
         sys.exit(f"teacher.py: {error}")
+    except KeyboardInterrupt:
+        print("teacher.py: interrupted", file=sys.stderr)
+        sys.exit(130)

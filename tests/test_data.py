@@ -4,6 +4,7 @@
     REAL_DATA=/folder/of/real/files python -m pytest tests/test_data.py      # also the real films
 """
 import json
+import math
 import re
 
 import numpy as np
@@ -209,7 +210,7 @@ def test_clip_holds_the_steps_of_its_seconds(tmp_path, tiny_tokenizer):
     # thinned evenly: from the middles of 50 parts
     assert steps(0.0, 50.0) == [4 * k + 2 for k in range(50)]
     clip = clips.clip("v", 1, 2)
-    assert clip.dtype == np.float32 and clip.shape == (4, 2)
+    assert clip.dtype == np.float16 and clip.shape == (4, 2)
 
 
 def test_streams_of_different_rates_stay_aligned(tmp_path, tiny_tokenizer):
@@ -275,9 +276,21 @@ def test_example_fills_the_block_and_its_clip_ends_with_its_last_caption(tmp_pat
     assert again[0] == again[1]
 
 
+@pytest.mark.parametrize("value", [math.nan, -math.inf, 1e30])   # the last is none in float16
+def test_features_that_are_no_numbers_are_named(tmp_path, tiny_tokenizer, value):
+    clips = make_clips(tmp_path, tiny_tokenizer, {"a": 80, "b": 40}, {"a": 4.0, "b": 2.0}, CAPTIONS)
+    path = tmp_path / "features" / "b" / "v.npy"
+    array = np.load(path).astype(np.float32)
+    array[7, 1] = value
+    np.save(path, array)
+    assert np.isfinite(clips.clip("v", 1.0, 3.0)).all()   # up to its step 5
+    with pytest.raises(model.UserError, match=r"features/b/v.npy holds a NaN .*data.py video"):
+        clips.clip("v", 1.0, 4.0)
+
+
 def test_collate_pads(tmp_path, tiny_tokenizer):
     clips = make_clips(tmp_path, tiny_tokenizer, {"a": 200}, {"a": 4.0}, CAPTIONS)
-    tiny = np.array([2, 3]), np.ones((2, 2), np.float32)
+    tiny = np.array([2, 3]), np.ones((2, 2), np.float16)
     tokens, mask, features, steps = clips.collate([clips.example(0), tiny])
     assert tokens.shape == mask.shape == (2, 12) and features.shape[:2] == steps.shape
     assert mask[0].all() and mask[1].tolist() == [True] * 2 + [False] * 10
