@@ -321,7 +321,7 @@ def test_packed_text_equals_a_slow_loop(tree, direct, vocabularies, tmp_path, li
     """The last `lines` lines are held out, as the authors held out the end of Wikipedia."""
     data.pack_text([tree], vocabularies["cased"], tmp_path, "train", valid_lines=lines)
     assert packed(tmp_path, "train") == sum(direct[:1500 - lines], [])
-    names = {"tokenizer.json", "train.bin", "train.json"}
+    names = {"lock", "tokenizer.json", "train.bin", "train.json"}
     if lines:
         assert packed(tmp_path, "valid") == sum(direct[1500 - lines:], [])
         names |= {"valid.bin", "valid.json"}
