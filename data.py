@@ -346,7 +346,7 @@ class Feed:
                 step += 1
         self.batches = iter(torch.utils.data.DataLoader(
             Told(batches), sampler=steps(), batch_size=None, num_workers=self.workers,
-            pin_memory=device.type == "cuda", worker_init_fn=ignore_interrupt))
+            pin_memory=device.type == "cuda", worker_init_fn=serve_parent))
 
     def __next__(self):
         began = time.perf_counter()
@@ -380,9 +380,16 @@ def moved(tensors, device):
     return [tensor.to(device, non_blocking=True) for tensor in tensors]
 
 
-def ignore_interrupt(worker):
-    """Ctrl-C reaches all processes of a terminal: workers end with the one they serve."""
+def serve_parent(worker):
+    """In a worker: Ctrl-C and some clusters' SIGTERM reach all processes; only its parent ends it."""
+    def end_by_parent():
+        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+            pass
+        os._exit(0)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):   # not on macOS
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=end_by_parent, daemon=True).start()
 
 
 # --------------------------------------------------------------------------------------------------
