@@ -381,7 +381,7 @@ def moved(tensors, device):
 
 
 def serve_parent(worker):
-    """In a worker: Ctrl-C and some clusters' SIGTERM reach all processes; only its parent ends it."""
+    """In a worker: Ctrl-C and some clusters' SIGTERM reach all; only its parent ends it."""
     def end_by_parent():
         while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
             pass
