@@ -403,16 +403,22 @@ def show_squad(args):
 
 def search(texts, videos):
     """Text i belongs to clip i; texts, videos: [N, D] -> (rank of the own clip, from 1, [N]; the
-    best three clips [N, 3]). Ties count against the text, and so does what is not a number.
+    best three clips [N, 3]), on the CPU. Ties count against the text, and so does what is not a
+    number.
     """
-    ranks = []
-    best = []
-    for low in range(0, len(texts), 1024):   # all scores of 30,000 clips would take 3.6 GB
-        scores = texts[low:low + 1024] @ videos.T                      # [1024, N]
-        own = scores.diagonal(low)[:, None]                            # [1024, 1]
-        ranks.append((~(scores < own)).sum(1))
-        best.append(scores.topk(min(3, len(videos))).indices)
-    return torch.cat(ranks).cpu(), torch.cat(best).cpu()
+    if videos.device.type != "mps":   # which has no float64
+        videos = videos.double()
+    # filled in: kept piece by piece, they would break up the free memory
+    ranks = torch.empty(len(texts), dtype=torch.long, device=videos.device)
+    best = ranks.new_empty(len(texts), min(3, len(videos)))
+    for low in range(0, len(texts), 256):   # all scores of 30,000 clips would take 3.6 GB
+        part = texts[low:low + 256].to(videos.dtype)
+        # summed in float64, then rounded: a tie stays one wherever its clips stand
+        scores = (part @ videos.T).float()                             # [256, N]
+        own = scores.diagonal(low)[:, None]                            # [256, 1]
+        ranks[low:low + 256] = (~(scores < own)).sum(1)
+        best[low:low + 256] = scores.topk(best.shape[1]).indices
+    return ranks.cpu(), best.cpu()
 
 
 def retrieval_metrics(ranks, best, pool):
@@ -482,20 +488,31 @@ def trained_encoder(run):
 def retrieval_vectors(rows, clips, tokenizer, bert, encoder, text_map):
     """Mean hidden states [N, H], means of text_map(hidden) [N, D], video vectors [N, Hv]; all unit.
 
-    Means are over the real tokens. Without a text_map (None) the second are the first.
+    Means are over the real tokens. Without a text_map (None) the second are the first. All on
+    bert's device, where encoder and text_map must be, too.
     """
-    means = []
-    texts = []
-    videos = []
+    device = bert.tokens.weight.device
+    out = []
     for low in range(0, len(rows), 256):   # a bank's features need not fit into memory
-        tokens, mask, features, step_mask = data.bank_batch(rows[low:low + 256], clips, tokenizer)
+        batch = data.bank_batch(rows[low:low + 256], clips, tokenizer)
+        tokens, mask, features, step_mask = [tensor.to(device) for tensor in batch]
         hidden = bert(tokens, mask)                                    # [256, L, H]
         real = ~data.special_mask(tokens, data.special_ids(tokenizer))   # True = counts
         mapped = text_map(hidden) if text_map else hidden
-        means.append(model.sentence_vectors(hidden, real))             # [256, H]
-        texts.append(model.sentence_vectors(mapped, real))             # [256, D]
-        videos.append(F.normalize(encoder(features, step_mask), dim=-1))
-    return torch.cat(means), torch.cat(texts), torch.cat(videos)
+        vectors = [model.sentence_vectors(hidden, real),               # [256, H]
+                   model.sentence_vectors(mapped, real),               # [256, D]
+                   F.normalize(encoder(features, step_mask), dim=-1)]  # [256, Hv]
+        if not out:   # as in search
+            out = [torch.empty(len(rows), part.shape[1], device=device) for part in vectors]
+        for whole, part in zip(out, vectors):
+            whole[low:low + 256] = part
+    means, texts, videos = out
+    # a clip of several rows keeps one vector: the last bit of a sum depends on its batch
+    first = {}   # clip -> its first row
+    places = []
+    for place, row in enumerate(rows):
+        places.append(first.setdefault((row["video"], row["start"], row["end"]), place))
+    return means, texts, videos[places]
 
 
 def names_only(text, known, nouns):
@@ -508,7 +525,7 @@ def names_only(text, known, nouns):
 
 
 @torch.no_grad()
-def retrieve(run, data_folder, bank=None, lender=None):
+def retrieve(run, data_folder, bank=None, lender=None, device="cpu"):
     """Text-to-video retrieval of a run -> what is written to RUN/retrieval.json.
 
     distill.retrieval_maps puts the run's texts beside videos. With the video encoder of another
@@ -518,13 +535,15 @@ def retrieve(run, data_folder, bank=None, lender=None):
     """
     folder = Path(run) / "model"
     encoder, settings = trained_encoder(lender or run)
-    how, text_map, video_map = distill.retrieval_maps(folder)
+    encoder.to(device)
+    with torch.device(device):   # where the maps' heads are made
+        how, text_map, video_map = distill.retrieval_maps(folder)
     if lender:
         how = f"not defined (ridge map: video encoder of {lender})"
         text_map = None
     config, bert, _ = model.load_hf(folder)
     tokenizer = data.load_tokenizer(folder)
-    bert.eval()
+    bert.eval().to(device)
 
     def clips_of(split):
         return data.Clips(data_folder, split, settings["streams"], tokenizer, config.block,
@@ -549,8 +568,9 @@ def retrieve(run, data_folder, bank=None, lender=None):
         rows = [row for row in openings(training, tokenizer)
                 if names_only(row["text"], known, nouns)]
         seen, _, shown = retrieval_vectors(rows, training, tokenizer, bert, encoder, None)
-        mapped = ridge_probe(seen.double().numpy(), shown.double().numpy(), means.double().numpy())
-        mapped, _ = search(F.normalize(torch.from_numpy(mapped).float(), dim=-1), videos)
+        x, y, new_x = [vectors.cpu().double().numpy() for vectors in (seen, shown, means)]
+        mapped = torch.from_numpy(ridge_probe(x, y, new_x)).float().to(device)
+        mapped, _ = search(F.normalize(mapped, dim=-1), videos)
         if text_map:
             metrics["R@1, new nouns"] = float((ranks[new] == 1).float().mean())
         metrics["ridge map, R@1, new nouns"] = float((mapped[new] == 1).float().mean())
@@ -567,8 +587,10 @@ def show_retrieval(args):
     if not lenders:
         raise model.UserError(f"no trained video encoder in the model folder of "
                               f"{', '.join(args.runs)}: list a teacher of videos, or its student")
+    device = data.Processes(args.device).device
     for run in args.runs:
-        result = retrieve(run, args.data, args.bank, None if run in lenders else lenders[0])
+        lender = None if run in lenders else lenders[0]
+        result = retrieve(run, args.data, args.bank, lender, device)
         print(f"{run}: text -> video among {result['pool']}; {result['how']}")
         for name, value in result.items():
             if isinstance(value, float):
@@ -604,37 +626,40 @@ def ridge_probe(train_x, train_y, test_x):
 
 
 @torch.no_grad()
-def noun_vectors(folder, nouns):
+def noun_vectors(folder, nouns, device="cpu"):
     """The hidden state of each noun, averaged over the mini world's sentences: float64 [N, H].
 
     Sentences name every action equally often; the model has seen their like in pretraining.
     """
     config, bert, _ = model.load_hf(folder)
-    bert.eval()
+    bert.eval().to(device)
     tokenizer = data.load_tokenizer(folder)
     tokenizer.enable_padding(pad_id=config.pad_token_id)
-    out = []
+    texts = []
     for noun in nouns:
-        texts = []
         for template in data.SPOKEN:
             texts += [template.format(a=action, n=noun) for action in data.ACTIONS]
-        encoded = [encoding.ids for encoding in tokenizer.encode_batch(texts)]
-        tokens = torch.tensor(encoded)                                 # [sentences, L]
-        hidden = bert(tokens, tokens != config.pad_token_id)           # [sentences, L, H]
-        places = (tokens == tokenizer.token_to_id(noun)).int().argmax(1)   # the noun's first place
-        rows = torch.arange(len(tokens))
-        out.append(hidden[rows, places].mean(0))
-    return torch.stack(out).double().numpy()
+    encoded = [encoding.ids for encoding in tokenizer.encode_batch(texts)]
+    tokens = torch.tensor(encoded)                                     # [N * sentences, L]
+    ids = torch.tensor([tokenizer.token_to_id(noun) for noun in nouns])
+    named = tokens.view(len(nouns), -1, tokens.shape[1]) == ids[:, None, None]
+    places = named.int().argmax(2).flatten()   # of the noun, its first, [N * sentences]
+    out = []
+    for part, place in zip(tokens.to(device).split(256), places.split(256)):
+        hidden = bert(part, part != config.pad_token_id)               # [256, L, H]
+        out.append(hidden[torch.arange(len(part)), place])             # [256, H]
+    vectors = torch.cat(out).view(len(nouns), -1, config.hidden_size)  # [N, sentences, H]
+    return vectors.mean(1).cpu().double().numpy()
 
 
-def probe(run, world):
+def probe(run, world, device="cpu"):
     """Accuracy of a linear probe of each property from the noun, fitted on task-train nouns.
 
     Returns {property: {"validation": accuracy, "test": ..., "unfilmed": ...}}, and writes it to
     RUN/probe.json.
     """
     nouns = list(world["nouns"])
-    vectors = noun_vectors(Path(run) / "model", nouns)
+    vectors = noun_vectors(Path(run) / "model", nouns, device)
     group = np.array([world["nouns"][noun]["group"] for noun in nouns])
     fitted = group == "train"
     out = {}
@@ -653,8 +678,9 @@ def show_probes(args):
     """`probe`: accuracy on unseen nouns, a row a run, a column a property."""
     world = data.read_json(Path(args.data) / "world.json", "python data.py mini")
     rows = {"chance": {name: 1 / len(values) for name, (_, values) in world["properties"].items()}}
+    device = data.Processes(args.device).device
     for name, run in zip(names_of(args.runs), args.runs):
-        probed = probe(run, world)
+        probed = probe(run, world, device)
         for group in ("test", "unfilmed"):
             rows[f"{name}, {group} nouns"] = {key: probed[key][group] for key in probed}
     columns = []
@@ -998,10 +1024,13 @@ def make_cell(args):
     for source in sources:
         changed = " with changes" if source.get("uncommitted changes") else ""
         commits[f"{source.get('commit')}{changed}"] = None
-    retrieval = retrieve(run, world) if trained_encoder(run) else {"how": "not defined"}
+    device = data.Processes(args.device).device
+    retrieval = {"how": "not defined"}
+    if trained_encoder(run):
+        retrieval = retrieve(run, world, device=device)
     for key in ("pool", "ranks", "data", "examples"):
         retrieval.pop(key, None)
-    probed = probe(run, data.read_json(world / "world.json", "python data.py mini"))
+    probed = probe(run, data.read_json(world / "world.json", "python data.py mini"), device)
     cell = {"arm": args.arm, "seed": args.seed, "flags": recipe(args.arm),
             "commit": "/".join(commits), "hardware": facts.get("hardware"),
             "threads": facts.get("threads"), "seconds": seconds_by_stage(run), "tasks": tasks,
@@ -1855,12 +1884,14 @@ def main(argv=None):
     command.add_argument("--data", default="data/mini", help="the data folder")
     command.add_argument("--bank", help="clips to search (default: the mini world's, else the "
                                         "first of each held-out video)")
+    command.add_argument("--device", default="auto", help="auto, cpu, cuda, mps")
     command.set_defaults(function=show_retrieval)
 
     # --- probe
     command = commands.add_parser("probe", help="linear probes of the mini world's properties")
     command.add_argument("runs", nargs="+", help="run folders")
     command.add_argument("--data", default="data/mini", help="the mini world's folder")
+    command.add_argument("--device", default="auto", help="auto, cpu, cuda, mps")
     command.set_defaults(function=show_probes)
 
     # --- claims
@@ -1885,6 +1916,7 @@ def main(argv=None):
     command.add_argument("arm", choices=[*TEACHERS, *TRAINED], metavar="arm")
     command.add_argument("--seed", type=int, required=True)
     command.add_argument("--runs", default="runs/claims")
+    command.add_argument("--device", default="auto", help="auto, cpu, cuda, mps")
     command.set_defaults(function=make_cell)
 
     # --- report

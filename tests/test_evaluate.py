@@ -155,7 +155,7 @@ def test_ties_and_what_is_no_number_count_against_a_text():
 
 
 def test_search_in_pieces_is_the_whole_search():
-    """1,500 texts are searched in two pieces: against all scores at once, sorted."""
+    """1,500 texts are searched in six pieces: against all scores at once, sorted."""
     generator = torch.Generator().manual_seed(0)
     texts, videos = torch.randn(2, 1500, 8, generator=generator, dtype=torch.float64)
     order = (texts @ videos.T).argsort(1, descending=True)
@@ -163,6 +163,21 @@ def test_search_in_pieces_is_the_whole_search():
     own = order == torch.arange(1500)[:, None]
     assert torch.equal(ranks, own.nonzero()[:, 1] + 1)
     assert torch.equal(best, order[:, :3])
+
+
+def test_ties_do_not_depend_on_the_place_in_a_piece():
+    """Each clip thrice, anywhere: against scores of the distinct clips, each counted three times.
+
+    A float32 product of matrices sums the columns of its edges in another order.
+    """
+    generator = torch.Generator().manual_seed(0)
+    clips = torch.nn.functional.normalize(torch.randn(342, 768, generator=generator), dim=1)
+    which = torch.arange(342).repeat(3)[torch.randperm(1026, generator=generator)]
+    texts = clips[which] + 0.02 * torch.randn(1026, 768, generator=generator)
+    scores = (texts.double() @ clips.double().T).float()               # [1026, 342]
+    own = scores.gather(1, which[:, None])                             # [1026, 1]
+    ranks, _ = evaluate.search(texts, clips[which])
+    assert torch.equal(ranks, 3 * (scores >= own).sum(1))
 
 
 def test_a_ridge_map_is_fitted_on_texts_of_known_nouns_alone():
@@ -214,6 +229,23 @@ def test_a_run_without_video_borrows_an_encoder(mini, runs, capsys):
     assert 0 <= written["ridge map, R@1, new nouns"] <= 1
     with pytest.raises(model.UserError, match="no trained video encoder .* list a teacher"):
         evaluate.main(["retrieve", names[0], "--data", str(mini)])
+
+
+def test_a_clip_of_two_rows_keeps_one_vector(mini, runs, tmp_path, monkeypatch):
+    """The second row stands alone in its batch, where sums are rounded otherwise."""
+    search = evaluate.search
+    searched = []
+
+    def noted(texts, videos):
+        searched.append(videos)
+        return search(texts, videos)
+    monkeypatch.setattr(evaluate, "search", noted)
+    pool = data.read_bank(mini / "retrieval.json")
+    bank = tmp_path / "bank.json"
+    bank.write_text(json.dumps([*pool[:256], pool[7]]))
+    ranks = evaluate.retrieve(runs / "student", mini, bank)["ranks"]
+    assert torch.equal(searched[0][256], searched[0][7])
+    assert ranks[256] >= 2 and ranks[7] >= 2
 
 
 def test_banks_of_training_videos_are_refused(mini, runs, tmp_path, capsys):
@@ -328,3 +360,81 @@ def test_ridge_probe_takes_the_strength_of_the_least_error():
         fits.append(((left_out ** 2).mean(), strength, hat @ centred + y.mean(0)))
     best = min(fits, key=lambda fit: fit[:2])
     assert evaluate.ridge_probe(x, y, x) == pytest.approx(best[2])
+
+
+def test_noun_vectors_are_means_over_single_sentences(mini, runs, monkeypatch):
+    """40 nouns in 8 sentences take two batches: against a sentence at a time, without padding."""
+    monkeypatch.setattr(data, "SPOKEN", ["we {a} the {n}", "my {n} is this {n} so {a} it"])
+    nouns = list(data.read_json(mini / "world.json", "")["nouns"])[:40]
+    folder = runs / "student" / "model"
+    _, bert, _ = model.load_hf(folder)
+    tokenizer = data.load_tokenizer(folder)
+    expected = []
+    with torch.no_grad():
+        for noun in nouns:
+            vectors = []
+            for template in data.SPOKEN:
+                for action in data.ACTIONS:
+                    encoding = tokenizer.encode(template.format(a=action, n=noun))
+                    hidden = bert.eval()(torch.tensor([encoding.ids]))[0]       # [L, H]
+                    vectors.append(hidden[encoding.tokens.index(noun)])
+            expected.append(torch.stack(vectors).mean(0))
+    assert evaluate.noun_vectors(folder, nouns) == pytest.approx(torch.stack(expected), abs=1e-6)
+
+
+# --------------------------------------------------------------------------------------------------
+# Another device. (test_gpu.py compares a GPU's numbers with the CPU's.)
+
+
+@pytest.fixture
+def given(monkeypatch):
+    """On "meta", a second device on any machine; its values come back as zeros.
+
+    Yields {network, or "search": devices of the tensors that it was given}.
+    """
+    cpu = torch.Tensor.cpu
+
+    def zeros(tensor):
+        return torch.zeros(tensor.shape, dtype=tensor.dtype) if tensor.is_meta else cpu(tensor)
+    monkeypatch.setattr(torch.Tensor, "cpu", zeros)
+    search = evaluate.search
+    devices = {}
+
+    def note(name, inputs):
+        for tensor in filter(torch.is_tensor, inputs):
+            devices.setdefault(name, set()).add(tensor.device.type)
+
+    def searched(*vectors):
+        note("search", vectors)
+        return search(*vectors)
+    monkeypatch.setattr(evaluate, "search", searched)
+    hook = torch.nn.modules.module.register_module_forward_pre_hook(
+        lambda module, inputs: note(type(module).__name__, inputs))
+    yield devices
+    hook.remove()
+
+
+@pytest.mark.filterwarnings("ignore:.*copying from a non-meta parameter")
+@pytest.mark.parametrize("name", ["teacher", "student"])
+def test_retrieval_runs_on_the_device_asked_for(mini, runs, given, name):
+    evaluate.main(["retrieve", str(runs / name), "--data", str(mini), "--device", "meta"])
+    assert set(map(tuple, given.values())) == {("meta",)}
+    assert {"Bert", "VideoEncoder", "search"} <= given.keys()
+    assert ("DistillHead" in given) == (name == "student")
+
+
+def test_probes_run_on_the_best_device_by_themselves(mini, runs, given, monkeypatch):
+    monkeypatch.setattr(data.Processes, "best_device", lambda processes: "meta")
+    evaluate.main(["probe", str(runs / "teacher"), "--data", str(mini)])
+    assert given["Bert"] == {"meta"}
+
+
+def test_a_cell_runs_on_the_device_asked_for(mini, runs, given, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "mini-3").symlink_to(mini)
+    (tmp_path / "world-3").symlink_to(runs)
+    evaluate.main(["cell", "teacher", "--seed", "3", "--runs", ".", "--device", "meta"])
+    assert given["Bert"] == given["VideoEncoder"] == {"meta"}
+    cell = json.loads((tmp_path / "values" / "seed-3" / "teacher.json").read_text())
+    assert cell["probe"].keys() == data.PROPERTIES.keys()
