@@ -56,7 +56,10 @@ from model import UserError, weight_files
 
 
 class Processes:
-    """Rank, world size, device; started by torchrun or alone. A world of one sends no message."""
+    """Rank, world size, device; started by torchrun or alone. A world of one sends no message.
+
+    Raises UserError where a machine has fewer GPUs than processes.
+    """
 
     def __init__(self, device="auto"):
         self.signal = 0   # the number of one that was noted
@@ -66,6 +69,12 @@ class Processes:
         if device == "auto":
             device = self.best_device()
         if device == "cuda":
+            here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))   # processes of this machine
+            gpus = torch.cuda.device_count()
+            if here > gpus:   # NCCL takes one process a GPU, and its own error says less
+                raise UserError(f"LOCAL_WORLD_SIZE is {here}, processes on this machine, but GPUs "
+                                f"visible here: {gpus}; start one a GPU (torchrun's "
+                                f"--nproc_per_node), or use the CPU (--device cpu)")
             device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
         self.device = torch.device(device)
         if self.device.type == "cuda":

@@ -10,6 +10,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")   # before torch starts its threads: sums repeat
+# tests choose the CPU, also where there is a GPU, which test_gpu.py sees when it is asked for
+if not any("test_gpu.py" in argument for argument in sys.argv):
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import pytest

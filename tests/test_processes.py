@@ -221,6 +221,29 @@ def test_torchrun_without_a_gpu_is_said_once(monkeypatch, capsys, rank, said):
     assert said in printed and (said or not printed)
 
 
+@pytest.mark.parametrize("asked", ["auto", "cuda"])
+def test_more_processes_than_gpus_are_refused(monkeypatch, asked):
+    started = []
+    monkeypatch.setattr(data.dist, "init_process_group", started.append)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", started.append)
+    monkeypatch.setenv("WORLD_SIZE", "6")   # of two machines
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
+    with pytest.raises(model.UserError, match="LOCAL_WORLD_SIZE is 3, .* GPUs visible here: 2;"):
+        data.Processes(asked)
+    assert not started
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert data.Processes(asked).device == torch.device("cuda:1")
+    assert started == [torch.device("cuda:1"), "nccl"]
+
+
+def test_cuda_without_a_gpu_is_refused():
+    with pytest.raises(model.UserError, match="GPUs visible here: 0; .*--device cpu"):
+        data.Processes("cuda")   # conftest.py hides one that is there
+
+
 def test_rows_cover_the_batch():
     processes = data.Processes("cpu")
     assert processes.master and processes.rows(6) == slice(0, 6) and processes.sum(2.5) == 2.5

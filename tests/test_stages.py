@@ -21,6 +21,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import data
 import distill
@@ -202,6 +203,56 @@ def test_a_step_is_one_graph(stage, mini, taught, tmp_path, monkeypatch):
     for step, values in logged(tmp_path / "on", *names).items():
         assert values == pytest.approx(expected[step], rel=1e-3)
     assert len(expected) == 2
+
+
+class Reads(TorchDispatchMode):
+    """Collects what would wait for a GPU: values or shapes that Python asks for, numbers that it
+    sends."""
+    names = {"_local_scalar_dense", "nonzero", "masked_select", "equal", "_unique2", "lift_fresh"}
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.overloadpacket.__name__
+        if name in ("index", "index_put", "index_put_"):
+            picked = [each for each in args[1] if each is not None]
+            if any(each.dtype == torch.bool for each in picked):   # as many as are True
+                self.seen.append(name)
+        if name in self.names:
+            self.seen.append(name)
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("stage", [teacher, distill, finetune])
+def test_a_step_that_is_not_logged_reads_nothing_back(stage, mini, taught, student, tmp_path,
+                                                      monkeypatch):
+    reads = Reads()
+    reads.seen = []
+    steps = []
+    lr_at = model.lr_at
+
+    def watched(step, *rest):   # the first call of every step, once a parameter group
+        if step in steps:
+            return lr_at(step, *rest)
+        steps.append(step)
+        if step % 4 == 1:   # steps 0, 4 and 8 are logged, of finetune.py 3 and 7
+            reads.__enter__()
+        if step % 4 == 3:
+            reads.__exit__(None, None, None)
+        return lr_at(step, *rest)
+
+    monkeypatch.setattr(model, "lr_at", watched)
+    command = {
+        teacher: ["--data", str(mini), *TEACHER, "--contrastive", "hinge", "--steps", "9"],
+        distill: [*student, "--warmup", "0", "--steps", "9"],
+        finetune: ["--model", str(taught), "--data", f"{mini}/tasks", "--task", "QNLI", "--batch",
+                   "32", "--train-limit", "128", "--epochs", "2", "--warmup", "0"],
+    }[stage]
+    stage.main([*command, "--log-every", "4", "--out", str(tmp_path)])
+    assert steps == list(range(len(steps))) and len(steps) >= 8
+    # finetune.py makes its batches, from numpy, in the loop itself
+    assert set(reads.seen) == ({"lift_fresh"} if stage is finetune else set())
+    with reads:
+        assert torch.ones(3)[torch.tensor([True, False, True])].sum().item() == 2
+    assert set(reads.seen) == {"lift_fresh", "index", "_local_scalar_dense"}
 
 
 def test_where_compiling_fails_it_is_said_once(monkeypatch):
