@@ -1,8 +1,9 @@
 """Speed against references, on this machine, in one run. A command, not a test: `make bench`.
 
-    python tests/bench.py                                  # every row, 6 minutes on two quiet cores
+    python tests/bench.py              # on a CPU its rows, 6 minutes on two quiet cores; on a GPU
+                                       # (CUDA) those of the section "On a GPU", 6 minutes likewise
     python tests/bench.py --only mlm nst --repeats 15
-    python tests/bench.py --small                          # tiny sizes: only shows that it runs
+    python tests/bench.py --small --only mlm gpu-base      # tiny sizes: only shows that it runs
 
 A row builds a reference and ours, compares their numbers where both compute the same thing, warms
 both up, and times them in turn, so that other work on the machine hits both. Times are medians.
@@ -16,7 +17,9 @@ import copy
 import dataclasses
 import io
 import itertools
+import json
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -31,6 +34,7 @@ import numpy as np
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
@@ -40,6 +44,7 @@ import data
 import distill
 import finetune
 import model
+import teacher
 
 IDS = {"pad": 0, "cls": 1, "sep": 2, "mask": 3}
 BATCH = 8   # sequences of a pretraining row
@@ -95,7 +100,7 @@ def networks(args, objectives, size=None, batch=BATCH):
     teacher.eval().requires_grad_(False)
     return SimpleNamespace(config=config, settings=settings, tokens=tokens, student=student,
                            teacher=teacher, mlm_head=mlm_head, heads=heads,
-                           modules=[student, mlm_head, heads], objectives=objectives)
+                           modules=[student, mlm_head, heads], objectives=objectives, kept={})
 
 
 def masked(nets, step, device):
@@ -107,37 +112,46 @@ def masked(nets, step, device):
     return inputs.to(device), labels.to(device)
 
 
-def our_losses(args, nets, autocast_type, step):
-    """The losses of one step by distill.losses_of, objective none or nst + crd."""
-    device = args.processes.device
+def part_of(nets, step, device):
+    """The batch of a step, as distill.Batches makes it."""
     inputs, labels = masked(nets, step, device)
     positions, labels = data.predicted(labels)
     special = data.special_mask(nets.tokens, IDS)
     generator = data.torch_generator(0, "crd", step)
     anchors = distill.sample_tokens(special, nets.settings["crd_tokens"], generator, slice(None),
                                     len(inputs))                                    # [B, K]
-    part = {"inputs": inputs, "positions": positions, "labels": labels,
+    return {"inputs": inputs, "positions": positions, "labels": labels,
             "real": torch.ones_like(inputs, dtype=torch.bool), "anchors": anchors.to(device)}
+
+
+def our_losses(args, nets, autocast_type, step, function=distill.losses_of, parts=None):
+    """The losses of one step, objective none or nst + crd; parts: batches that are there already.
+    """
+    part = parts[step % len(parts)] if parts else part_of(nets, step, args.processes.device)
     trained = {"student": nets.student, "mlm_head": nets.mlm_head, "heads": nets.heads}
-    losses, kept = distill.losses_of(SimpleNamespace(objective=nets.objectives), trained,
-                                     {"teacher": nets.teacher}, part, (labels != -100).sum(), 1,
-                                     autocast_type)
-    if "crd" in kept:
-        nets.heads["crd"].push(*kept["crd"], args.processes)
+    if "crd" in nets.kept:   # of the step before: its backward had to see the queues as they were
+        nets.heads["crd"].push(*nets.kept["crd"], args.processes)
+    losses, nets.kept = function(SimpleNamespace(objective=nets.objectives), trained,
+                                 {"teacher": nets.teacher}, part, (part["labels"] != -100).sum(),
+                                 1, autocast_type)
     return losses
 
 
-def stepper(modules, optimizer, losses_of):
-    """One optimiser step as every stage does it, as a function; losses_of: step -> {name: loss}."""
+def stepper(modules, optimizer, losses_of, waits=True):
+    """One optimiser step as every stage does it, as a function; losses_of: step -> {name: loss}.
+
+    waits: looks at once whether its numbers are finite, for which a GPU would be waited.
+    """
     parameters = list(nn.ModuleList(modules).train().parameters())
     count = itertools.count()
 
     def step():
         loss = sum(losses_of(next(count)).values())
-        assert torch.isfinite(loss)
+        assert not waits or torch.isfinite(loss)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        assert torch.isfinite(nn.utils.clip_grad_norm_(parameters, 1.0))
+        norm = nn.utils.clip_grad_norm_(parameters, 1.0)
+        assert not waits or torch.isfinite(norm)
         optimizer.step()
     return step
 
@@ -396,6 +410,192 @@ def tokens(args):
 
 
 # --------------------------------------------------------------------------------------------------
+# On a GPU, in bf16: steps whose batches lie there already, in turn, and teacher.py as it is run
+
+GPU_HEADER = ("on a GPU", "ms [quartiles]", "of rate", "peak GB", "aim")
+THEIRS = {"transformers, eager": None, "transformers, compiled": None}
+GPU_STEPS = {   # row: (size, sequences, {step: aim, at most this, in ms or "x" the compiled one})
+    "gpu-base": ("base", 256, THEIRS | {"MLM": (0.75, "x"), "NST + CRD": (1.0, "x")}),
+    "gpu-small": ("small", 256, THEIRS | {"MLM": (0.62, "x"), "NST + CRD": (26.0, "ms")}),
+    "gpu-rank": ("base", 64, {"MLM": (16.0, "ms")}),   # what one process of four does
+}
+
+
+def refuse(said):
+    """What model.compiled says where it fails: the times would be of something else."""
+    raise model.UserError(said)
+
+
+def gpu_step(args, size, batch, name):
+    """(one of GPU_STEPS as a function, FLOPs of its forward and backward)"""
+    device = args.processes.device
+    nets = networks(args, ("nst", "crd") if name == "NST + CRD" else (), size, batch)
+    asked = "off" if name == "transformers, eager" else "auto"
+    if name in THEIRS:
+        bert = transformers_bert(nets, nets.student)   # sdpa is its own choice
+        optimizer = torch.optim.AdamW(bert.parameters(), 1e-4, fused=True)
+        modules = [bert]
+        batches = [masked(nets, step, device) for step in range(4)]
+
+        def function(inputs, labels):
+            with torch.autocast(device.type, args.autocast_type, args.autocast_type is not None):
+                return bert(input_ids=inputs, labels=labels).loss
+
+        def losses_of(function, step):
+            return {"mlm": function(*batches[step % 4])}
+    else:
+        optimizer = model.optimizer_for(nets.modules, 1e-4, nets.settings["weight_decay"])
+        modules = nets.modules
+        parts = [part_of(nets, step, device) for step in range(4)]
+        function = distill.losses_of
+
+        def losses_of(function, step):
+            return our_losses(args, nets, args.autocast_type, step, function, parts)
+    with FlopCounterMode(display=False) as counter:
+        sum(losses_of(function, 0).values()).backward()
+    fast = model.compiled(function, asked, device, refuse)
+    step = stepper(modules, optimizer, partial(losses_of, fast), waits=False)
+    return step, counter.get_total_flops()
+
+
+def peak_memory(function, device):
+    """Calls a function; returns the bytes of a GPU's tensors at their most."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    function()
+    return torch.cuda.max_memory_allocated()   # 0 without a GPU
+
+
+def product_rate(args):
+    """FLOP a second of the machine's own square products in bf16."""
+    n = 256 if args.small else 8192
+    a, b = torch.randn(2, n, n, device=args.processes.device, dtype=torch.bfloat16)
+    product = Row("product", "", partial(torch.mm, a, b), {})
+    return 2 * n ** 3 / np.median(measure(product, 9, args.processes.device)[0])
+
+
+def gpu_line(what, seconds, work, rate, peak):
+    """A line of the table, without its aim; seconds: [repeats]."""
+    low, middle, high = 1000 * np.percentile(seconds, (25, 50, 75))
+    return (what, f"{middle:.1f} [{low:.1f}, {high:.1f}]", f"{1000 * work / middle / rate:.2f}",
+            f"{peak / 2 ** 30:.1f}")
+
+
+def aimed(args, value, unit, most, least=0.0):
+    """The aim's cell."""
+    if args.small:
+        return ""
+    met = "met" if least <= value <= most else "NOT MET"
+    return f"{value:.2f} {unit}, {f'{least} to' if least else 'at most'} {most}: {met}"
+
+
+def gpu_steps(name, args):
+    """The lines of a row of GPU_STEPS."""
+    size, batch, aims = GPU_STEPS[name]
+    if args.small:
+        size, batch = "mini", BATCH
+    device = args.processes.device
+    if "transformers, compiled" in aims:
+        pretraining((), "", "", None, args)   # compares their numbers with ours
+    torch.set_float32_matmul_precision("high")
+    torch.compiler.reset()   # a run compiles for its own shapes only
+    rate = product_rate(args)
+    steps = {}
+    facts = {}   # FLOPs, rate, memory
+    for step in aims:
+        before = torch.cuda.memory_allocated()   # of the steps before
+        steps[step], work = gpu_step(args, size, batch, step)
+        for _ in range(3):   # compiles, makes the optimiser's state
+            steps[step]()
+        facts[step] = work, rate, peak_memory(steps[step], device) - before
+    first, *others = steps.values()
+    seconds = measure(Row(name, "", first, dict(enumerate(others))), args.repeats or 9, device)[0]
+    seconds = dict(zip(steps, seconds))   # {step: [repeats]}
+    lines = [GPU_HEADER, (f"square bf16 products: {rate / 1e12:,.1f} TFLOP/s",)]
+    for step, aim in aims.items():
+        asked = ""
+        if aim:
+            most, unit = aim
+            value = 1000 * np.median(seconds[step])
+            if unit == "x":
+                value /= 1000 * np.median(seconds["transformers, compiled"])
+            asked = aimed(args, value, unit, most)
+        what = f"{step}, {size}, {batch} x {model.SIZES[size].block}"
+        lines.append((*gpu_line(what, seconds[step], *facts[step]), asked))
+    return lines
+
+
+def make_howto100m(folder, videos, width, vocabulary):
+    """A data folder of random features, 1 and 1.5 a second, and captions in HowTo100M's form.
+
+    Videos of 4 to 9 minutes, captions of 6 to 14 words, one in 4 seconds: a block is about 50
+    seconds of film.
+    """
+    generator = data.numpy_generator(0, "howto100m")
+    noise = generator.standard_normal((2000, width), np.float32).astype(np.float16)
+    words = np.array([f"w{number}" for number in range(vocabulary - len(data.SPECIAL))])
+    lengths = generator.integers(240, 540, videos)   # seconds
+    captions = {}
+    for video, seconds in enumerate(lengths):
+        starts = np.sort(generator.integers(0, seconds, seconds // 4)).tolist()
+        spoken = [generator.choice(words, generator.integers(6, 15)) for _ in starts]
+        captions[f"v{video}"] = {"text": list(map(" ".join, spoken)), "start": starts,
+                                 "end": [start + 4 for start in starts]}
+    for rate, name in ((1.0, "resnet152"), (1.5, "resnext101")):
+        stream = folder / "features" / name
+        stream.mkdir(parents=True)
+        data.write_json(stream / "stream.json", {"rate": rate, "width": width})
+        for video, seconds in enumerate(lengths):
+            first = generator.integers(1000)
+            np.save(stream / f"v{video}.npy", noise[first:first + int(rate * seconds)])
+    (folder / "vocab.txt").write_text("\n".join([*data.SPECIAL, *words]) + "\n")
+    data.write_json(folder / "caption.json", captions)
+    data.captions_command(SimpleNamespace(
+        videos=folder, captions=folder / "caption.json", vocab=folder / "vocab.txt", out=folder,
+        held_out=None, only=None, category=None, cased=None))
+
+
+def gpu_teacher(args):
+    """The lines of teacher.py: its step, its wait for data, and what --dry-run says of it."""
+    device = args.processes.device
+    folder = args.folder / "howto100m"
+    size, batch, width, videos, every = ("base", 64, 2048, 256, 20)
+    if args.small:
+        size, batch, width, videos, every = ("mini", 8, 16, 32, 2)
+    command = ["--data", folder, "--size", size, "--batch", batch, "--steps", 8 * every + 1,
+               "--log-every", every, "--device", device.type, "--out", folder / "run"]
+    command = list(map(str, command))
+    torch.compiler.reset()
+    rate = product_rate(args)
+    counted = []   # an entry for each step whose FLOPs are counted
+    printed = io.StringIO()
+    before = torch.cuda.memory_allocated()
+    with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(io.StringIO()):
+        make_howto100m(folder, videos, width, model.SIZES[size].vocab_size)
+        hook = register_optimizer_step_post_hook(lambda *given: counted.append(1))
+        with FlopCounterMode(display=False) as counter:
+            teacher.main([*command, "--dry-run", "--compile", "off", "--workers", "0"])
+        hook.remove()
+        teacher.main([*command, "--dry-run"])
+        peak = peak_memory(partial(teacher.main, command), device) - before
+    if "compiling failed" in printed.getvalue():
+        refuse("teacher.py: compiling failed")
+    told = float(re.findall(r"(\d+) ms a step", printed.getvalue())[-1])
+    log = [json.loads(line) for line in open(folder / "run" / "log.jsonl")]
+    times = [(line["seconds"], line["waited"]) for line in log if "waited" in line]
+    seconds, waited = np.diff(times, axis=0)[3:].T / every   # [5] each: what is compiled is by then
+    took = 1000 * np.median(seconds)
+    what = f"teacher.py, {size}, {batch} clips of 2 x {width} features"
+    work = counter.get_total_flops() / len(counted)
+    return [GPU_HEADER,
+            (*gpu_line(what, seconds, work, rate, peak), aimed(args, took, "ms", 40.0)),
+            ("its wait for data", f"{1000 * np.median(waited):.1f}", "", "",
+             aimed(args, waited.sum() / seconds.sum(), "of it", 0.05)),
+            ("what its --dry-run says", f"{told:.0f}", "", "",
+             aimed(args, told / took, "of it", 1.2, 0.8))]
+
+
+# --------------------------------------------------------------------------------------------------
 # Timing
 
 ROWS = {   # name: (row, repeats)
@@ -409,6 +609,7 @@ ROWS = {   # name: (row, repeats)
     "tokens": (tokens, 7),
     "share": (share, 15),
 }
+GPU_ROWS = {**{name: partial(gpu_steps, name) for name in GPU_STEPS}, "gpu-teacher": gpu_teacher}
 
 
 def cpu_seconds():
@@ -465,31 +666,41 @@ def show(*cells):
 
 def run_row(name, args):
     """Builds, checks, times and shows one row."""
-    make, repeats = ROWS[name]
+    make, repeats = ROWS.get(name) or (GPU_ROWS[name], None)
+    if name in GPU_ROWS and args.processes.device.type != "cuda" and not args.small:
+        show(name, "not run: no GPU")
+        return
+    failures = ImportError, FileNotFoundError   # transformers, ffmpeg
+    if name in GPU_ROWS:
+        failures += model.UserError, torch.OutOfMemoryError
+    torch.set_float32_matmul_precision("highest")   # in which numbers are compared
     try:
         row = make(args)
-    except (ImportError, FileNotFoundError) as missing:   # transformers, ffmpeg
-        show(name, f"not run: {missing}")
+    except failures as failure:
+        show(name, f"not run: {failure}")
+        return
+    if name in GPU_ROWS:
+        for line in row:
+            show(*line)
         return
     if args.small:
         row = row._replace(target=None)
-    torch.set_float32_matmul_precision("high")   # as in the stages; numbers are compared without
-    lines = judge(row, measure(row, args.repeats or repeats, args.processes.device))
-    torch.set_float32_matmul_precision("highest")
-    for line in lines:
+    torch.set_float32_matmul_precision("high")   # as in the stages
+    for line in judge(row, measure(row, args.repeats or repeats, args.processes.device)):
         show(*line)
 
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", choices=ROWS, default=list(ROWS), metavar="ROW",
-                        help=", ".join(ROWS))
+    parser.add_argument("--only", nargs="+", choices=[*ROWS, *GPU_ROWS], metavar="ROW",
+                        help=f"on a CPU {', '.join(ROWS)}; on a GPU {', '.join(GPU_ROWS)}")
     parser.add_argument("--repeats", type=int, help="of every row (default: each row's own)")
     parser.add_argument("--small", action="store_true", help="tiny sizes: only shows that it runs")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda")
     args = parser.parse_args(argv)
     args.processes = data.Processes(args.device)
+    args.only = args.only or list(GPU_ROWS if args.processes.device.type == "cuda" else ROWS)
     args.size = "mini" if args.small else "small"
     args.precision, args.autocast_type = data.settle_precision("auto", args.processes.device)
     facts = data.provenance(args.processes.device)

@@ -4,6 +4,7 @@
 
 It asserts nothing about speed.
 """
+import argparse
 import sys
 
 import numpy as np
@@ -26,6 +27,28 @@ def test_every_row_runs(transformers, capsys):
     lines = capsys.readouterr().out.splitlines()[4:]
     # MLM and distillation are timed in fp32 and what "auto" chose, video by wall and CPU clock
     assert len(lines) == len(bench.ROWS) + 3 or "not run" in "".join(lines)
+
+
+def test_every_row_of_a_gpu_runs(transformers, capsys):
+    run_rows("gpu-base", "gpu-rank", "gpu-teacher")
+    lines = [line.split("|") for line in capsys.readouterr().out.splitlines()[4:]]
+    shares = [float(line[3]) for line in lines if len(line) == 7 and "0." in line[3]]
+    assert len(shares) == 4 + 1 + 1 and min(shares) > 0
+    waited, told = [float(line[2]) for line in lines[-2:]]
+    assert waited >= 0 and told > 0
+
+
+def test_a_gpu_is_not_timed_without_one(capsys):
+    bench.main(["--device", "cpu", "--only", *bench.GPU_ROWS])
+    assert capsys.readouterr().out.count("not run: no GPU") == len(bench.GPU_ROWS) == 4
+
+
+def test_aims():
+    args = argparse.Namespace(small=False)
+    assert bench.aimed(args, 0.75, "x", 0.75) == "0.75 x, at most 0.75: met"
+    assert bench.aimed(args, 0.76, "x", 0.75) == "0.76 x, at most 0.75: NOT MET"
+    assert bench.aimed(args, 0.79, "of it", 1.2, 0.8) == "0.79 of it, 0.8 to 1.2: NOT MET"
+    assert bench.aimed(args, 1.2, "of it", 1.2, 0.8) == "1.20 of it, 0.8 to 1.2: met"
 
 
 def test_a_missing_reference_is_said_and_the_rest_runs(monkeypatch, capsys):
