@@ -733,7 +733,9 @@ def test_a_killed_world_goes_on(tmp_path, monkeypatch):
     nouns = data.NOUNS[:32]
     monkeypatch.setattr(data, "NOUNS", nouns)
     monkeypatch.setattr(data, "GROUPS", dict.fromkeys(data.GROUPS, 8))
-    monkeypatch.setattr(data, "ProcessPoolExecutor", ThreadPoolExecutor)
+    # threads, which take no signals: the killer must see what they write
+    threads = lambda workers, *rest: ThreadPoolExecutor(workers)
+    monkeypatch.setattr(data, "ProcessPoolExecutor", threads)
     whole = tmp_path / "whole"
     killed = tmp_path / "killed"
     data.make_mini(0, whole, 1, 400, 1)
