@@ -32,11 +32,11 @@ import threading
 import time
 from collections import Counter, deque
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
 from fractions import Fraction
 from functools import lru_cache, partial
 from itertools import chain, combinations, islice, product
+from multiprocessing.managers import BaseManager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -904,6 +904,7 @@ FPS = 8   # frames a second that the small streams see
 SIDE = 48   # their sides
 WINDOW = 4   # frames of a step of motion
 HOP = 4   # frames from step to step
+TOGETHER = 64   # frames or windows that a CNN takes at once, of one film or many
 
 FILM_ENDINGS = set("""
     .3g2 .3gp .asf .avi .divx .dv .f4v .flv .gif .m1v .m2t .m2ts .m2v .m4v .mkv .mov .mp4 .mpe .mpeg
@@ -1252,19 +1253,54 @@ STREAMS = {
 }
 
 
+class Networks(BaseManager):
+    """A process that runs the CNNs on one GPU, for all processes that decode."""
+
+
 @lru_cache
-def cnn_function(name, weights, device, precision):
-    """A frozen CNN as a function: uint8 [n, h, w, 3] -> unit features [steps, 2048]."""
+def cnn_function(name, weights, device, precision, address=None):
+    """A frozen CNN as a function: uint8 [n, h, w, 3] of a film -> unit features [steps, 2048].
+
+    address: of the Networks that run it; None: it runs here. Threads call it, one a film; what
+    waits while it is busy goes in together.
+    """
+    if address:
+        networks = Networks(address)
+        networks.connect()
+        return networks.cnn_function(name, weights, device, precision)
     dtype = settle_precision(precision, torch.device(device))[1] or torch.float32
     # else fp32 convolutions on CUDA keep 10 bits, where the published ones kept 23
     torch.backends.cudnn.allow_tf32 = False
     network = model.load_cnn(name, weights).to(device, dtype)
+    thread = ThreadPoolExecutor(1)
+    lock = threading.Lock()
+    waiting = {}   # (h, w, 3): pictures of that shape, film by film; the future of their features
+
+    def function(pictures):
+        shape = pictures.shape[1:]
+        with lock:
+            if shape not in waiting:
+                waiting[shape] = [], thread.submit(run, shape)
+            films, features = waiting[shape]
+            films.append(pictures)
+            place = len(films) - 1
+        return features.result()[place]
 
     @torch.inference_mode()
-    def function(frames):
-        inputs = STREAMS[name].function(torch.from_numpy(frames).to(device))
-        return F.normalize(network(inputs.to(dtype)).float(), dim=1).cpu().numpy()
+    def run(shape):
+        with lock:
+            films, _ = waiting.pop(shape)
+        inputs = []
+        for pictures in films:
+            pictures = torch.from_numpy(pictures).to(device)
+            inputs.append(STREAMS[name].function(pictures).to(dtype))   # [steps, 3, ...]
+        outputs = [network(part) for part in torch.cat(inputs).split(TOGETHER)]
+        features = F.normalize(torch.cat(outputs).float(), dim=1).cpu()   # [all steps, 2048]
+        return [part.numpy() for part in features.split([len(steps) for steps in inputs])]
     return function
+
+
+Networks.register("cnn_function", cnn_function, exposed=["__call__"])
 
 
 def describe(path, functions):
@@ -1305,7 +1341,7 @@ def describe(path, functions):
 def extract(path, streams, out, cnn_settings):
     """Writes the streams of one film. Returns (seconds of film, packets skipped).
 
-    cnn_settings: (weights, device, precision). Raises VideoError.
+    cnn_settings: (weights, device, precision, address). Raises VideoError.
     """
     functions = {}
     for name in streams:
@@ -1322,20 +1358,43 @@ def extract(path, streams, out, cnn_settings):
 
 
 def start_worker(threads):
-    """In a worker process: the threads that it takes; and it ends when its parent is killed."""
+    """In a worker process: the threads that it takes; it ends with its parent, not on Ctrl-C."""
     def end_with_parent():
         multiprocessing.parent_process().join()
         os._exit(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)   # Ctrl-C reaches all: they end with their parent
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(threads)
     threading.Thread(target=end_with_parent, daemon=True).start()
+
+
+def make_worker(context, threads, shared, places, running, lock):
+    """A pool of one process that decodes, once each GPU's process is seen to work.
+
+    shared: streams of CNNs; places: [cnn_settings] of the GPUs; running: {address: Networks}.
+    """
+    picture = np.zeros((1, 112, 112, 3), np.uint8)
+    with lock:
+        for name, (*settings, address) in product(shared, places):
+            try:
+                running[address].cnn_function(name, *settings)(picture)
+                continue
+            except Exception:   # not begun, or dead, or an error of CUDA's that lasts
+                if address in running:
+                    running.pop(address).shutdown()
+            networks = Networks(address, ctx=multiprocessing.get_context("spawn"))
+            networks.start(start_worker, (threads,))
+            running[address] = networks
+            networks.cnn_function(name, *settings)(picture)
+        pool = ProcessPoolExecutor(1, context, start_worker, (threads,))
+        pool.submit(int)   # begun under the lock: two forks at once would hide each other's death
+    return pool
 
 
 def run_job(job, pools, make_pool):
     """Runs (function, *arguments) in a process of `pools`. Returns its result, or its error.
 
-    Each process is a pool of its own, so that it is known what it died at: that is tried once
-    more. It is replaced then, and after any unexpected error: one of CUDA's would last.
+    Each process is a pool of its own, so that it is known what it died at. After an unexpected
+    error it is replaced, and the job tried once more.
     """
     for _ in range(2):
         pool = pools.pop()
@@ -1343,12 +1402,11 @@ def run_job(job, pools, make_pool):
             result = pool.submit(*job).result()
         except Exception as error:   # of any kind: it is listed, and the next film comes
             result = error
-        if isinstance(result, Exception) and not isinstance(result, VideoError):
-            pool.shutdown(wait=False)
-            pool = make_pool()
-        pools.append(pool)
-        if not isinstance(result, BrokenProcessPool):
+        if not isinstance(result, Exception) or isinstance(result, VideoError):
+            pools.append(pool)
             break
+        pool.shutdown(wait=False)
+        pools.append(make_pool())
     return result
 
 
@@ -1399,7 +1457,7 @@ def open_streams(streams, out, tag, weights, device, precision):
         path = folder / "stream.json"
         if path.exists() and read_json(path, "") != facts:
             raise UserError(f"{path} says that features were made otherwise, now {facts}: choose "
-                            "another --out")
+                            "another --out or --precision")
         # a shard's own name first: many may start in one second
         write_json(folder / f"stream{tag}.json", facts)
         os.replace(folder / f"stream{tag}.json", path)
@@ -1434,9 +1492,10 @@ def missing_shards(out):
 
 
 def extract_features(films, streams, out, workers=None, shard=None, weights="data/weights",
-                     device="auto", precision="fp32"):
+                     device="auto", precision="auto"):
     """Writes OUT/features/STREAM/ID.npy of films {id: path}, where they are missing.
 
+    Each worker decodes and, on CPUs, runs the CNNs; those on a GPU run in one process for all.
     shard (k, n): only of that part. What cannot be used is listed (id, reason) in
     features/left_out.tsv, a shard's in left_out.K-of-N.tsv. Returns how many films met an error
     that is not their own. Raises UserError where the settings or shards of `out` are others.
@@ -1446,26 +1505,37 @@ def extract_features(films, streams, out, workers=None, shard=None, weights="dat
         raise UserError(f"{out}: shards {', '.join(missing_shards(out))} are not complete: run "
                         f"them first, or delete {out}/features/left_out.*-of-* to extract all here")
     context = None
-    cpus = os.cpu_count()
-    if any(name in model.CNNS for name in streams):
-        context = multiprocessing.get_context("spawn")   # CUDA and OpenMP do not survive a fork
+    places = [()]   # where CNNs run: weights, device, precision, address
+    shared = [name for name in streams if name in model.CNNS]   # by all workers
+    if shared:
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
-        if device.startswith("cuda"):
-            cpus = min(4, cpus)
+        if precision == "auto" and not device.startswith("cuda"):
+            precision = "fp32"   # whatever the CPU could
+        precision, _ = settle_precision(precision, torch.device(device))
         print(f"the CNNs run on {device} in {precision}")
-    workers = workers or cpus
+        gpus = [device]
+        if device == "cuda":
+            gpus = [f"cuda:{k}" for k in range(torch.cuda.device_count())]
+        # an abstract address, of Linux, leaves no file behind
+        places = [(str(weights), gpu, precision, f"\0{os.urandom(8).hex()}") for gpu in gpus]
+        if device == "cpu":   # each worker has its own
+            places = [(str(weights), device, precision, None)]
+            shared = []
+            context = multiprocessing.get_context("spawn")   # OpenMP does not survive a fork
+            os.environ["PYTHONWARNINGS"] = "ignore:resource_tracker"   # what a kill leaves, it ends
+    workers = workers or os.cpu_count()
     threads = max(1, os.cpu_count() // workers)
     tag = f".{shard[0]}-of-{shard[1]}" if shard else ""
-    cnn_settings = str(weights), device, precision
-    open_streams(streams, out, tag, *cnn_settings)
+    open_streams(streams, out, tag, weights, device, precision)
     done = set.intersection(*[set(os.listdir(out / "features" / name)) for name in streams])
     jobs = {}
     for video, path in films.items():
         if f"{video}.npy" not in done and (shard is None or in_shard(video, shard)):
-            jobs[video] = extract, path, streams, out, cnn_settings
+            jobs[video] = extract, path, streams, out, places[len(jobs) % len(places)]
     print(f"{len(jobs):,} videos, {workers} processes of {threads} threads")
-    make_pool = partial(ProcessPoolExecutor, 1, context, start_worker, (threads,))
+    running = {}   # they end when they are forgotten
+    make_pool = partial(make_worker, context, threads, shared, places, running, threading.Lock())
     outcomes = run_jobs(jobs, min(workers, max(1, len(jobs))), make_pool)
     record = out / "features" / f"left_out{tag}.tsv"
     if jobs:
@@ -1504,6 +1574,14 @@ def record_outcomes(outcomes, total, file):
     return counts["unexpected"]
 
 
+def stop_extraction(number, frame):
+    """On Ctrl-C: ends this process, and its workers, at once."""
+    for process in multiprocessing.active_children():
+        process.kill()
+    print("\nstopped; the same command goes on", flush=True)
+    os._exit(128 + number)
+
+
 def video_command(args):
     """`data.py video`: features of every film of a folder; with --vocab, the captions, too."""
     shard = parse_shard(args.shard) if args.shard else None
@@ -1524,8 +1602,10 @@ def video_command(args):
         captioned = {video for video, _ in read_captions(source, films)}
         if not captioned.intersection(films):
             raise UserError(f"{source}: no captions of any of the {len(films)} films")
+
     unexpected = extract_features(films, args.streams, args.out, args.workers, shard, args.weights,
                                   args.device, args.precision)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     if args.vocab and not shard:
         captions_command(args)
     else:
@@ -2993,9 +3073,11 @@ def main():
     video.add_argument("--streams", nargs="+", default=["frame", "motion"], help=", ".join(STREAMS))
     video.add_argument("--shard", help="K/N, K = 1..N: only this part of the films")
     video.add_argument("--weights", default="data/weights", help="folder of the CNNs' checkpoints")
-    video.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N, for the CNNs")
-    video.add_argument("--precision", default="fp32", choices=["fp32", "bf16"], help="of the CNNs")
-    video.add_argument("--workers", type=int, help="default: one a core; with CNNs on a GPU 4")
+    video.add_argument("--device", default="auto",
+                       help="for the CNNs: auto, cpu, cuda (all GPUs) or cuda:N")
+    video.add_argument("--precision", default="auto", choices=["auto", "fp32", "bf16"],
+                       help="of the CNNs; auto: bf16 on a GPU that computes in it, else fp32")
+    video.add_argument("--workers", type=int, help="processes that decode (default: one a core)")
 
     captions = commands.add_parser("captions", help="captions of films with features -> tokens")
     for command in (video, captions):

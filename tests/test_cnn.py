@@ -2,10 +2,17 @@
 
     python -m pytest tests/test_cnn.py
 """
+import inspect
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
+import data
 import model
 
 
@@ -115,3 +122,76 @@ def test_wrong_weights_are_refused(cnn_weights, tmp_path):
         torch.save(content, path)
         with pytest.raises(model.UserError, match="is not the published resnext101: .*CNN"):
             model.load_cnn("resnext101", tmp_path)
+
+
+# --- many films, one network
+
+def call_together(function, films):
+    """Calls it with each film's pictures in a thread of its own, all waiting at once: futures."""
+    inside = inspect.getclosurevars(function).nonlocals
+    gate = threading.Event()
+    inside["thread"].submit(gate.wait)   # it is busy
+    with ThreadPoolExecutor(len(films)) as threads:
+        futures = [threads.submit(function, pictures) for pictures in films]
+        while sum(len(films) for films, _ in inside["waiting"].values()) < len(films):
+            time.sleep(0.01)
+        gate.set()
+    return futures
+
+
+class Means(torch.nn.Module):
+    """Stands for a CNN: the mean colours of one frame of each input. Notes how many it got."""
+
+    def __init__(self):
+        super().__init__()
+        self.counts = []
+
+    def forward(self, x):
+        self.counts.append(len(x))
+        means = x.flatten(2).mean(2)
+        if (means > 100).any():
+            raise RuntimeError("CUDA error")
+        return means
+
+
+def test_films_that_wait_go_in_together(monkeypatch):
+    network = Means()
+    monkeypatch.setattr(model, "load_cnn", lambda name, folder: network)
+    function = data.cnn_function.__wrapped__("resnext101", "", "cpu", "fp32")
+    generator = np.random.default_rng(0)
+    films = []
+    for count in (128, 5, 16, 128, 33, 1, 128, 128, 128, 128, 128, 128):
+        films.append(generator.integers(0, 256, (count, 8, 8, 3), dtype=np.uint8))
+    films += [pictures[:, :, :6] for pictures in films[:3]]   # of another size
+    alone = [function(pictures) for pictures in films]
+    network.counts.clear()
+    for wanted, future in zip(alone, call_together(function, films), strict=True):
+        assert np.array_equal(future.result(), wanted)
+    assert data.TOGETHER == 64   # windows: 8 films of 8, then 1 + 1 + 3 + 1; of the other size 10
+    assert network.counts == [64, 6, 10]
+
+
+def test_an_error_reaches_those_who_asked(monkeypatch):
+    monkeypatch.setattr(model, "load_cnn", lambda name, folder: Means())
+    function = data.cnn_function.__wrapped__("resnext101", "", "cpu", "fp32")
+    good = np.zeros((16, 8, 8, 3), np.uint8)
+    bad = good + np.uint8(255)
+    small = good[:, :4]
+    futures = call_together(function, [good, bad, small])
+    for future in futures[:2]:
+        with pytest.raises(RuntimeError, match="CUDA error"):
+            future.result()
+    assert np.array_equal(futures[2].result(), function(small))   # another size: not with them
+
+
+@pytest.mark.parametrize("name, count, side", [("resnet152", 2, 64), ("resnext101", 17, 112)])
+def test_features_do_not_depend_on_other_films(cnn_weights, name, count, side):
+    function = data.cnn_function(name, cnn_weights, "cpu", "fp32")
+    films = []
+    for seed in range(2):
+        shape = (count - seed, side, side, 3)
+        films.append(np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8))
+    alone = [function(pictures) for pictures in films]
+    assert np.abs(alone[0][0] - alone[1][0]).max() > 1e-3
+    for wanted, future in zip(alone, call_together(function, films), strict=True):
+        assert np.abs(future.result() - wanted).max() < 1e-5

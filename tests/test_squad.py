@@ -628,7 +628,7 @@ def test_runs_learn_and_write_every_file(tasks, tmp_path, capsys):
     out = capsys.readouterr().out
     for task, version in (("SQuAD1", "v1.1"), ("SQuAD2", "v2.0")):
         folder = tmp_path / "finetune" / task / "seed-0"
-        expected = {"args.json", "log.jsonl", "metrics.json", "predictions-dev.json"}
+        expected = {"args.json", "lock", "log.jsonl", "metrics.json", "predictions-dev.json"}
         if task == "SQuAD2":
             expected.add("null_odds-dev.json")
         assert {path.name for path in folder.iterdir()} == expected

@@ -10,8 +10,10 @@ import math
 import multiprocessing
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import threading
 import time
 from contextlib import ExitStack
 from fractions import Fraction
@@ -28,6 +30,7 @@ import model
 
 BITS = 8
 SMALL = ["frame", "motion"]
+LINUX = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="Linux only")
 FFMPEG = pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="the oracle is not installed")
 
 
@@ -729,18 +732,21 @@ def die(path):
     os._exit(1)
 
 
-def die_once(path):
-    mark = path.with_suffix(".died")
-    if not mark.exists():
-        mark.touch()
-        os._exit(1)
+def once(breaks):
+    """breaks(path), but only the first time, in whichever process."""
+    def broken(path):
+        mark = path.with_suffix(".broke")
+        if not mark.exists():
+            mark.touch()
+            breaks(path)
+    return broken
 
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_no_film_ends_the_extraction(tmp_path, monkeypatch, command, capsys, workers):
     films = write_films(tmp_path, "abcdefgh")
     films["h"].write_bytes(b"")
-    break_at(monkeypatch, {"b": cuda_error, "d": die, "e": die_once})
+    break_at(monkeypatch, {"b": cuda_error, "c": once(cuda_error), "d": die, "e": once(die)})
     words = "video", "--videos", tmp_path, "--out", tmp_path, "--workers", workers
     with pytest.raises(model.UserError, match="2 videos met an error that is not their own, "
                        ".*: the same command tries them again"):
@@ -760,7 +766,8 @@ def test_processes_that_die_while_they_wait_are_replaced_and_none_is_left(tmp_pa
     films = write_films(tmp_path, "abcd")
     (tmp_path / "features" / "frame").mkdir(parents=True)
     jobs = {video: (data.extract, films[video], ["frame"], tmp_path, ()) for video in films}
-    make_pool = functools.partial(data.ProcessPoolExecutor, 1, None, data.start_worker, (1,))
+    lock = threading.Lock()
+    make_pool = functools.partial(data.make_worker, None, 1, [], [], {}, lock)
     outcomes = data.run_jobs(jobs, 1, make_pool)
     next(outcomes)
     for process in multiprocessing.active_children():
@@ -773,25 +780,230 @@ def test_processes_that_die_while_they_wait_are_replaced_and_none_is_left(tmp_pa
     assert not multiprocessing.active_children()
 
 
-@pytest.mark.skipif(shutil.which("ps") is None, reason="Linux only")
+DEATHS = """
+import functools, os, threading, time
+import data
+
+def slow_fork():
+    time.sleep(0.3)   # between a process's pipes and its begin
+    return fork()
+
+def work(k):
+    if k % 2:
+        os._exit(1)
+
+fork = os.fork
+os.fork = slow_fork
+make_pool = functools.partial(data.make_worker, None, 1, [], [], {}, threading.Lock())
+outcomes = data.run_jobs({k: (work, k) for k in range(4)}, 4, make_pool)
+assert [k for k, outcome in outcomes if outcome is not None] == [1, 3]
+"""
+
+
+@LINUX
+def test_processes_begun_at_one_moment_hide_no_death():
+    """Each might inherit the other's pipes: then it waits on for one that died."""
+    folder = Path(data.__file__).parent
+    subprocess.run([sys.executable, "-c", DEATHS], cwd=folder, check=True, timeout=60)
+
+
+def all_children(pid):
+    """Its processes, and theirs."""
+    found = children(pid)
+    for child in found:
+        found += children(child)
+    return found
+
+
+def start_command(tmp_path, *words):
+    """`data.py video` of tmp_path's films into tmp_path/out, in a group of its own."""
+    words = [sys.executable, data.__file__, "video", "--videos", tmp_path, "--out",
+             tmp_path / "out", *words]
+    return subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                            start_new_session=True)
+
+
+def wait_until_ended(pids):
+    end = time.time() + 10
+    while any(is_running(pid) for pid in pids):
+        assert time.time() < end
+        time.sleep(0.1)
+
+
+@LINUX
 def test_kill_9_loses_nothing_and_leaves_no_process(tmp_path):
     films = write_films(tmp_path, [f"v{k}" for k in range(24)])
     make(films, tmp_path / "whole")
-    words = [sys.executable, data.__file__, "video", "--videos", tmp_path, "--workers", "1",
-             "--out", tmp_path / "out"]
-    run = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    run = start_command(tmp_path, "--workers", "1")
     while not made_in(tmp_path / "out") and run.poll() is None:
         time.sleep(0.01)
     workers = children(run.pid)
     run.kill()
     run.wait()
     assert workers and not (tmp_path / "out" / "features" / "left_out.tsv").exists()
-    end = time.time() + 10
-    while any(is_running(pid) for pid in workers):
-        assert time.time() < end
-        time.sleep(0.1)
+    wait_until_ended(workers)
     make(films, tmp_path / "out")
     assert tree(tmp_path / "out") == tree(tmp_path / "whole")
+
+
+@LINUX
+@pytest.mark.parametrize("streams, device", [
+    (SMALL, "cpu"), (["resnet152"], "cpu"), (["resnet152"], "cpu:0")])
+def test_ctrl_c_ends_all_with_one_line(tmp_path, cnn_weights, streams, device):
+    """One worker is at a long film, the other has nothing to do: it would say most."""
+    write_numbered(tmp_path / "long.mp4", 4, 2, times=[0, 1, 3000, 3001])
+    write_numbered(tmp_path / "short.mp4", 16, 8)
+    run = start_command(tmp_path, "--streams", *streams, "--weights", cnn_weights, "--device",
+                        device, "--workers", "2")
+    try:
+        while not made_in(tmp_path / "out", streams[0]) and run.poll() is None:
+            time.sleep(0.05)
+        processes = all_children(run.pid)
+        if streams == SMALL:   # the others may still import
+            for pid in processes:
+                os.kill(pid, signal.SIGINT)   # a worker alone does not end
+            time.sleep(0.5)
+            assert all(is_running(pid) for pid in processes)
+        os.killpg(run.pid, signal.SIGINT)
+        printed = run.communicate(timeout=20)[0]
+    finally:
+        run.kill()
+    assert run.returncode == 128 + signal.SIGINT and len(processes) >= 2
+    assert printed.splitlines()[-1] == "stopped; the same command goes on"
+    assert "Traceback" not in printed and "Warning" not in printed
+    wait_until_ended(processes)
+
+
+# --- CNNs on a GPU: one process runs them for all workers. Device cpu:0 stands for a GPU.
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory, cnn_weights):
+    """(films, the folder of their features) where each worker runs its own ResNet-152."""
+    folder = tmp_path_factory.mktemp("own")
+    films = write_films(folder, "abcdef")
+    data.extract_features(films, ["resnet152", "frame"], folder, 2, None, cnn_weights, "cpu")
+    return films, folder
+
+
+def assert_close(out, folder, films):
+    for name in ("resnet152", "frame"):
+        for video in films:
+            ours, theirs = [np.load(place / "features" / name / f"{video}.npy").astype(np.float32)
+                            for place in (out, folder)]
+            assert np.abs(ours - theirs).max() < 1e-4   # of 0.1: one step of float16
+
+
+@LINUX
+def test_one_process_for_all_workers_equals_one_each(tmp_path, own, cnn_weights):
+    films, folder = own
+    before = multiprocessing.active_children()
+    data.extract_features(films, ["resnet152", "frame"], tmp_path, 3, None, cnn_weights, "cpu:0",
+                          "fp32")
+    assert made_in(tmp_path, "resnet152") == set(films)
+    assert_close(tmp_path, folder, films)
+    assert multiprocessing.active_children() == before
+
+
+@LINUX
+@pytest.mark.parametrize("kind", ["Networks", "ForkProcess"])
+def test_killed_processes_are_replaced(tmp_path, own, cnn_weights, kind, capfd):
+    films, folder = own
+    killed = []
+
+    def kill():
+        while not made_in(tmp_path, "resnet152"):
+            time.sleep(0.02)
+        for process in multiprocessing.active_children():
+            if process.name.startswith(kind):
+                process.kill()
+                killed.append(process.name)
+    killer = threading.Thread(target=kill)
+    killer.start()
+    unexpected = data.extract_features(films, ["resnet152", "frame"], tmp_path, 2, None,
+                                       cnn_weights, "cpu:0", "fp32")
+    killer.join()
+    assert killed and unexpected == 0
+    assert made_in(tmp_path, "resnet152") == set(films)
+    assert_close(tmp_path, folder, films)
+    assert not multiprocessing.active_children()
+
+
+def test_a_process_that_no_longer_works_is_replaced(monkeypatch):
+    """Some errors of CUDA's last; a new process that does not work either ends the command."""
+    log = []
+
+    class FakeNetworks:
+        ill = set()
+
+        def __init__(self, address, ctx):
+            self.address = address
+            self.number = sum(word == "start" for word, _ in log)
+
+        def start(self, function, arguments):
+            log.append(("start", self.address))
+
+        def shutdown(self):
+            log.append(("shutdown", self.address))
+
+        def cnn_function(self, name, weights, device, precision):
+            assert device == self.address and (weights, precision) == ("w", "bf16")
+
+            def function(pictures):
+                log.append((name, self.address))
+                if self.number in self.ill:
+                    raise RuntimeError("CUDA error")
+            return function
+    monkeypatch.setattr(data, "Networks", FakeNetworks)
+    places = [("w", gpu, "bf16", gpu) for gpu in ("cuda:0", "cuda:1")]
+    running = {}
+
+    def make_worker():
+        log.clear()
+        pool = data.make_worker(None, 1, ["resnet152", "resnext101"], places, running,
+                                threading.Lock())
+        pool.shutdown()   # a process of its own was begun
+        return [entry for entry in log if entry[0] in ("start", "shutdown")]
+    assert make_worker() == [("start", "cuda:0"), ("start", "cuda:1")]
+    assert set(log) == {*itertools.product(["start", "resnet152", "resnext101"], running)}
+    running["cuda:1"].number = 7
+    assert make_worker() == []
+    FakeNetworks.ill = {7}
+    assert make_worker() == [("shutdown", "cuda:1"), ("start", "cuda:1")]
+    FakeNetworks.ill = {0}
+    with pytest.raises(RuntimeError, match="CUDA error"):
+        make_worker()
+
+
+def test_all_gpus_and_cores_are_used(tmp_path, monkeypatch, capsys):
+    """Without GPUs: which jobs would be begun. bf16 where a GPU computes in it."""
+    films = {f"v{k}": tmp_path for k in range(6)}
+    begun = []
+
+    def run_jobs(jobs, workers, make_pool):
+        begun[:] = [workers, [job[-1][1:3] for job in jobs.values()],
+                    {job[-1][-1] for job in jobs.values()}]
+        yield from ()
+
+    def begin(device, precision="auto"):
+        data.extract_features(films, ["resnet152", "frame"], tmp_path, None, None, "w", device,
+                              precision)
+        return begun
+    monkeypatch.setattr(data, "run_jobs", run_jobs)
+    monkeypatch.setattr(data, "open_streams", lambda streams, out, *settings: [
+        (out / "features" / name).mkdir(parents=True, exist_ok=True) for name in streams])
+    monkeypatch.setattr(os, "cpu_count", lambda: 5)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True, raising=False)
+    for capability, precision in (((9, 0), "bf16"), ((7, 5), "fp32")):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+        workers, settings, addresses = begin("auto")
+        assert workers == 5 and len(addresses) == 2
+        assert settings == 3 * [("cuda:0", precision), ("cuda:1", precision)]
+    workers, settings, addresses = begin("cuda:1")
+    assert settings == 6 * [("cuda:1", "fp32")] and len(addresses) == 1
+    assert begin("cpu") == [5, 6 * [("cpu", "fp32")], {None}]
+    assert begin("cpu", "bf16") == [5, 6 * [("cpu", "bf16")], {None}]
 
 
 # --- streams of other tools
