@@ -32,6 +32,7 @@ import threading
 import time
 from collections import Counter, deque
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
 from fractions import Fraction
 from functools import lru_cache, partial
@@ -63,6 +64,7 @@ class Processes:
 
     def __init__(self, device="auto"):
         self.signal = 0   # the number of one that was noted
+        self.handlers = {}   # what was done at each signal before
         self.rank = int(os.environ.get("RANK", 0))
         self.world = int(os.environ.get("WORLD_SIZE", 1))
         self.master = self.rank == 0   # the one process that writes files and prints
@@ -152,7 +154,8 @@ class Processes:
                                 f"same {run}, shared or copied")
 
     def note_signals(self):
-        """From now on SIGTERM (a cluster wants its machine back) and SIGINT (Ctrl-C) are noted.
+        """From now on SIGTERM (a cluster wants its machine back), SIGINT (Ctrl-C) and SIGHUP (the
+        terminal is gone) are noted.
 
         Alone, a second one ends the process at once; torchrun repeats what it gets.
         """
@@ -160,8 +163,9 @@ class Processes:
             self.signal = number
             if self.world == 1:
                 signal.signal(number, signal.SIG_DFL)
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, note)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            if signal.getsignal(number) != signal.SIG_IGN:   # as nohup has it
+                self.handlers[number] = signal.signal(number, note)
 
     def noted(self, step):
         """The signal that a process was sent, the same number in all of them; 0: none yet."""
@@ -180,8 +184,8 @@ class Processes:
             dist.destroy_process_group()
         while LOCKS:
             LOCKS.pop().close()
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        for number, handler in self.handlers.items():
+            signal.signal(number, handler)
 
     def stop(self, number, text):
         """Ends after a noted signal, as shells expect: exit code 128 + its number."""
@@ -355,11 +359,20 @@ class Feed:
                 step += 1
         self.batches = iter(torch.utils.data.DataLoader(
             Told(batches), sampler=steps(), batch_size=None, num_workers=self.workers,
-            pin_memory=device.type == "cuda", worker_init_fn=serve_parent))
+            pin_memory=device.type == "cuda", worker_init_fn=outlast_signals))
+        # torch's handler would raise a worker's death anywhere, in the middle of a save, too
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
     def __next__(self):
         began = time.perf_counter()
-        parts = next(self.batches)
+        try:
+            parts = next(self.batches)
+        except RuntimeError as error:
+            if "exited unexpectedly" not in str(error):
+                raise
+            raise UserError("a process that makes batches was killed (for its memory? fewer "
+                            "--workers need less); the same command goes on from the last "
+                            "checkpoint") from None
         self.waited += time.perf_counter() - began
         if isinstance(parts, UserError):
             raise parts
@@ -370,16 +383,30 @@ class Feed:
 
 
 class Told:
-    """Batches whose errors for users come as values: a worker would wrap them in its traceback."""
+    """Batches whose errors for users come as values: a worker would wrap them in its traceback.
+
+    A worker puts its tensors into shared memory here: where there is no room, torch's own thread
+    would lose the batch, and the stage would wait for it for ever.
+    """
 
     def __init__(self, batches):
         self.batches = batches
 
     def __getitem__(self, key):
         try:
-            return self.batches[key]
+            parts = self.batches[key]
+            if torch.utils.data.get_worker_info():
+                for part in parts:
+                    for tensor in part.values():
+                        tensor.share_memory_()
+            return parts
         except UserError as error:
             return error
+        except RuntimeError as error:
+            if "shared memory" not in str(error):
+                raise
+            return UserError(f"no room to hand batches over ({error}): --workers 0 needs none, "
+                             f"else fewer --workers, or a larger /dev/shm (docker: --shm-size)")
 
 
 def moved(tensors, device):
@@ -389,20 +416,23 @@ def moved(tensors, device):
     return [tensor.to(device, non_blocking=True) for tensor in tensors]
 
 
-def serve_parent(worker):
-    """In a worker: Ctrl-C and some clusters' SIGTERM reach all; only its parent ends it."""
-    def end_by_parent():
-        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
-            pass
-        os._exit(0)
+def outlast_signals(worker):
+    """Terminals, torchrun and clusters signal all processes at once: the one that a worker serves
+    has time to save. Workers end with it, or five seconds later."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if hasattr(signal, "sigwaitinfo"):   # not on macOS
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=end_by_parent, daemon=True).start()
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda *_: signal.alarm(5))
 
 
 # --------------------------------------------------------------------------------------------------
 # Flags, log and provenance
+
+
+def positive(text):
+    """The type of flags that count something."""
+    if int(text) < 1:
+        raise ValueError
+    return int(text)
 
 
 def stage_parser(description):
@@ -411,8 +441,8 @@ def stage_parser(description):
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     flag = parser.add_argument
     flag("--init", help="BERT folder in Hugging Face form, from which the text encoder starts")
-    flag("--batch", type=int, help="of all processes together")
-    flag("--steps", type=int, help="optimiser steps; overrides --epochs")
+    flag("--batch", type=positive, help="of all processes together")
+    flag("--steps", type=positive, help="optimiser steps; overrides --epochs")
     flag("--epochs", type=float, help="passes over the training data")
     flag("--lr", type=float, help="peak learning rate")
     flag("--warmup", type=int, help="steps until the peak")
@@ -424,9 +454,9 @@ def stage_parser(description):
     flag("--compile", choices=["auto", "on", "off"], default="auto", help="auto: on a GPU")
     flag("--workers", type=int, help="processes that make batches (default: one; on a GPU up to 8)")
     flag("--seed", type=int, default=0)
-    flag("--log-every", type=int, help="steps")
-    flag("--valid-every", type=int, help="steps")
-    flag("--save-every", type=int, help="steps")
+    flag("--log-every", type=positive, help="steps")
+    flag("--valid-every", type=positive, help="steps")
+    flag("--save-every", type=positive, help="steps")
     flag("--dry-run", action="store_true", help="only print what the run would take")
     return parser
 
@@ -518,6 +548,8 @@ def lock(folder, name="lock"):
         file.seek(0)
         raise UserError(f"{folder} is being written by {file.read()}: wait for it, or end it (a "
                         f"killed torchrun may leave its processes running)") from None
+    except OSError as error:   # a network's disk may know no locks
+        print(f"{folder} cannot be locked ({error.strerror}): only one run may write it at a time")
     file.truncate(0)
     file.write(f"process {os.getpid()} on {platform.node()}")
     file.flush()
@@ -598,14 +630,17 @@ class Tracker:
         numbers = torch.cat([losses, norm[None], torch.full_like(norm[None], step)])
         self.numbers = torch.where(self.numbers.isfinite().all(), numbers, self.numbers)
 
-    def read(self, processes, advice):
+    def read(self, processes, advice, parameters=()):
         """{name: number of the last step}, losses added up over processes.
 
-        Raises UserError where one is not finite, with advice.
+        parameters: what is to be kept after that step; its norm becomes one more number. Raises
+        UserError where a number is not finite, with advice.
         """
         losses = processes.sum(self.numbers[:-2])
         *values, step = torch.cat([losses, self.numbers[-2:]]).tolist()   # one wait
         values = dict(zip(self.names, values))
+        if parameters:
+            values["weight_norm"] = float(torch.nn.utils.get_total_norm(parameters))
         if not all(map(math.isfinite, values.values())):
             shown = ", ".join(f"{name} {value}" for name, value in values.items())
             raise UserError(f"{shown} at step {step:.0f}; {advice}")
@@ -782,6 +817,19 @@ def file_hash(path):
     """sha256 of a file, hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def mapped(path, made_by, kind=None):
+    """The array in a .npy file, or the numbers of a kind that a file is, mapped.
+
+    Raises UserError where it is absent, empty, cut or something else.
+    """
+    try:
+        return np.memmap(path, kind, "r") if kind else np.load(path, mmap_mode="r")
+    except (OSError, ValueError, EOFError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{path} cannot be read ({reason}); delete it, and `{made_by}` makes it "
+                        f"again") from None
 
 
 def smallest_integer(vocabulary_size):
@@ -1528,6 +1576,7 @@ def extract_features(films, streams, out, workers=None, shard=None, weights="dat
     threads = max(1, os.cpu_count() // workers)
     tag = f".{shard[0]}-of-{shard[1]}" if shard else ""
     open_streams(streams, out, tag, weights, device, precision)
+    lock(out / "features", f"lock{tag}")
     done = set.intersection(*[set(os.listdir(out / "features" / name)) for name in streams])
     jobs = {}
     for video, path in films.items():
@@ -1993,7 +2042,7 @@ class TextBlocks:
     def __init__(self, folder, name, tokenizer, block):
         packed = read_json(Path(folder) / f"{name}.json", f"python data.py text --out {folder}")
         path = Path(folder) / f"{name}.bin"
-        tokens = np.memmap(path, dtype=packed["dtype"], mode="r")
+        tokens = mapped(path, f"python data.py text --out {folder}", packed["dtype"])
         if len(tokens) != packed["tokens"]:
             raise UserError(f"{path} holds {len(tokens)} tokens, {name}.json says "
                             f"{packed['tokens']}: delete both and run `python data.py text` again")
@@ -2054,13 +2103,14 @@ class Clips:
         self.sha256 = index["sha256"]   # of the captions, for a run's list of its inputs
         arrays = []
         for name, kind in zip(CAPTION_ARRAYS, (index["dtype"], np.int64, np.float32, np.int64)):
-            mapped = np.memmap(self.folder / "captions" / f"{name}.bin", kind, "r")
-            arrays.append(np.asarray(mapped))   # plain arrays are sliced faster
+            array = mapped(self.folder / "captions" / f"{name}.bin", made_by, kind)
+            arrays.append(np.asarray(array))   # plain arrays are sliced faster
         self.tokens, self.bounds, times, spans = arrays
         counts = index["counts"]
-        if len(self.tokens) != counts["tokens"] or len(self.bounds) != counts["kept"] + 1:
-            raise UserError(f"{self.folder}/captions: the arrays are not those that index.json "
-                            f"describes; delete the folder and make it again")
+        lengths = [counts["tokens"], counts["kept"] + 1, 2 * counts["kept"], 2 * len(index["ids"])]
+        if lengths != [len(array) for array in arrays] or not set(self.ids) <= set(index["ids"]):
+            raise UserError(f"{self.folder}/captions: the arrays are not those that index.json or "
+                            f"splits.json describes; `{made_by}` makes them again")
         self.times = times.reshape(-1, 2)   # [captions, 2], seconds
         if not self.ids:
             raise UserError(f"{self.folder}: the {split} split holds no video")
@@ -2076,9 +2126,7 @@ class Clips:
         if (name, video) in self.cache:
             return self.cache[name, video]
         path = self.folder / "features" / name / f"{video}.npy"
-        if not path.exists():
-            raise UserError(f"{path} is missing; `{self.made_by} --streams {name}` makes it")
-        array = np.load(path, mmap_mode="r")
+        array = mapped(path, f"{self.made_by} --streams {name}")
         width = self.stream_dims[name]
         if array.ndim != 2 or array.shape[1] != width or len(array) == 0:
             raise UserError(f"{path}: expected [T > 0, {width}], found {list(array.shape)}")
@@ -2976,7 +3024,11 @@ def film_world(world, seed, videos_a_noun, folder, workers):
     make = partial(make_video, seed, folder=folder)
     with ProcessPoolExecutor(workers, None, start_worker, (1,)) as pool:
         films = pool.map(make, nouns, nouns.values(), properties, chunksize=16)
-        return dict(zip(nouns, tqdm(films, total=len(nouns), unit="video", desc="videos")))
+        try:
+            return dict(zip(nouns, tqdm(films, total=len(nouns), unit="video", desc="videos")))
+        except BrokenProcessPool:
+            raise UserError("a process that draws videos was killed (for its memory? fewer "
+                            "--workers need less); the same command goes on") from None
 
 
 def begin_world(out, made_from):
@@ -3127,10 +3179,4 @@ def main():
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        sys.exit(f"data.py: {error}")
-    except KeyboardInterrupt:
-        print("data.py: interrupted", file=sys.stderr)
-        sys.exit(130)
+    model.command(main)

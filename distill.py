@@ -15,7 +15,6 @@ Axes: B text blocks of the global batch, b of this process, L tokens, H width (H
 Ht the teacher's), K queue.
 """
 import math
-import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -359,10 +358,10 @@ def parse_args(argv=None):
         flag(f"--{name}-weight", dest=f"{name}_weight", type=float, help="of this loss in the sum")
     flag("--gradient-ratio", type=float, help="sets the weights: the gradient of each objective in "
          "the encoder is this times MLM's, measured at step 0 and, for good, as warm-up ends")
-    flag("--accumulate", type=int, default=1, help="parts that a batch is worked off in, so that "
-         "it fits into memory: the same loss and gradient")
-    flag("--crd-queue", type=int, help="negatives a side")
-    flag("--crd-tokens", type=int, help="anchors a sequence")
+    flag("--accumulate", type=data.positive, default=1, help="parts that a batch is worked off in, "
+         "so that it fits into memory: the same loss and gradient")
+    flag("--crd-queue", type=data.positive, help="negatives a side")
+    flag("--crd-tokens", type=data.positive, help="anchors a sequence")
     flag("--crd-temperature", type=float, default=0.07, help="as Tian et al.")
     flag("--ntxent-temperature", type=float, default=1.0, help="as the authors")
     flag("--soft-label-temperature", type=float, default=1.0, help="as the authors; Tian et al.: 4")
@@ -607,18 +606,18 @@ def main(argv=None):
     share = processes.world * args.accumulate
 
     # --- loop: steps + 1 times, so that the last validation and save are the lines of all others
+    processes.note_signals()
     feed = data.Feed(Batches(args, train, tokenizer, rows), len(train), args, rows, first_step,
                      device)
     last_step = first_step + data.DRY_STEPS + feed.ahead if args.dry_run else steps
-    advice = f"the last good state is {paths[0]}; try a lower --lr"
-    processes.note_signals()
+    advice = f"the last good state, if one was saved, is {paths[0]}; try a lower --lr"
     for step in range(first_step, last_step + 1):
         last = step == last_step
         noted = processes.noted(step)
         if writes and step > first_step and (step % args.valid_every == 0 or last):
             log(step, steps, valid_mlm=validate(valid, student, mlm_head, tokenizer, device))
         if step > first_step and (step % args.save_every == 0 or last or noted):
-            tracker.read(processes, advice)   # stops where a number is not finite
+            tracker.read(processes, advice, parameters)   # stops where one is not finite
             if writes:
                 model.save_checkpoint(*paths, step=step, networks=networks.state_dict(),
                                       optimizer=optimizer.state_dict(), weights=weights,
@@ -713,10 +712,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except model.UserError as error:
-        sys.exit(f"distill.py: {error}")
-    except KeyboardInterrupt:
-        print("distill.py: interrupted", file=sys.stderr)
-        sys.exit(130)
+    model.command(main)

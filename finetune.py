@@ -874,8 +874,8 @@ def parse_args(argv=None):
     add("--lr", type=float)
     add("--epochs", type=float)
     add("--batch", type=int, help="global batch, in rows")
-    add("--accumulate", type=int, default=1, help="parts that a batch is worked off in, so that it "
-        "fits into memory: the same loss and gradient")
+    add("--accumulate", type=data.positive, default=1, help="parts that a batch is worked off in, "
+        "so that it fits into memory: the same loss and gradient")
     add("--max-length", type=int, help="tokens a text, special ones included; SQuAD: a window")
     add("--stride", type=int, help="SQuAD: word pieces from one window to the next")
     add("--null-threshold", type=float, help="SQuAD2: no answer where [CLS] scores this much above "
@@ -892,7 +892,7 @@ def parse_args(argv=None):
         "on the second: for smoke runs without the training file")
     add("--precision", choices=["auto", "bf16", "fp32"])
     add("--device", default="auto", help="auto, cpu, cuda, mps")
-    add("--log-every", type=int, default=100)
+    add("--log-every", type=data.positive, default=100)
     return parser.parse_args(argv)
 
 
@@ -1147,7 +1147,7 @@ def finetune(settings, splits, rows, config, bert, encoder, processes, folder, l
         optimizer.step()
 
         if (step + 1) % log_every == 0 or step + 1 == steps:
-            values = tracker.read(processes, advice)
+            values = tracker.read(processes, advice, parameters)
             mean = processes.sum(since).item() / (step % log_every + 1)
             log(step + 1, steps, loss=mean, lr=optimizer.param_groups[0]["lr"],
                 grad_norm=values["grad_norm"])
@@ -1280,10 +1280,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        sys.exit(f"finetune.py: {error}")
-    except KeyboardInterrupt:
-        print("finetune.py: interrupted", file=sys.stderr)
-        sys.exit(130)
+    model.command(main)

@@ -11,9 +11,11 @@ The video encoder is the paper's (section 3.1). What differs from the authors' c
 Axes: B sequences, L tokens, T video steps, H hidden width, D feature width, V vocabulary.
 Every mask is True for real tokens or steps. This file imports nothing of ours.
 """
+import errno
 import json
 import math
 import os
+import sys
 import zipfile
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -25,6 +27,27 @@ import torch.nn.functional as F
 
 class UserError(ValueError):
     """What the user can mend: a file, a flag, a setting. Scripts show it as one sentence."""
+
+
+# of the disk, not of the code: it is full, read-only, another user's; a file where a folder goes
+DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EIO, errno.EPIPE,
+        errno.EEXIST, errno.ENOTDIR}
+
+
+def command(main):
+    """Runs a script's main(): what the user can mend, and Ctrl-C, end in one sentence."""
+    name = Path(sys.argv[0]).name
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f"{name}: {error}")
+    except OSError as error:
+        if error.errno not in DISK:
+            raise
+        sys.exit(f"{name}: {error}")
+    except KeyboardInterrupt:
+        print(f"{name}: interrupted", file=sys.stderr)
+        sys.exit(130)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -456,7 +479,7 @@ def save_hf(folder, config, bert, mlm_head, tokenizer):
     folder.mkdir(exist_ok=True)
     # on the CPU: other tools may have no GPU
     state = {name: tensor.cpu() for name, tensor in to_hf(bert, mlm_head).items()}
-    torch.save(state, temporary / "pytorch_model.bin")
+    save_checkpoint(temporary / "pytorch_model.bin", **state)
     tokenizer.save(str(temporary / "tokenizer.json"))
     words = sorted(tokenizer.get_vocab(), key=tokenizer.token_to_id)
     (temporary / "vocab.txt").write_text("\n".join(words) + "\n", encoding="utf-8")
@@ -663,10 +686,16 @@ def save_checkpoint(path, before=None, **state):
     """
     path = Path(path)
     temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "wb") as file:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())   # else a machine that loses power may keep the name alone
+    try:
+        with open(temporary, "wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())   # else a machine that loses power may keep the name alone
+    except RuntimeError as error:   # behind which torch.save hides what the disk says
+        cause = error.__context__
+        if not isinstance(cause, OSError):
+            raise
+        raise OSError(cause.errno, cause.strerror, str(path)) from None
     if before and path.exists():
         os.replace(path, before)
     os.replace(temporary, path)

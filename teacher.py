@@ -11,7 +11,6 @@ Axes: B clips of the global batch, b of this process, L tokens, T video steps, H
 """
 import hashlib
 import math
-import sys
 import time
 from pathlib import Path
 
@@ -139,7 +138,7 @@ def parse_args(argv=None):
     flag("--out", default="runs/teacher", help="run folder")
     flag("--size", choices=DEFAULTS, default="mini", help="column of defaults, and shape")
     flag("--streams", nargs="+", help="feature streams (default: all in the data folder)")
-    flag("--frames", type=int, help="video steps that stand for a clip; 1: an image teacher")
+    flag("--frames", type=data.positive, help="steps that stand for a clip; 1: an image teacher")
     flag("--contrastive", choices=["hinge", "hinge-all", "nce", "none"], help="none: MLM alone")
     flag("--pool", choices=["token", "sentence"], help="for nce")
     flag("--margin", type=float, help="for the hinges, in cosine")
@@ -147,7 +146,7 @@ def parse_args(argv=None):
     flag("--shuffle-pairs", action="store_true", help="control: captions meet another video's clip")
     flag("--mlm-weight", type=float, default=1.0, help="loss = contrastive + this x MLM")
     flag("--decay-epochs", type=float, help="epochs until the rate is 0, no fewer than are run")
-    flag("--max-steps-clip", type=int, help="longer clips are thinned to this many video steps")
+    flag("--max-steps-clip", type=data.positive, help="longer clips are thinned to so many steps")
     args = parser.parse_args(argv)
     data.fill_in(args, DEFAULTS[args.size])
     return args
@@ -339,11 +338,11 @@ def main(argv=None):
     tracker = data.Tracker(["contrastive", "mlm"], device)
 
     # --- loop: steps + 1 times, so that the last validation and save are the lines of all others
+    processes.note_signals()
     feed = data.Feed(Batches(args, train, tokenizer, rows), len(train), args, rows, first_step,
                      device)
     last_step = first_step + data.DRY_STEPS + feed.ahead if args.dry_run else steps
-    advice = f"the last good state is {paths[0]}; try a lower --lr"
-    processes.note_signals()
+    advice = f"the last good state, if one was saved, is {paths[0]}; try a lower --lr"
     for step in range(first_step, last_step + 1):
         last = step == last_step
         noted = processes.noted(step)
@@ -351,7 +350,7 @@ def main(argv=None):
             log(step, steps, **validate(args, valid, bert, mlm_head, video_encoder, tokenizer,
                                         device))
         if step > first_step and (step % args.save_every == 0 or last or noted):
-            tracker.read(processes, advice)   # stops where a number is not finite
+            tracker.read(processes, advice, parameters)   # stops where one is not finite
             if writes:
                 model.save_checkpoint(*paths, step=step, networks=networks.state_dict(),
                                       optimizer=optimizer.state_dict())
@@ -415,10 +414,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except model.UserError as error:
-        sys.exit(f"teacher.py: {error}")
-    except KeyboardInterrupt:
-        print("teacher.py: interrupted", file=sys.stderr)
-        sys.exit(130)
+    model.command(main)
