@@ -1463,7 +1463,7 @@ def video_command(args):
         captioned = {video for video, _ in read_captions(source, films)}
         if not captioned.intersection(films):
             raise UserError(f"{source}: no captions of any of the {len(films)} films")
-
+    signal.signal(signal.SIGINT, stop_extraction)
     unexpected = extract_features(films, args.streams, args.out, args.workers, shard, args.weights,
                                   args.device, args.precision)
     signal.signal(signal.SIGINT, signal.default_int_handler)
