@@ -1554,7 +1554,7 @@ def extract_features(films, streams, out, workers=None, shard=None, weights="dat
                         f"them first, or delete {out}/features/left_out.*-of-* to extract all here")
     context = None
     places = [()]   # where CNNs run: weights, device, precision, address
-    shared = [name for name in streams if name in model.CNNS]   # by all workers
+    shared = [name for name in streams if name in model.CNNS]   # CNNs that serve all workers
     if shared:
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -1651,10 +1651,12 @@ def video_command(args):
         captioned = {video for video, _ in read_captions(source, films)}
         if not captioned.intersection(films):
             raise UserError(f"{source}: no captions of any of the {len(films)} films")
-
+    handler = signal.getsignal(signal.SIGINT)
+    if handler != signal.SIG_IGN:   # as a script's background processes have it
+        signal.signal(signal.SIGINT, stop_extraction)
     unexpected = extract_features(films, args.streams, args.out, args.workers, shard, args.weights,
                                   args.device, args.precision)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGINT, handler)
     if args.vocab and not shard:
         captions_command(args)
     else:

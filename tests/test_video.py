@@ -874,6 +874,24 @@ def test_ctrl_c_ends_all_with_one_line(tmp_path, cnn_weights, streams, device):
     wait_until_ended(processes)
 
 
+@pytest.mark.parametrize("before, during", [
+    (signal.SIG_IGN, signal.SIG_IGN), (signal.default_int_handler, data.stop_extraction)])
+def test_ctrl_c_is_as_before_afterwards(tmp_path, monkeypatch, command, before, during):
+    """Shells let what scripts begin in the background ignore it."""
+    write_films(tmp_path, "a")
+    seen = []
+
+    def extract_features(*_):
+        seen.append(signal.getsignal(signal.SIGINT))
+    monkeypatch.setattr(data, "extract_features", extract_features)
+    ours = signal.signal(signal.SIGINT, before)
+    try:
+        command("video", "--videos", tmp_path, "--out", tmp_path)
+        assert seen == [during] and signal.getsignal(signal.SIGINT) == before
+    finally:
+        signal.signal(signal.SIGINT, ours)
+
+
 # --- CNNs on a GPU: one process runs them for all workers. Device cpu:0 stands for a GPU.
 
 @pytest.fixture(scope="module")
