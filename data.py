@@ -134,24 +134,36 @@ class Processes:
         if self.world > 1:
             dist.barrier()
 
-    def check_equal(self, run, step, networks):
-        """Raises UserError unless all processes start from the same step and the same weights.
+    def check_equal(self, place, facts, networks=None):
+        """Raises UserError unless all processes have the same facts, a dict, and weights.
 
-        Machines that share no run folder would otherwise train apart, unseen.
+        Machines that share no folder would otherwise train apart, unseen. place: what they lack.
         """
         if self.world == 1:
             return
-        digest = hashlib.sha256()
-        for tensor in networks.state_dict().values():
-            digest.update(tensor.cpu().flatten().view(torch.uint8).numpy())
+        facts = {name: value for name, value in facts.items() if name not in PATHS}
+        if networks:
+            digest = hashlib.sha256()
+            for tensor in networks.state_dict().values():
+                digest.update(tensor.cpu().flatten().view(torch.uint8).numpy())
+            facts["weights"] = digest.hexdigest()
         starts = [None] * self.world
-        dist.all_gather_object(starts, (step, digest.hexdigest(), platform.node()))
-        for rank, (other, weights, host) in enumerate(starts):
-            if (other, weights) != starts[0][:2]:
-                what = f"step {other}" if other != starts[0][0] else "other weights"
-                raise UserError(f"process {rank} on {host} starts from {what}, process 0 on "
-                                f"{starts[0][2]} from step {starts[0][0]}: all machines need the "
-                                f"same {run}, shared or copied")
+        dist.all_gather_object(starts, (platform.node(), facts))
+        first = starts[0][1]
+        for rank, (host, other) in enumerate(starts):
+            names = [name for name in first | other if first.get(name) != other.get(name)]
+            if names:
+                raise UserError(f"process {rank} on {host} starts from another {', '.join(names)} "
+                                f"than process 0 on {starts[0][0]}: all machines need the same "
+                                f"flags, inputs and {place}, shared or copied")
+
+    def told(self, value):
+        """The master's value, in all processes."""
+        if self.world == 1:
+            return value
+        values = [value]
+        dist.broadcast_object_list(values)
+        return values[0]
 
     def note_signals(self):
         """From now on SIGTERM (a cluster wants its machine back), SIGINT (Ctrl-C) and SIGHUP (the
@@ -529,9 +541,10 @@ def read_json(path, made_by):
         raise UserError(f"{path}, line {error.lineno}: not valid JSON ({error.msg})") from None
 
 
-# flags that change nothing of what a run computes; of the paths, what lies there decides
-FREE = ("device", "out", "dry_run", "log_every", "save_every", "compile", "workers",
-        "data", "text", "teacher", "init", "bank")
+# flags that may differ between machines; of the paths, what lies there decides
+PATHS = ("device", "out", "data", "text", "teacher", "init", "bank", "model")
+# flags that change nothing of what a run computes
+FREE = (*PATHS, "dry_run", "log_every", "save_every", "compile", "workers")
 
 
 LOCKS = []   # open files: the folders of this process; closing them, or any end, gives them back
@@ -828,8 +841,8 @@ def mapped(path, made_by, kind=None):
         return np.memmap(path, kind, "r") if kind else np.load(path, mmap_mode="r")
     except (OSError, ValueError, EOFError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise UserError(f"{path} cannot be read ({reason}); delete it, and `{made_by}` makes it "
-                        f"again") from None
+        raise UserError(f"{path} cannot be read ({reason}); `{made_by}` makes it, once a damaged "
+                        f"one is deleted") from None
 
 
 def smallest_integer(vocabulary_size):
@@ -1991,7 +2004,7 @@ def feature_seconds(out):
     for described in out.glob("features/*/stream.json"):
         rate = read_stream(described.parent, made_by)["rate"]
         paths = described.parent.glob("[!.]*.npy")
-        streams.append({path.stem: len(np.load(path, mmap_mode="r")) / rate for path in paths})
+        streams.append({path.stem: len(mapped(path, made_by)) / rate for path in paths})
     if not streams:
         raise UserError(f"no features in {out}/features; `{made_by}` makes them")
     seconds = {}

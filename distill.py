@@ -565,7 +565,8 @@ def main(argv=None):
     norms = Counter()   # for --gradient-ratio: sums over steps of each loss's gradient norm
 
     # --- resume
-    if writes:
+    inputs = {}
+    if not args.dry_run:
         inputs = {"text": data.file_hash(f"{args.text}/train.bin"),
                   "tokenizer": data.tokenizer_hash(tokenizer)}
         if args.init:
@@ -575,19 +576,21 @@ def main(argv=None):
         if "voken" in args.objective:
             inputs["bank"] = data.file_hash(args.bank)
             inputs["video encoder"] = data.file_hash(teacher_folder / "video_encoder.pt")
+    if writes:
         data.open_run(run, vars(args), processes, precision, inputs)
     paths = run / "checkpoint.pt", run / "checkpoint-before.pt"
     state = None if args.dry_run else model.load_checkpoint(*paths, processes.print)
     first_step = state["step"] if state else 0
-    if first_step == steps and (run / "model" / "distill_heads.pt").exists():
-        processes.print(f"{run}: complete after {steps} steps, nothing to do")
-        return processes.close()
     if state:
         weights = state["weights"]
         norms = Counter(state["norms"])
         networks.load_state_dict(state["networks"])
         optimizer.load_state_dict(state["optimizer"])
-    processes.check_equal(run, first_step, networks)
+    facts = {**vars(args), **inputs, "step": first_step, "precision": precision}
+    processes.check_equal(run, facts, networks)
+    if first_step == steps and (run / "model" / "distill_heads.pt").exists():
+        processes.print(f"{run}: complete after {steps} steps, nothing to do")
+        return processes.close()
     size = sum(each.numel() for each in parameters) / 1e6
     queues = ""
     if "crd" in heads:

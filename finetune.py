@@ -1242,7 +1242,8 @@ def main(argv=None):
                     continue
                 print(f"{folder}: {', '.join(sorted(changed))} changed, so it is made again")
             todo.append((settings, folder))
-        processes.barrier()   # nobody writes before all have looked
+        processes.check_equal("--model", recipe)
+        todo = processes.told(todo)   # of the master's folder, the only one that is written to
         if not todo:
             continue
         print(f"{name}: recipe of size {size} ({source}): lr {recipe['lr']:g}, "

@@ -302,7 +302,8 @@ def main(argv=None):
     gradients.on = True   # every backward pass is of a whole batch
 
     # --- resume
-    if writes:
+    inputs = {}
+    if not args.dry_run:
         videos = "\n".join(train.ids + ["valid"] + valid.ids)
         inputs = {"captions": train.sha256, "tokenizer": data.tokenizer_hash(tokenizer),
                   "videos": hashlib.sha256(videos.encode()).hexdigest()}
@@ -310,17 +311,19 @@ def main(argv=None):
             inputs[name] = data.file_hash(f"{args.data}/features/{name}/stream.json")
         if args.init:
             inputs["init"] = data.weights_hash(args.init)
+    if writes:
         data.open_run(run, vars(args), processes, precision, inputs)
     paths = run / "checkpoint.pt", run / "checkpoint-before.pt"
     state = None if args.dry_run else model.load_checkpoint(*paths, processes.print)
     first_step = state["step"] if state else 0
-    if first_step == steps and (run / "model" / "video_encoder.pt").exists():
-        processes.print(f"{run}: complete after {steps} steps, nothing to do")
-        return processes.close()
     if state:
         networks.load_state_dict(state["networks"])
         optimizer.load_state_dict(state["optimizer"])
-    processes.check_equal(run, first_step, networks)
+    facts = {**vars(args), **inputs, "step": first_step, "precision": precision}
+    processes.check_equal(run, facts, networks)
+    if first_step == steps and (run / "model" / "video_encoder.pt").exists():
+        processes.print(f"{run}: complete after {steps} steps, nothing to do")
+        return processes.close()
     size = sum(each.numel() for each in parameters) / 1e6
     processes.print(f"teacher {args.size}: {size:.1f} M parameters; {len(train):,} videos; "
                     f"batch {args.batch} = {processes.world} x {args.batch // processes.world}; "
