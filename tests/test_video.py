@@ -139,7 +139,8 @@ def command(monkeypatch):
 
 def tree(folder):
     paths = [path for path in sorted(folder.rglob("*")) if path.is_file()]
-    return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
+    return {str(path.relative_to(folder)): path.read_bytes() for path in paths
+            if not path.name.startswith("lock")}
 
 
 def reasons_in(path):
