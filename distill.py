@@ -85,13 +85,12 @@ class CRD(nn.Module):
     def forward(self, student, teacher):
         """student: [N, Hs], teacher: [N, Ht], the same N tokens in the same order.
 
-        Returns (loss, e_s, e_t [N, width]). Before the first call: settle; after each: push.
+        Returns (loss, e_s, e_t [N, width]). Before the first call: settle; after backward: push.
         """
         e_s = F.normalize(self.student_embed(student.float()), dim=1)       # [N, width]
         e_t = F.normalize(self.teacher_embed(teacher.float()), dim=1)
-        # the queues change in place before backward, so the graph keeps copies of what was scored
-        loss = self.side(e_s, e_t, self.teacher_queue.clone(), self.student_constant)
-        loss = loss + self.side(e_t, e_s, self.student_queue.clone(), self.teacher_constant)
+        loss = self.side(e_s, e_t, self.teacher_queue, self.student_constant)
+        loss = loss + self.side(e_t, e_s, self.student_queue, self.teacher_constant)
         return loss, e_s, e_t
 
     @torch.no_grad()

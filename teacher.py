@@ -370,6 +370,9 @@ def main(argv=None):
 
         batch, = next(feed)
         label_count = processes.sum((batch["labels"] != -100).sum())
+        if with_video and forward_fast is not forward:   # clips differ in length: compiled once
+            torch._dynamo.maybe_mark_dynamic(batch["features"], 1)
+            torch._dynamo.maybe_mark_dynamic(batch["step_mask"], 1)
         hidden, mlm, video = forward_fast(networks, batch, autocast_type)
         mlm = mlm / label_count.clamp(min=1)
         contrastive = torch.zeros((), device=device)

@@ -317,7 +317,7 @@ def test_missing_features_are_named(tmp_path, tiny_tokenizer):
     with pytest.raises(model.UserError, match=r"v.npy: expected \[T > 0, 2\], found \[5, 3\]"):
         clips.clip("v", 0, 1)
     path.unlink()
-    with pytest.raises(model.UserError, match="features/a/v.npy is missing; `python data.py video"):
+    with pytest.raises(model.UserError, match="a/v.npy cannot be read .*; delete it, and `python data.py"):
         clips.example(0)
     with pytest.raises(model.UserError, match="features/z/stream.json must hold .*`python data.py"):
         data.Clips(tmp_path, "train", ["z"], tiny_tokenizer, 12, 50)
@@ -327,7 +327,7 @@ def test_missing_features_are_named(tmp_path, tiny_tokenizer):
         data.Clips(tmp_path / "nowhere", "train", ["a"], tiny_tokenizer, 12, 50)
     tokens = tmp_path / "captions" / "tokens.bin"
     tokens.write_bytes(tokens.read_bytes()[:-2])
-    with pytest.raises(model.UserError, match="not those that index.json describes"):
+    with pytest.raises(model.UserError, match="not those that index.json or splits.json describes"):
         data.Clips(tmp_path, "train", ["a"], tiny_tokenizer, 12, 50)
     (tmp_path / "splits.json").unlink()
     with pytest.raises(model.UserError, match="splits.json is missing; `python data.py captions"):
