@@ -317,7 +317,7 @@ def test_missing_features_are_named(tmp_path, tiny_tokenizer):
     with pytest.raises(model.UserError, match=r"v.npy: expected \[T > 0, 2\], found \[5, 3\]"):
         clips.clip("v", 0, 1)
     path.unlink()
-    with pytest.raises(model.UserError, match="a/v.npy cannot be read .*; delete it, and `python data.py"):
+    with pytest.raises(model.UserError, match="a/v.npy cannot be read .*; `python data.py video"):
         clips.example(0)
     with pytest.raises(model.UserError, match="features/z/stream.json must hold .*`python data.py"):
         data.Clips(tmp_path, "train", ["z"], tiny_tokenizer, 12, 50)
