@@ -138,8 +138,8 @@ $(STUDENT): $(TEACHER) $(TEXT)/valid.json
 	$(call timed,student,$(LAUNCH) distill.py --teacher $(RUN)/teacher --text $(TEXT) \
 	  --size $(SIZE) --seed $(SEED) --out $(RUN)/student)
 	@touch $@
-# the same student without a teacher
-$(TEXTONLY): $(TEXT)/valid.json $(RUN)/asked | $(ENV)
+# the same student without a teacher; beside it, not beside the features, for which all wait
+$(TEXTONLY): $(TEXT)/valid.json $(RUN)/asked | $(ENV) $(if $(MINI),$(DATA)/splits.json)
 	$(call timed,text-only,$(LAUNCH) distill.py --objective none --text $(TEXT) --size $(SIZE) \
 	  --seed $(SEED) --out $(RUN)/text-only)
 	@touch $@
