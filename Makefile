@@ -67,6 +67,8 @@ STUDENT  := $(RUN)/student/model/distill_heads.pt
 TEXTONLY := $(RUN)/text-only/model/distill_heads.pt
 
 .DEFAULT_GOAL := table
+# whole as soon as it has its name: an interrupted make would delete it
+.PRECIOUS: $(DATA)/world.json
 .PHONY: all data teacher distill baseline finetune table claims test bench FORCE
 all: table
 data: $(DATA)/splits.json $(TEXT)/valid.json

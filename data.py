@@ -387,7 +387,7 @@ class Feed:
                             "checkpoint") from None
         self.waited += time.perf_counter() - began
         if isinstance(parts, UserError):
-            raise parts
+            raise UserError(str(parts))   # a new one: a frame that holds its error frees nothing
         for part in parts:
             for name in part:
                 part[name] = part[name].to(self.device, non_blocking=True)

@@ -37,17 +37,20 @@ DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errn
 def command(main):
     """Runs a script's main(): what the user can mend, and Ctrl-C, end in one sentence."""
     name = Path(sys.argv[0]).name
+    code = None
     try:
         main()
     except UserError as error:
-        sys.exit(f"{name}: {error}")
+        code = f"{name}: {error}"
     except OSError as error:
         if error.errno not in DISK:
             raise
-        sys.exit(f"{name}: {error}")
+        code = f"{name}: {error}"
     except KeyboardInterrupt:
         print(f"{name}: interrupted", file=sys.stderr)
-        sys.exit(130)
+        code = 130
+    if code:   # here the error's frames are gone, and with them the workers that they held
+        sys.exit(code)
 
 
 # --------------------------------------------------------------------------------------------------

@@ -170,6 +170,54 @@ def test_text_blocks(tmp_path, tiny_tokenizer):
         data.TextBlocks(tmp_path, "train", tiny_tokenizer, 32)
 
 
+DAMAGES = {
+    "cut": lambda path: path.write_bytes(path.read_bytes()[:-3]),   # no whole number at the end
+    "empty": lambda path: path.write_bytes(b""),
+    "gone": lambda path: path.unlink(),
+    "a pointer": lambda path: path.write_text("version https://git-lfs.github.com/spec/v1, odd\n"),
+}
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "gone"])
+def test_damaged_tokens_are_named(tmp_path, tiny_tokenizer, damage):
+    np.arange(5, 105, dtype=np.uint16).tofile(tmp_path / "train.bin")
+    data.write_json(tmp_path / "train.json", {"dtype": "uint16", "tokens": 100})
+    DAMAGES[damage](tmp_path / "train.bin")
+    with pytest.raises(model.UserError, match="train.bin cannot be read .*`python data.py text"):
+        data.TextBlocks(tmp_path, "train", tiny_tokenizer, 32)
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_damaged_features_are_named(tmp_path, tiny_tokenizer, damage):
+    clips = make_clips(tmp_path, tiny_tokenizer, {"a": 20}, {"a": 4.0}, CAPTIONS)
+    DAMAGES[damage](tmp_path / "features" / "a" / "v.npy")
+    with pytest.raises(model.UserError, match="a/v.npy cannot be read .*`python data.py video"):
+        clips.clip("v", 0, 1)
+    if damage != "gone":   # captions are made of the videos that have features
+        with pytest.raises(model.UserError, match="a/v.npy cannot be read .*`python data.py video"):
+            data.feature_seconds(tmp_path)
+
+
+@pytest.mark.parametrize("name", data.CAPTION_ARRAYS)
+@pytest.mark.parametrize("damage", ["cut", "empty", "gone", "shorter"])
+def test_damaged_captions_are_named(tmp_path, tiny_tokenizer, name, damage):
+    make_clips(tmp_path, tiny_tokenizer, {"a": 20}, {"a": 4.0}, CAPTIONS)
+    path = tmp_path / "captions" / f"{name}.bin"
+    if damage == "shorter":
+        path.write_bytes(path.read_bytes()[:-8])
+    else:
+        DAMAGES[damage](path)
+    with pytest.raises(model.UserError, match=r"captions.*(cannot be|not those).*data.py captions"):
+        data.Clips(tmp_path, "train", ["a"], tiny_tokenizer, 12, 50)
+
+
+def test_splits_of_other_captions_are_named(tmp_path, tiny_tokenizer):
+    make_clips(tmp_path, tiny_tokenizer, {"a": 20}, {"a": 4.0}, CAPTIONS)
+    data.write_json(tmp_path / "splits.json", {"train": ["v", "another"], "valid": []})
+    with pytest.raises(model.UserError, match="not those that index.json or splits.json desc"):
+        data.Clips(tmp_path, "train", ["a"], tiny_tokenizer, 12, 50)
+
+
 # --- clips
 
 def write_captions(folder, tokenizer, captions, splits):
@@ -317,7 +365,7 @@ def test_missing_features_are_named(tmp_path, tiny_tokenizer):
     with pytest.raises(model.UserError, match=r"v.npy: expected \[T > 0, 2\], found \[5, 3\]"):
         clips.clip("v", 0, 1)
     path.unlink()
-    with pytest.raises(model.UserError, match="a/v.npy cannot be read .*; `python data.py video"):
+    with pytest.raises(model.UserError, match="v.npy cannot be .*No such file.*`python data.py vi"):
         clips.example(0)
     with pytest.raises(model.UserError, match="features/z/stream.json must hold .*`python data.py"):
         data.Clips(tmp_path, "train", ["z"], tiny_tokenizer, 12, 50)
@@ -327,7 +375,7 @@ def test_missing_features_are_named(tmp_path, tiny_tokenizer):
         data.Clips(tmp_path / "nowhere", "train", ["a"], tiny_tokenizer, 12, 50)
     tokens = tmp_path / "captions" / "tokens.bin"
     tokens.write_bytes(tokens.read_bytes()[:-2])
-    with pytest.raises(model.UserError, match="not those that index.json or splits.json describes"):
+    with pytest.raises(model.UserError, match="not those that index.json or splits.json desc"):
         data.Clips(tmp_path, "train", ["a"], tiny_tokenizer, 12, 50)
     (tmp_path / "splits.json").unlink()
     with pytest.raises(model.UserError, match="splits.json is missing; `python data.py captions"):

@@ -3,8 +3,11 @@
     python -m pytest tests/test_finetune.py
 """
 import json
+import multiprocessing
 import os
 import runpy
+import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -322,6 +325,56 @@ def test_an_unfinished_seed_begun_anew_ends_the_same(run, tmp_path, monkeypatch)
     for name in ("predictions-dev.tsv", "RTE.tsv"):
         whole = tmp_path / "whole/finetune/RTE/seed-0" / name
         assert (folder / name).read_bytes() == whole.read_bytes()
+
+
+def on_two_machines(runs, outs, *flags):
+    """One process a machine, each with its own --model and --out. Returns their exit codes."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+
+    def machine(rank):
+        os.environ.update(RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK="0")
+        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+        start(runs[rank], *flags, out=outs[rank])
+
+    fork = multiprocessing.get_context("fork")
+    machines = [fork.Process(target=machine, args=(rank,)) for rank in range(2)]
+    for process in machines:
+        process.start()
+    for process in machines:
+        process.join(120)
+    return [process.exitcode for process in machines]
+
+
+def losses(folder):
+    return [json.loads(line)["loss"] for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def test_machines_that_share_no_folder_take_the_same_seed(run, tmp_path, capfd):
+    """One of them holds no results; nor may it hold another model."""
+    flags = ("--task", "RTE", "--train-limit", 48, "--dropout", 0, "--log-every", 1, "--seed", 0)
+    start(run, *flags, 1, out=tmp_path / "alone")
+    start(run, *flags, out=tmp_path / "first")
+    outs = [tmp_path / "first", tmp_path / "second"]
+    assert on_two_machines([run, run], outs, *flags, 1) == [0, 0]
+    place = Path("finetune", "RTE", "seed-1")
+    assert losses(outs[0] / place) == pytest.approx(losses(tmp_path / "alone" / place), rel=1e-4)
+    assert not outs[1].exists()
+    shutil.copytree(run.parent, tmp_path / "other")
+    other = tmp_path / "other" / run.name
+    state = torch.load(other / "model" / "pytorch_model.bin", weights_only=True)
+    state["bert.embeddings.LayerNorm.bias"] += 1
+    torch.save(state, other / "model" / "pytorch_model.bin")
+    assert on_two_machines([run, other], outs, *flags, 2) == [1, 1]
+    assert "process 1 on" in (said := capfd.readouterr().err) and "another model_sha256" in said
+
+
+def test_weights_that_are_not_finite_give_no_metrics(run, tmp_path):
+    """The last step's are in no loss any more."""
+    with pytest.raises(model.UserError, match="weight_norm (nan|inf) at step 0; RTE seed 0: try"):
+        start(run, "--task", "RTE", "--epochs", "0.01", "--lr", "1e30", "--warmup", 0, out=tmp_path)
+    assert not (tmp_path / "finetune/RTE/seed-0/metrics.json").exists()
 
 
 def test_regression_and_split_dev(run, tmp_path):

@@ -10,6 +10,7 @@ import io
 import os
 import re
 import shutil
+import signal
 import subprocess
 import threading
 import zipfile
@@ -132,6 +133,18 @@ def test_a_stage_that_refuses_stops_make(project, monkeypatch):
     assert make("RUN=runs", "SIZE=small")[0] != 0
     monkeypatch.setenv("FAILING", "")
     assert "teacher.py --data" in stages(make()[2])   # asked again for what is there
+
+
+def test_an_interrupted_make_keeps_the_world(project):
+    """Ctrl-C as the generator, done, is about to end."""
+    with open("python", "a") as stub:
+        stub.write('case "$*" in *"data.py mini"*) sleep 30;; esac\n')
+    process = subprocess.Popen(["make", "PYTHON=./python", "data"], start_new_session=True,
+                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while not Path("data/mini/world.json").exists():
+        assert process.poll() is None
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.wait(20) != 0 and Path("data/mini/world.json").exists()
 
 
 def test_an_edited_generator_is_looked_at(project):

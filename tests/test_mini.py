@@ -7,6 +7,7 @@ Words: worlds of two seeds. Pictures and files: the small world of conftest.py.
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from collections import Counter, defaultdict
@@ -726,6 +727,16 @@ def test_other_peoples_files_are_left_alone(tmp_path, there):
     with pytest.raises(model.UserError, match="is not empty, and no mini world: choose another"):
         data.make_mini(0, tmp_path, 1, 3000, 1)
     assert files_of(tmp_path) == before
+
+
+def killed_here(*given, **more):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_process_that_is_killed_is_said(tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "make_video", killed_here)
+    with pytest.raises(model.UserError, match="draws videos was killed .* same command goes on"):
+        data.film_world(data.make_world(0), 0, 1, tmp_path, 2)
 
 
 def test_a_killed_world_goes_on(tmp_path, monkeypatch):

@@ -3,9 +3,15 @@
     python -m pytest tests/test_processes.py
 """
 import argparse
+import errno
 import json
+import multiprocessing
 import os
+import platform
+import resource
+import signal
 import socket
+import sys
 
 import numpy as np
 import pytest
@@ -113,6 +119,136 @@ def test_batches_do_not_depend_on_workers(workers):
     assert feed.waited > 0
     with pytest.raises(model.UserError, match="^video 9 is missing$"):   # no traceback
         next(feed)
+
+
+def one_batch(batches):
+    args = argparse.Namespace(workers=1, batch=6, seed=2)
+    return next(data.Feed(batches, 40, args, slice(0, 6), 4, torch.device("cpu")))
+
+
+class Killed(Numbers):
+    def __getitem__(self, key):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_killed_worker_is_said():
+    with pytest.raises(model.UserError, match="a process that makes batches was killed"):
+        one_batch(Killed())
+
+
+def test_no_room_for_batches_is_said(monkeypatch):
+    """What fails in torch's own thread of a worker would be waited for for ever."""
+    def full(tensor):
+        raise RuntimeError("unable to allocate shared memory: No space left on device")
+
+    monkeypatch.setattr(torch.Tensor, "share_memory_", full)
+    with pytest.raises(model.UserError, match="no room .* No space left .* larger /dev/shm"):
+        one_batch(Numbers())
+
+
+def test_a_worker_has_time_to_serve_after_a_signal_to_all(tmp_path):
+    """It outlives a SIGTERM that its parent has, too; five seconds, if nobody ends it."""
+    def serve():
+        data.outlast_signals(0)
+        (tmp_path / "ready").touch()
+        signal.pause()   # returns at SIGTERM
+        (tmp_path / "served").touch()
+        signal.pause()
+
+    worker = multiprocessing.get_context("fork").Process(target=serve)
+    worker.start()
+    while not (tmp_path / "ready").exists():
+        assert worker.is_alive()
+    os.kill(worker.pid, signal.SIGINT)
+    os.kill(worker.pid, signal.SIGTERM)
+    worker.join(10)
+    assert worker.exitcode == -signal.SIGALRM and (tmp_path / "served").exists()
+
+
+def test_signals_are_noted_but_those_that_were_ignored():
+    signals = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    before = [signal.getsignal(number) for number in signals]
+    for number in signals:
+        processes = data.Processes("cpu")
+        processes.note_signals()
+        os.kill(os.getpid(), number)
+        assert processes.noted(0) == number
+        assert signal.getsignal(number) == signal.SIG_DFL   # a second one ends it
+        processes.close()
+        assert [signal.getsignal(each) for each in signals] == before
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)   # nohup
+    processes.note_signals()
+    assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    processes.close()
+    signal.signal(signal.SIGHUP, before[2])
+
+
+def test_numbers_and_weights_that_are_not_finite():
+    processes = data.Processes("cpu")
+    tracker = data.Tracker(["mlm"], processes.device)
+    tracker.add(7, torch.tensor([2.0]), torch.tensor(3.0))
+    assert tracker.read(processes, "stop") == {"mlm": 2.0, "grad_norm": 3.0}
+    kept = [torch.tensor([3.0, 4.0])]
+    assert tracker.read(processes, "stop", kept)["weight_norm"] == 5.0
+    for number in (torch.nan, torch.inf, 1e30):   # whose square is beyond fp32
+        with pytest.raises(model.UserError, match="weight_norm (nan|inf) at step 7; stop"):
+            tracker.read(processes, "stop", [*kept, torch.tensor([number])])
+    tracker.add(8, torch.tensor([torch.nan]), torch.tensor(3.0))
+    tracker.add(9, torch.tensor([2.0]), torch.tensor(3.0))
+    with pytest.raises(model.UserError, match="mlm nan, grad_norm 3.0 at step 8; stop"):
+        tracker.read(processes, "stop")
+
+
+# --- the disk
+
+
+@pytest.fixture
+def small_files():
+    """No file may be larger than 100,000 bytes, as if the disk were full."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100000, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_full_disk_leaves_the_checkpoint_before(tmp_path, small_files, monkeypatch):
+    path = tmp_path / "checkpoint.pt"
+    before = tmp_path / "checkpoint-before.pt"
+    model.save_checkpoint(path, before, step=1)
+    with pytest.raises(OSError, match="File too large: '.*checkpoint.pt'"):
+        model.save_checkpoint(path, before, step=2, weights=torch.zeros(100000))
+    assert model.load_checkpoint(path, before)["step"] == 1
+    with pytest.raises(Exception, match="pickle"):   # no other error is taken for the disk's
+        model.save_checkpoint(path, before, step=lambda: 1)
+
+
+@pytest.mark.parametrize("error, said", [
+    (OSError(errno.ENOSPC, "No space left on device", "runs/a"), "stage.py: .* left .*'runs/a'"),
+    (OSError(errno.EROFS, "Read-only file system", "runs/a"), "stage.py: .*Read-only"),
+    (model.UserError("--lr is too high"), "^stage.py: --lr is too high$"),
+])
+def test_what_users_can_mend_is_one_sentence(error, said, monkeypatch):
+    def main():
+        raise error
+
+    monkeypatch.setattr(sys, "argv", ["some/stage.py"])
+    with pytest.raises(SystemExit, match=said):
+        model.command(main)
+
+
+def test_a_missing_file_may_be_the_codes_mistake():
+    with pytest.raises(FileNotFoundError):
+        model.command(lambda: open("nowhere"))
+
+
+def test_a_disk_without_locks_is_said(tmp_path, monkeypatch, capsys):
+    def lockf(*given):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(data.fcntl, "lockf", lockf)
+    data.lock(tmp_path)
+    assert "cannot be locked (Function not implemented): only one run" in capsys.readouterr().out
+    assert (tmp_path / "lock").read_text() == f"process {os.getpid()} on {platform.node()}"
 
 
 # --- log and run folder
@@ -290,6 +426,15 @@ def worker(rank, port, folder):
     state = loss_of(processes)
     assert processes.rows(B) == slice(3 * rank, 3 * rank + 3)
     assert processes.master == (rank == 0) and processes.sum(rank + 1) == 3
+    assert processes.told(["first", "second"][rank]) == "first"
+    network = torch.nn.Linear(2, 2)
+    torch.nn.init.ones_(network.weight)
+    torch.nn.init.zeros_(network.bias)
+    processes.check_equal("runs/a", {"lr": 1, "out": rank}, network)   # paths may differ
+    network.bias.data += rank
+    for name, facts in (("lr", {"lr": rank}), ("weights", {})):
+        with pytest.raises(model.UserError, match=f"process 1 on .* another {name}.* process 0"):
+            processes.check_equal("runs/a", facts, network)
     torch.save(state, f"{folder}/{rank}.pt")
     processes.close()
 

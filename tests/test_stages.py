@@ -340,24 +340,31 @@ def test_one_folder_one_run(mini, tmp_path):
     teacher.main([*command, "--out", str(run)])   # a dead process holds nothing
 
 
-def test_machines_that_share_no_folder_are_told(mini, tmp_path, capfd):
-    """Two machines, one of which lacks the checkpoint."""
-    command = ["--data", str(mini), *TEACHER, "--out"]
-    first = tmp_path / "first"
-    teacher.main([*command, str(first)])
-    (first / "model" / "video_encoder.pt").unlink()   # as if killed before the last save
+@pytest.mark.parametrize("kind", ["complete", "killed before the last save", "another --lr"])
+def test_machines_that_share_no_folder_are_told(mini, taught, tmp_path, capfd, kind):
+    """Two machines, one of which lacks the checkpoint, or has other flags."""
+    commands = []
+    for rank in range(2):
+        commands.append(["--data", str(mini), *TEACHER, "--out", str(tmp_path / str(rank))])
+    what = "step, weights"
+    if kind == "another --lr":
+        commands[1] += ["--lr", "1e-4"]
+        what = "lr"
+    else:
+        shutil.copytree(taught, tmp_path / "0")
+    if kind == "killed before the last save":
+        (tmp_path / "0" / "model" / "video_encoder.pt").unlink()
     port = free_port()
     started = []
-    for rank, folder in enumerate((first, tmp_path / "second")):
+    for rank in range(2):
         started.append(FORK.Process(target=process_of_many, args=(
-            teacher.main, [*command, str(folder)], rank, 2, port)))
+            teacher.main, commands[rank], rank, 2, port)))
         started[-1].start()
     for process in started:
         process.join(60)
         assert process.exitcode == 1
-    said = capfd.readouterr().err
-    assert re.search("process 1 on .* starts from another step, .*than process 0 on .*: all "
-                     "machines need the same flags, inputs and", said)
+    assert re.search(f"process 1 on .* starts from another {what} than process 0 on .*: all "
+                     "machines need the same", capfd.readouterr().err)
 
 
 @pytest.mark.parametrize("stage", [teacher, distill])
@@ -773,6 +780,28 @@ def test_a_loss_that_is_not_finite_stops_the_run(mini, tmp_path):
     with pytest.raises(model.UserError, match=r"mlm .*norm .* step \d+; .*checkpoint.pt"):
         teacher.main(["--data", str(mini), "--out", str(tmp_path / "run"), *TEACHER,
                       "--steps", "20", "--lr", "1e30", "--warmup", "0"])
+
+
+@pytest.mark.parametrize("stage", [teacher, distill])
+@pytest.mark.parametrize("flags", [["--steps", "1"], ["--steps", "9", "--save-every", "1"]])
+def test_weights_that_are_not_finite_are_never_saved(stage, flags, mini, taught, tmp_path):
+    """The last step's are in no loss yet."""
+    command = ["--data", str(mini), *TEACHER]
+    if stage is distill:
+        command = ["--teacher", str(taught), *STUDENT]
+    with pytest.raises(model.UserError, match="weight_norm (nan|inf) at step 0; .*checkpoint.pt"):
+        stage.main([*command, *flags, "--out", str(tmp_path), "--lr", "1e30", "--warmup", "0"])
+    assert not list(tmp_path.glob("checkpoint*")) and not (tmp_path / "model").exists()
+
+
+@pytest.mark.parametrize("stage, flags", [
+    (teacher, ["--batch", "0"]), (teacher, ["--steps", "-5"]), (teacher, ["--log-every", "0"]),
+    (teacher, ["--frames", "0"]), (distill, ["--accumulate", "0"]), (distill, ["--crd-queue", "0"]),
+    (finetune, ["--accumulate", "0"]), (finetune, ["--log-every", "0"])])
+def test_counts_are_at_least_one(stage, flags, capsys):
+    with pytest.raises(SystemExit):
+        stage.parse_args(flags)
+    assert f"argument {flags[0]}: invalid positive value: '{flags[1]}'" in capsys.readouterr().err
 
 
 def test_collapse_is_said(mini, tmp_path, capsys):
