@@ -4,6 +4,7 @@ The tests need no network. Those that use real files look in the folder REAL_DAT
 """
 import importlib
 import os
+import signal
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -13,6 +14,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")   # before torch starts its thread
 # tests choose the CPU, also where there is a GPU, which test_gpu.py sees when it is asked for
 if not any("test_gpu.py" in argument for argument in sys.argv):
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
+# a shell's background jobs ignore Ctrl-C, and with them the stages that the tests start
+signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import pytest
