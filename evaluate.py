@@ -1934,10 +1934,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except model.UserError as error:
-        sys.exit(f"evaluate.py: {error}")
-    except KeyboardInterrupt:
-        print("evaluate.py: interrupted", file=sys.stderr)
-        sys.exit(130)
+    model.command(main)
