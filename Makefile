@@ -69,7 +69,7 @@ TEXTONLY := $(RUN)/text-only/model/distill_heads.pt
 .DEFAULT_GOAL := table
 # whole as soon as it has its name: an interrupted make would delete it
 .PRECIOUS: $(DATA)/world.json
-.PHONY: all data teacher distill baseline finetune table claims test bench FORCE
+.PHONY: all data teacher distill baseline finetune probes retrieval table claims test bench FORCE
 all: table
 data: $(DATA)/splits.json $(TEXT)/valid.json
 teacher: $(TEACHER)
@@ -158,10 +158,15 @@ $(FINETUNED): finetune/%:
 
 RUNS := $(RUN)/text-only $(RUN)/student $(RUN)/teacher
 NAMED := $(RUNS) --names "text-only student" "NST+CRD student" "teacher's text encoder"
-table: $(FINETUNED)
+# beside the last fine-tuning
+probes: $(TEACHER) $(STUDENT) $(TEXTONLY)
+	@$(PYTHON) evaluate.py probe $(RUNS) --data $(DATA) > $(RUN)/probes.txt
+retrieval: $(TEACHER) $(STUDENT)
+	@$(PYTHON) evaluate.py retrieve $(RUN)/teacher $(RUN)/student --data $(DATA) \
+	  > $(RUN)/retrieval.txt
+table: $(FINETUNED) $(if $(MINI),probes) retrieval
 	@$(PYTHON) evaluate.py table $(NAMED)
-	@$(if $(MINI),$(PYTHON) evaluate.py probe $(RUNS) --data $(DATA))
-	@$(PYTHON) evaluate.py retrieve $(RUN)/teacher $(RUN)/student --data $(DATA)
+	@cat $(if $(MINI),$(RUN)/probes.txt) $(RUN)/retrieval.txt
 	@echo "seconds by stage:"
 	@awk -F'\t' '{printf "  %-24s %5d\n", $$1, $$2}' $(RUN)/seconds.tsv
 	@$(PYTHON) evaluate.py report $(NAMED)

@@ -67,16 +67,16 @@ class Processes:
         self.handlers = {}   # what was done at each signal before
         self.rank = int(os.environ.get("RANK", 0))
         self.world = int(os.environ.get("WORLD_SIZE", 1))
+        self.here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))   # processes of this machine
         self.master = self.rank == 0   # the one process that writes files and prints
         if device == "auto":
             device = self.best_device()
         if device == "cuda":
-            here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))   # processes of this machine
             gpus = torch.cuda.device_count()
-            if here > gpus:   # NCCL takes one process a GPU, and its own error says less
-                raise UserError(f"LOCAL_WORLD_SIZE is {here}, processes on this machine, but GPUs "
-                                f"visible here: {gpus}; start one a GPU (torchrun's "
-                                f"--nproc_per_node), or use the CPU (--device cpu)")
+            if self.here > gpus:   # NCCL takes one process a GPU, and its own error says less
+                raise UserError(f"processes on this machine: {self.here}, GPUs visible: {gpus}; "
+                                f"start one a GPU (torchrun's --nproc_per_node), or use the CPU "
+                                f"(--device cpu)")
             device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
         self.device = torch.device(device)
         if self.device.type == "cuda":
@@ -147,23 +147,20 @@ class Processes:
             for tensor in networks.state_dict().values():
                 digest.update(tensor.cpu().flatten().view(torch.uint8).numpy())
             facts["weights"] = digest.hexdigest()
-        starts = [None] * self.world
-        dist.all_gather_object(starts, (platform.node(), facts))
-        first = starts[0][1]
-        for rank, (host, other) in enumerate(starts):
-            names = [name for name in first | other if first.get(name) != other.get(name)]
+        first, *others = self.from_all(facts)
+        for rank, other in enumerate(others, 1):
+            names = [name for name in first if other.get(name) != first[name]]
             if names:
-                raise UserError(f"process {rank} on {host} starts from another {', '.join(names)} "
-                                f"than process 0 on {starts[0][0]}: all machines need the same "
-                                f"flags, inputs and {place}, shared or copied")
+                raise UserError(f"process {rank} starts from another {', '.join(names)} than "
+                                f"process 0: all machines need the same flags, inputs and "
+                                f"{place}, shared or copied")
 
-    def told(self, value):
-        """The master's value, in all processes."""
-        if self.world == 1:
-            return value
-        values = [value]
-        dist.broadcast_object_list(values)
-        return values[0]
+    def from_all(self, value):
+        """[each process's value of any kind], in rank order."""
+        values = [value] * self.world
+        if self.world > 1:
+            dist.all_gather_object(values, value)
+        return values
 
     def note_signals(self):
         """From now on SIGTERM (a cluster wants its machine back), SIGINT (Ctrl-C) and SIGHUP (the
@@ -347,6 +344,9 @@ def derangement(count, generator):
             return order
 
 
+LONGEST_WAIT = 600   # seconds for a batch; one that found no room in /dev/shm never comes
+
+
 class Feed:
     """Iterates over batches[step, indices], moved to the device, of steps first, first + 1, ...
 
@@ -355,13 +355,13 @@ class Feed:
     number changes no result.
     """
 
-    def __init__(self, batches, count, args, rows, first, device):
-        self.device = device
+    def __init__(self, batches, count, args, rows, first, processes):
+        self.device = processes.device
         self.waited = 0.0   # seconds that steps stood still for data
         self.workers = args.workers
         if self.workers is None:
-            here = int(os.environ.get("LOCAL_WORLD_SIZE", 1))   # processes of this machine
-            self.workers = max(1, min(8, os.cpu_count() // here)) if device.type == "cuda" else 1
+            cores = os.cpu_count() // processes.here
+            self.workers = max(1, min(8, cores)) if self.device.type == "cuda" else 1
         self.ahead = 3 + 2 * self.workers   # steps until none of the batches was made beforehand
 
         def steps():
@@ -370,55 +370,21 @@ class Feed:
                 yield step, batch_indices(count, args.batch, args.seed, step)[rows]
                 step += 1
         self.batches = iter(torch.utils.data.DataLoader(
-            Told(batches), sampler=steps(), batch_size=None, num_workers=self.workers,
-            pin_memory=device.type == "cuda", worker_init_fn=outlast_signals))
-        # torch's handler would raise a worker's death anywhere, in the middle of a save, too
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            batches, sampler=steps(), batch_size=None, num_workers=self.workers,
+            pin_memory=self.device.type == "cuda", worker_init_fn=ignore_signals,
+            timeout=LONGEST_WAIT if self.workers else 0))
 
     def __next__(self):
         began = time.perf_counter()
         try:
             parts = next(self.batches)
-        except RuntimeError as error:
-            if "exited unexpectedly" not in str(error):
-                raise
-            raise UserError("a process that makes batches was killed (for its memory? fewer "
-                            "--workers need less); the same command goes on from the last "
-                            "checkpoint") from None
+        except UserError as error:   # a worker's comes behind its traceback
+            raise UserError(str(error).rpartition("UserError: ")[2].strip()) from None
         self.waited += time.perf_counter() - began
-        if isinstance(parts, UserError):
-            raise UserError(str(parts))   # a new one: a frame that holds its error frees nothing
         for part in parts:
             for name in part:
                 part[name] = part[name].to(self.device, non_blocking=True)
         return parts
-
-
-class Told:
-    """Batches whose errors for users come as values: a worker would wrap them in its traceback.
-
-    A worker puts its tensors into shared memory here: where there is no room, torch's own thread
-    would lose the batch, and the stage would wait for it for ever.
-    """
-
-    def __init__(self, batches):
-        self.batches = batches
-
-    def __getitem__(self, key):
-        try:
-            parts = self.batches[key]
-            if torch.utils.data.get_worker_info():
-                for part in parts:
-                    for tensor in part.values():
-                        tensor.share_memory_()
-            return parts
-        except UserError as error:
-            return error
-        except RuntimeError as error:
-            if "shared memory" not in str(error):
-                raise
-            return UserError(f"no room to hand batches over ({error}): --workers 0 needs none, "
-                             f"else fewer --workers, or a larger /dev/shm (docker: --shm-size)")
 
 
 def moved(tensors, device):
@@ -428,12 +394,11 @@ def moved(tensors, device):
     return [tensor.to(device, non_blocking=True) for tensor in tensors]
 
 
-def outlast_signals(worker):
-    """Terminals, torchrun and clusters signal all processes at once: the one that a worker serves
-    has time to save. Workers end with it, or five seconds later."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda *_: signal.alarm(5))
+def ignore_signals(worker):
+    """Terminals, torchrun and clusters signal all processes at once: a stage saves, and its workers
+    end with it."""
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
 
 
 # --------------------------------------------------------------------------------------------------

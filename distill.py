@@ -194,7 +194,7 @@ def soft_label_loss(student_logits, teacher_logits, mask, temperature):
     return temperature ** 2 * (each * mask).sum()
 
 
-VOKEN_LABELS = ("nearest", "random", "shuffled", "reversed", "token")
+VOKEN_LABELS = ("nearest", "random", "shuffled")
 
 
 def voken_lots(kind, tokens, generator, rows, batch):
@@ -207,30 +207,24 @@ def voken_lots(kind, tokens, generator, rows, batch):
     return torch.rand(batch, tokens.shape[1] - 2, generator=generator)[rows]
 
 
-def voken_labels(kind, tokens, vectors, bank, lots):
+def voken_labels(kind, vectors, bank, lots):
     """Vokens (Tan & Bansal 2020) with clips for images: which clip of a bank belongs to each token.
 
         nearest   argmax over clips c of t_l . v_c
         random    a clip by lot, anew each time the block comes
         shuffled  the block's nearest clips in another order, by lot
-        reversed  the block's nearest clips from last to first
-        token     no clip but the token itself
 
-    tokens: int [b, L], unmasked blocks; vectors t: unit [b, L, Ht], the teacher's of them; bank v:
-    unit [C, Ht]; lots: see voken_lots. Returns int [b, L], -100 at [CLS] and [SEP]. The loss is
-    cross-entropy over all real tokens, masked or not. Vokenization reads sentence by sentence; here
-    the teacher reads whole blocks, as in its training.
+    vectors t: unit [b, L, Ht], the teacher's of unmasked blocks; bank v: unit [C, Ht]; lots: see
+    voken_lots. Returns int [b, L], -100 at [CLS] and [SEP]. The loss is cross-entropy over all real
+    tokens, masked or not. Vokenization reads sentence by sentence; here the teacher reads whole
+    blocks, as in its training.
     """
-    if kind == "token":
-        labels = tokens[:, 1:-1]                                            # [b, L - 2]
-    elif kind == "random":
-        labels = (lots * len(bank)).long()
+    if kind == "random":
+        labels = (lots * len(bank)).long()                                  # [b, L - 2]
     else:   # by sequence: C scores for every token of a batch would be the step's largest tensor
         labels = torch.stack([(each @ bank.T).argmax(1) for each in vectors[:, 1:-1]])
     if kind == "shuffled":
         labels = labels.gather(1, lots.argsort(1))
-    if kind == "reversed":
-        labels = labels.flip(1)
     return F.pad(labels, (1, 1), value=-100)
 
 
@@ -295,8 +289,6 @@ def retrieval_maps(folder):
     if not path.exists():
         return "mean of h against v", nn.Identity(), nn.Identity()
     saved = model.read_file(path, "delete it and start distill.py again")
-    if "shape" not in saved:
-        raise model.UserError(f"{path} is of an earlier release; train it anew")
     heads = make_heads(student=model.read_config(folder), **saved["shape"])
     heads.load_state_dict(saved["weights"])
     heads.eval()
@@ -475,8 +467,7 @@ def losses_of(args, networks, frozen, part, label_count, share, autocast_type):
     if "regression" in args.objective:
         losses["regression"] = regression_loss(mapped["regression"], target, part["real"]) / share
     if "voken" in args.objective:
-        vokens = voken_labels(args.voken_labels, part["tokens"], clean, frozen["bank"],
-                              part["lots"])   # [b, L]
+        vokens = voken_labels(args.voken_labels, clean, frozen["bank"], part["lots"])   # [b, L]
         loss = F.cross_entropy(mapped["voken"].flatten(0, 1), vokens.flatten())
         losses["voken"] = loss / share
     return losses, kept
@@ -549,7 +540,7 @@ def main(argv=None):
         shape["teacher_width"] = teacher_config.hidden_size
     if "voken" in args.objective:
         frozen["bank"] = bank_vectors(args, tokenizer, device, processes.master)   # [C, Ht]
-        shape["classes"] = words if args.voken_labels == "token" else len(frozen["bank"])
+        shape["classes"] = len(frozen["bank"])
     heads = make_heads(student=config, **shape)
     networks = nn.ModuleDict({"student": student, "mlm_head": mlm_head, "heads": heads})
     networks.to(device)
@@ -610,7 +601,7 @@ def main(argv=None):
     # --- loop: steps + 1 times, so that the last validation and save are the lines of all others
     processes.note_signals()
     feed = data.Feed(Batches(args, train, tokenizer, rows), len(train), args, rows, first_step,
-                     device)
+                     processes)
     last_step = first_step + data.DRY_STEPS + feed.ahead if args.dry_run else steps
     advice = f"the last good state, if one was saved, is {paths[0]}; try a lower --lr"
     for step in range(first_step, last_step + 1):

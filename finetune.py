@@ -1243,7 +1243,7 @@ def main(argv=None):
                 print(f"{folder}: {', '.join(sorted(changed))} changed, so it is made again")
             todo.append((settings, folder))
         processes.check_equal("--model", recipe)
-        todo = processes.told(todo)   # of the master's folder, the only one that is written to
+        todo = processes.from_all(todo)[0]   # the master's folder is the only one written to
         if not todo:
             continue
         print(f"{name}: recipe of size {size} ({source}): lr {recipe['lr']:g}, "

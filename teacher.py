@@ -343,7 +343,7 @@ def main(argv=None):
     # --- loop: steps + 1 times, so that the last validation and save are the lines of all others
     processes.note_signals()
     feed = data.Feed(Batches(args, train, tokenizer, rows), len(train), args, rows, first_step,
-                     device)
+                     processes)
     last_step = first_step + data.DRY_STEPS + feed.ahead if args.dry_run else steps
     advice = f"the last good state, if one was saved, is {paths[0]}; try a lower --lr"
     for step in range(first_step, last_step + 1):

@@ -203,7 +203,7 @@ def test_batches_come_through_pinned_memory(taught):
     tokenizer = data.load_tokenizer(args.text)
     blocks = data.TextBlocks(args.text, "train", tokenizer, 32)
     feed = data.Feed(distill.Batches(args, blocks, tokenizer, slice(0, 16)), len(blocks), args,
-                     slice(0, 16), 0, torch.device(DEVICE))
+                     slice(0, 16), 0, data.Processes(DEVICE))
     (part,) = next(feed.batches)
     assert len(part) >= 6
     for tensor in part.values():

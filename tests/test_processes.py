@@ -110,7 +110,7 @@ class Numbers:
 @pytest.mark.parametrize("workers", [0, 1, 3])
 def test_batches_do_not_depend_on_workers(workers):
     args = argparse.Namespace(workers=workers, batch=6, seed=2)
-    feed = data.Feed(Numbers(), 40, args, slice(2, 5), 4, torch.device("cpu"))
+    feed = data.Feed(Numbers(), 40, args, slice(2, 5), 4, data.Processes("cpu"))
     for step in range(4, 9):
         part, = next(feed)
         assert part["step"] == step
@@ -123,7 +123,7 @@ def test_batches_do_not_depend_on_workers(workers):
 
 def one_batch(batches):
     args = argparse.Namespace(workers=1, batch=6, seed=2)
-    return next(data.Feed(batches, 40, args, slice(0, 6), 4, torch.device("cpu")))
+    return next(data.Feed(batches, 40, args, slice(0, 6), 4, data.Processes("cpu")))
 
 
 class Killed(Numbers):
@@ -131,38 +131,37 @@ class Killed(Numbers):
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def test_a_killed_worker_is_said():
-    with pytest.raises(model.UserError, match="a process that makes batches was killed"):
-        one_batch(Killed())
-
-
-def test_no_room_for_batches_is_said(monkeypatch):
-    """What fails in torch's own thread of a worker would be waited for for ever."""
-    def full(tensor):
-        raise RuntimeError("unable to allocate shared memory: No space left on device")
-
-    monkeypatch.setattr(torch.Tensor, "share_memory_", full)
-    with pytest.raises(model.UserError, match="no room .* No space left .* larger /dev/shm"):
-        one_batch(Numbers())
-
-
-def test_a_worker_has_time_to_serve_after_a_signal_to_all(tmp_path):
-    """It outlives a SIGTERM that its parent has, too; five seconds, if nobody ends it."""
-    def serve():
-        data.outlast_signals(0)
-        (tmp_path / "ready").touch()
-        signal.pause()   # returns at SIGTERM
-        (tmp_path / "served").touch()
+class Stuck(Numbers):
+    def __getitem__(self, key):
         signal.pause()
+
+
+def test_a_stage_does_not_wait_for_ever(monkeypatch):
+    """Neither for a killed worker, nor for one whose batch found no room in /dev/shm."""
+    with pytest.raises(RuntimeError, match="killed by signal: Killed"):
+        one_batch(Killed())
+    monkeypatch.setattr(data, "LONGEST_WAIT", 1)
+    with pytest.raises(RuntimeError, match="timed out"):
+        one_batch(Stuck())
+
+
+def test_a_worker_outlives_a_signal_to_all(tmp_path):
+    def serve():
+        data.ignore_signals(0)
+        (tmp_path / "ready").touch()
+        while not (tmp_path / "asked").exists():
+            pass
+        (tmp_path / "served").touch()
 
     worker = multiprocessing.get_context("fork").Process(target=serve)
     worker.start()
     while not (tmp_path / "ready").exists():
         assert worker.is_alive()
-    os.kill(worker.pid, signal.SIGINT)
-    os.kill(worker.pid, signal.SIGTERM)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        os.kill(worker.pid, number)
+    (tmp_path / "asked").touch()
     worker.join(10)
-    assert worker.exitcode == -signal.SIGALRM and (tmp_path / "served").exists()
+    assert worker.exitcode == 0 and (tmp_path / "served").exists()
 
 
 def test_signals_are_noted_but_those_that_were_ignored():
@@ -215,24 +214,17 @@ def test_a_full_disk_leaves_the_checkpoint_before(tmp_path, small_files, monkeyp
     path = tmp_path / "checkpoint.pt"
     before = tmp_path / "checkpoint-before.pt"
     model.save_checkpoint(path, before, step=1)
-    with pytest.raises(OSError, match="File too large: '.*checkpoint.pt'"):
+    with pytest.raises(OSError, match="File too large"):
         model.save_checkpoint(path, before, step=2, weights=torch.zeros(100000))
     assert model.load_checkpoint(path, before)["step"] == 1
-    with pytest.raises(Exception, match="pickle"):   # no other error is taken for the disk's
-        model.save_checkpoint(path, before, step=lambda: 1)
 
 
-@pytest.mark.parametrize("error, said", [
-    (OSError(errno.ENOSPC, "No space left on device", "runs/a"), "stage.py: .* left .*'runs/a'"),
-    (OSError(errno.EROFS, "Read-only file system", "runs/a"), "stage.py: .*Read-only"),
-    (model.UserError("--lr is too high"), "^stage.py: --lr is too high$"),
-])
-def test_what_users_can_mend_is_one_sentence(error, said, monkeypatch):
+def test_what_users_can_mend_is_one_sentence(monkeypatch):
     def main():
-        raise error
+        raise model.UserError("--lr is too high")
 
     monkeypatch.setattr(sys, "argv", ["some/stage.py"])
-    with pytest.raises(SystemExit, match=said):
+    with pytest.raises(SystemExit, match="^stage.py: --lr is too high$"):
         model.command(main)
 
 
@@ -367,7 +359,7 @@ def test_more_processes_than_gpus_are_refused(monkeypatch, asked):
     monkeypatch.setenv("WORLD_SIZE", "6")   # of two machines
     monkeypatch.setenv("LOCAL_RANK", "1")
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
-    with pytest.raises(model.UserError, match="LOCAL_WORLD_SIZE is 3, .* GPUs visible here: 2;"):
+    with pytest.raises(model.UserError, match="this machine: 3, GPUs visible: 2;"):
         data.Processes(asked)
     assert not started
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
@@ -376,7 +368,7 @@ def test_more_processes_than_gpus_are_refused(monkeypatch, asked):
 
 
 def test_cuda_without_a_gpu_is_refused():
-    with pytest.raises(model.UserError, match="GPUs visible here: 0; .*--device cpu"):
+    with pytest.raises(model.UserError, match="GPUs visible: 0; .*--device cpu"):
         data.Processes("cuda")   # conftest.py hides one that is there
 
 
@@ -426,14 +418,14 @@ def worker(rank, port, folder):
     state = loss_of(processes)
     assert processes.rows(B) == slice(3 * rank, 3 * rank + 3)
     assert processes.master == (rank == 0) and processes.sum(rank + 1) == 3
-    assert processes.told(["first", "second"][rank]) == "first"
+    assert processes.from_all(rank) == [0, 1]
     network = torch.nn.Linear(2, 2)
     torch.nn.init.ones_(network.weight)
     torch.nn.init.zeros_(network.bias)
     processes.check_equal("runs/a", {"lr": 1, "out": rank}, network)   # paths may differ
     network.bias.data += rank
     for name, facts in (("lr", {"lr": rank}), ("weights", {})):
-        with pytest.raises(model.UserError, match=f"process 1 on .* another {name}.* process 0"):
+        with pytest.raises(model.UserError, match=f"process 1 starts from another {name} "):
             processes.check_equal("runs/a", facts, network)
     torch.save(state, f"{folder}/{rank}.pt")
     processes.close()

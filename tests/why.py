@@ -69,7 +69,7 @@ def nearest_clips(folder, run, bank_file):
     for low in range(0, min(BLOCKS, len(text)), 64):
         tokens = text.batch(range(low, min(low + 64, len(text))))                   # [64, L]
         vectors = F.normalize(teacher(tokens), dim=-1)
-        labels = distill.voken_labels("nearest", tokens, vectors, bank, None)
+        labels = distill.voken_labels("nearest", vectors, bank, None)
         for block, label in zip(tokens, labels):
             is_noun = torch.tensor([token in row_of for token in block.tolist()])
             rows = {row_of[token] for token in block[is_noun].tolist()}
