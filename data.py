@@ -344,9 +344,6 @@ def derangement(count, generator):
             return order
 
 
-LONGEST_WAIT = 600   # seconds for a batch; one that found no room in /dev/shm never comes
-
-
 class Feed:
     """Iterates over batches[step, indices], moved to the device, of steps first, first + 1, ...
 
@@ -370,21 +367,48 @@ class Feed:
                 yield step, batch_indices(count, args.batch, args.seed, step)[rows]
                 step += 1
         self.batches = iter(torch.utils.data.DataLoader(
-            batches, sampler=steps(), batch_size=None, num_workers=self.workers,
-            pin_memory=self.device.type == "cuda", worker_init_fn=ignore_signals,
-            timeout=LONGEST_WAIT if self.workers else 0))
+            Told(batches), sampler=steps(), batch_size=None, num_workers=self.workers,
+            pin_memory=self.device.type == "cuda", worker_init_fn=outlast_signals))
+        # torch's handler would raise a worker's death anywhere, in the middle of a save, too
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
     def __next__(self):
         began = time.perf_counter()
-        try:
-            parts = next(self.batches)
-        except UserError as error:   # a worker's comes behind its traceback
-            raise UserError(str(error).rpartition("UserError: ")[2].strip()) from None
+        parts = next(self.batches)
         self.waited += time.perf_counter() - began
+        if isinstance(parts, UserError):
+            raise UserError(str(parts))   # a new one: a frame that holds its error frees nothing
         for part in parts:
             for name in part:
                 part[name] = part[name].to(self.device, non_blocking=True)
         return parts
+
+
+class Told:
+    """Batches whose errors for users come as values: a worker would wrap them in its traceback.
+
+    A worker puts its tensors into shared memory here: where there is no room, torch's own thread
+    would lose the batch, and the stage would wait for it for ever.
+    """
+
+    def __init__(self, batches):
+        self.batches = batches
+
+    def __getitem__(self, key):
+        try:
+            parts = self.batches[key]
+            if torch.utils.data.get_worker_info():
+                for part in parts:
+                    for tensor in part.values():
+                        tensor.share_memory_()
+            return parts
+        except UserError as error:
+            return error
+        except RuntimeError as error:
+            if "shared memory" not in str(error):
+                raise
+            return UserError(f"no room to hand batches over ({error}): use fewer --workers, or a "
+                             f"larger /dev/shm (docker: --shm-size)")
 
 
 def moved(tensors, device):
@@ -394,11 +418,12 @@ def moved(tensors, device):
     return [tensor.to(device, non_blocking=True) for tensor in tensors]
 
 
-def ignore_signals(worker):
-    """Terminals, torchrun and clusters signal all processes at once: a stage saves, and its workers
-    end with it."""
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
+def outlast_signals(worker):
+    """Terminals, torchrun and clusters signal all processes at once: the one that a worker serves
+    has time to save. Workers end with it, or five seconds later."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda *_: signal.alarm(5))
 
 
 # --------------------------------------------------------------------------------------------------
