@@ -814,11 +814,13 @@ def file_hash(path):
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def mapped(path, made_by, kind=None):
-    """A .npy file's array, or a file of numbers of a kind, mapped. Raises UserError where it is
-    absent, empty or cut."""
+def mapped(path, made_by, kind=None, shape=None):
+    """A .npy file's array, or that of a kind and shape in a file of nothing else, mapped. Raises
+    UserError where it is absent, empty or cut."""
     try:
-        return np.memmap(path, kind, "r") if kind else np.load(path, mmap_mode="r")
+        if kind is None:
+            return np.load(path, mmap_mode="r")
+        return np.memmap(path, kind, "r", shape=shape)
     except (OSError, ValueError, EOFError) as error:
         raise UserError(f"{path} cannot be read ({error}); `{made_by}` makes it, once a damaged "
                         f"one is deleted") from None
@@ -840,8 +842,11 @@ def text_files(paths):
     """Files, and all files under folders but dot files and what dot folders hold."""
     files = []
     for path in map(Path, paths):
-        inside = [file for file in [path, *sorted(path.rglob("[!.]*"))] if file.is_file()]
-        inside = [file for file in inside if "/." not in str(file).removeprefix(str(path))]
+        inside = []
+        for file in [path, *sorted(path.rglob("*"))]:
+            hidden = "/." in str(file).removeprefix(str(path))
+            if file.is_file() and not hidden:
+                inside.append(file)
         if not inside:
             raise UserError(f"no text file in {path}; `make data/wiki` fetches WikiText-103")
         files += inside
@@ -889,20 +894,19 @@ def pack_text(files, vocab, out, name, min_words=MIN_WORDS, valid_lines=0):
     with tqdm(total=size, desc=f"text {name}", unit="B", unit_scale=True) as bar:
         lines = chain.from_iterable(text_lines(path, min_words, bar) for path in files)
         lines = all_but_last(lines, valid_lines, last)
-        tokens = {name: write_tokens(lines, tokenizer, out / f"{name}.bin.tmp")}
-    if tokens[name] == 0:
+        written = {name: write_tokens(lines, tokenizer, out / f"{name}.bin.tmp")}
+    if written[name]["tokens"] == 0:
         raise UserError(f"{files[0]} ...: no more than {len(last)} lines of {min_words} words or "
                         f"more (--min-words 1 suits languages written without spaces)")
     if valid_lines:
-        tokens["valid"] = write_tokens(iter(last), tokenizer, out / "valid.bin.tmp")
-    for split in tokens:   # the JSON vouches for tokens and tokenizer: it goes first, comes last
+        written["valid"] = write_tokens(iter(last), tokenizer, out / "valid.bin.tmp")
+    for split in written:   # the JSON vouches for tokens and tokenizer: it goes first, comes last
         (out / f"{split}.json").unlink(missing_ok=True)
     keep_tokenizer(tokenizer, out)
-    kind = smallest_integer(tokenizer.get_vocab_size())
-    for split, count in tokens.items():
+    for split, described in written.items():
         os.replace(out / f"{split}.bin.tmp", out / f"{split}.bin")
-        write_json(out / f"{split}.json", {"tokens": count, "dtype": kind.name})
-        print(f"{out}/{split}.bin: {count:,} tokens")
+        write_json(out / f"{split}.json", described)
+        print(f"{out}/{split}.bin: {described['tokens']:,} tokens")
 
 
 def all_but_last(lines, count, last):
@@ -914,7 +918,7 @@ def all_but_last(lines, count, last):
 
 
 def write_tokens(lines, tokenizer, path):
-    """Writes the token ids of an iterator's lines; returns how many they are."""
+    """Writes the token ids of an iterator's lines. Returns {"tokens": how many, "dtype"}."""
     kind = smallest_integer(tokenizer.get_vocab_size())
     with open(path, "wb") as file:
         while batch := list(islice(lines, 2000)):
@@ -922,7 +926,7 @@ def write_tokens(lines, tokenizer, path):
             encoded = tokenizer.encode_batch_fast(batch, add_special_tokens=False)
             ids = chain.from_iterable(encoding.ids for encoding in encoded)
             file.write(np.fromiter(ids, kind).tobytes())
-        return file.tell() // kind.itemsize
+        return {"tokens": file.tell() // kind.itemsize, "dtype": kind.name}
 
 
 # --------------------------------------------------------------------------------------------------
@@ -1660,8 +1664,7 @@ def video_command(args):
 # index.json with the sorted ids, the rows of spans.
 
 CAPTION_ARRAYS = ("tokens", "bounds", "times", "spans")
-LONGEST_ENTRY = 1 << 26   # letters of one video's captions in JSON
-FLASH = 0.05              # seconds; a caption shown for less is a rest of rolling ones
+FLASH = 0.05   # seconds; a caption shown for less is a rest of rolling ones
 PAIR = re.compile(r'\s*([{,])\s*("(?:[^"\\]|\\.)*")\s*:\s*')   # of JSON: a mark, a key
 CLOCK = r"((?:\d+:)?[0-5]?\d:[0-5]?\d(?:[.,]\d{1,3})?)"
 TIMES = re.compile(rf"\s*{CLOCK}\s*-->\s*{CLOCK}(?:\s.*)?")
@@ -1678,7 +1681,7 @@ def json_captions(path, piece=1 << 22):
     mark = "{"
     # a byte that is not UTF-8 becomes half of a surrogate pair, which check_captions refuses
     with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-        while len(buffer) < LONGEST_ENTRY and (read := file.read(piece)):
+        while read := file.read(piece):
             buffer += read
             place = 0
             while (pair := PAIR.match(buffer, place)) and pair[1] == mark:
@@ -1799,7 +1802,7 @@ def read_captions(source, ids):
     return tqdm(entries, desc="captions", unit=" videos", total=len(ids))
 
 
-def overlap(previous, following, inside=frozenset()):
+def overlap(previous, following, inside):
     """How many first tokens of `following` repeat the last ones of `previous`. Nothing is cut in
     front of a token `inside` a word: "bake" does not roll into "baking"."""
     for count in range(min(len(previous), len(following)), 0, -1):   # the longest first
@@ -1847,9 +1850,8 @@ def pack_captions(source, seconds, tokenizer, out):
     folder = Path(out) / "captions"
     lock(folder)
     kind = smallest_integer(tokenizer.get_vocab_size())
-    prefix = tokenizer.model.continuing_subword_prefix
     pieces = tokenizer.get_vocab().items()
-    inside = {index for piece, index in pieces if piece.startswith(prefix)}
+    inside = {index for piece, index in pieces if piece.startswith("##")}
     counts = {"read": 0, "kept": 0, "tokens": 0}
     spans = {}   # {video: (first, last + 1) of its captions}
     left_out = dict.fromkeys(seconds, "no captions")
@@ -1921,17 +1923,15 @@ def listed_videos(path):
 def feature_seconds(out):
     """{id: seconds, of its longest stream} of the videos that every folder of out/features has."""
     made_by = f"python data.py video --out {out}"
-    streams = []
-    for described in out.glob("features/*/stream.json"):
-        rate = read_stream(described.parent, made_by)["rate"]
-        paths = described.parent.glob("[!.]*.npy")
-        streams.append({path.stem: len(mapped(path, made_by)) / rate for path in paths})
+    streams = list(out.glob("features/*/stream.json"))
     if not streams:
         raise UserError(f"no features in {out}/features; `{made_by}` makes them")
-    seconds = {}
-    for video in set(streams[0]).intersection(*streams):
-        seconds[video] = max(lengths[video] for lengths in streams)
-    return seconds
+    lengths = {}   # {id: [seconds of each stream]}
+    for described in streams:
+        rate = read_stream(described.parent, made_by)["rate"]
+        for path in described.parent.glob("[!.]*.npy"):
+            lengths.setdefault(path.stem, []).append(len(mapped(path, made_by)) / rate)
+    return {video: max(each) for video, each in lengths.items() if len(each) == len(streams)}
 
 
 def captions_command(args):
@@ -1975,10 +1975,7 @@ class TextBlocks:
         made_by = f"python data.py text --out {folder}"
         path = Path(folder) / f"{name}.bin"
         packed = read_json(path.with_suffix(".json"), made_by)
-        tokens = mapped(path, made_by, packed["dtype"])
-        if len(tokens) != packed["tokens"]:
-            raise UserError(f"{path} holds {len(tokens)} tokens, {name}.json says "
-                            f"{packed['tokens']}; `{made_by}` makes both again")
+        tokens = mapped(path, made_by, packed["dtype"], packed["tokens"])
         self.ids = special_ids(tokenizer)
         self.inner = block - 2
         count = len(tokens) // self.inner
@@ -2024,20 +2021,19 @@ class Clips:
             raise UserError(f"{folder}: the {split} split holds no video")
         index = read_json(self.folder / "captions" / "index.json", made_by)
         self.sha256 = index["sha256"]   # of the captions, for a run's list of its inputs
-        arrays = []   # mapped, so that all processes share them
-        for name, kind in zip(CAPTION_ARRAYS, (index["dtype"], np.int64, np.float32, np.int64)):
-            array = mapped(self.folder / "captions" / f"{name}.bin", made_by, kind)
-            arrays.append(np.asarray(array))   # plain arrays are sliced faster
+
+        def array(name, kind, shape):   # mapped, so that all processes share it
+            path = self.folder / "captions" / f"{name}.bin"
+            return np.asarray(mapped(path, made_by, kind, shape))   # sliced faster than a memmap
+
         counts = index["counts"]
-        lengths = [counts["tokens"], counts["kept"] + 1, 2 * counts["kept"], 2 * len(index["ids"])]
-        if lengths != [len(array) for array in arrays]:
-            raise UserError(f"{folder}/captions: the arrays are not those that index.json "
-                            f"describes; `{made_by}` makes them again")
-        self.tokens, self.bounds, times, spans = arrays
-        self.times = times.reshape(-1, 2)   # [captions, 2], seconds
+        self.tokens = array("tokens", index["dtype"], counts["tokens"])
+        self.bounds = array("bounds", np.int64, counts["kept"] + 1)
+        self.times = array("times", np.float32, (counts["kept"], 2))   # [captions, 2], seconds
+        spans = array("spans", np.int64, (len(index["ids"]), 2))
         row_of = {video: row for row, video in enumerate(index["ids"])}
         rows = [row_of[video] for video in self.ids]
-        self.spans = spans.reshape(-1, 2)[rows]   # [videos, 2]: first caption, last + 1
+        self.spans = spans[rows]   # [videos, 2]: first caption, last + 1
 
         self.made_by = f"python data.py video --out {folder}"   # the features
         self.rates = {}   # steps a second of each stream
@@ -2059,7 +2055,7 @@ class Clips:
         path = self.folder / "features" / name / f"{video}.npy"
         array = mapped(path, f"{self.made_by} --streams {name}")
         width = self.stream_dims[name]
-        if array.ndim != 2 or array.shape[1] != width or len(array) == 0:
+        if array.shape[1:] != (width,) or len(array) == 0:
             raise UserError(f"{path}: expected [T > 0, {width}], found {list(array.shape)}")
         if self.cached + array.nbytes <= CACHE:
             array = self.cache[name, video] = np.array(array)

@@ -162,9 +162,6 @@ def test_text_blocks(tmp_path, tiny_tokenizer):
     assert batch[1].tolist() == [ids["cls"], *range(5, 35), ids["sep"]]
     with pytest.raises(model.UserError, match="less than one block of 128"):
         data.TextBlocks(tmp_path, "train", tiny_tokenizer, 128)
-    data.write_json(tmp_path / "train.json", {"dtype": "uint16", "tokens": 99})
-    with pytest.raises(model.UserError, match="train.bin holds 100 tokens, train.json says 99"):
-        data.TextBlocks(tmp_path, "train", tiny_tokenizer, 32)
 
 
 DAMAGES = {
@@ -204,7 +201,7 @@ def test_damaged_captions_are_named(tmp_path, tiny_tokenizer, name, damage):
         path.write_bytes(path.read_bytes()[:-8])
     else:
         DAMAGES[damage](path)
-    with pytest.raises(model.UserError, match=r"captions.*(cannot be|not those).*data.py captions"):
+    with pytest.raises(model.UserError, match=f"{name}.bin cannot be read .*data.py captions"):
         data.Clips(tmp_path, "train", ["a"], tiny_tokenizer, 12, 50)
 
 
@@ -348,15 +345,12 @@ def test_features_are_kept_in_memory_up_to_a_bound(tmp_path, tiny_tokenizer, mon
     assert list(bounded.cache) == [("b", "v")] and bounded.cached == 400
 
 
-def test_missing_features_are_named(tmp_path, tiny_tokenizer):
+def test_what_a_data_folder_lacks_is_named(tmp_path, tiny_tokenizer):
     clips = make_clips(tmp_path, tiny_tokenizer, {"a": 20}, {"a": 4.0}, CAPTIONS)
     path = tmp_path / "features" / "a" / "v.npy"
     np.save(path, np.zeros((5, 3), np.float16))
     with pytest.raises(model.UserError, match=r"v.npy: expected \[T > 0, 2\], found \[5, 3\]"):
         clips.clip("v", 0, 1)
-    path.unlink()
-    with pytest.raises(model.UserError, match="v.npy cannot be .*No such file.*`python data.py vi"):
-        clips.example(0)
     with pytest.raises(model.UserError, match="features/z/stream.json must hold .*`python data.py"):
         data.Clips(tmp_path, "train", ["z"], tiny_tokenizer, 12, 50)
     with pytest.raises(model.UserError, match="valid split holds no video"):

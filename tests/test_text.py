@@ -296,7 +296,7 @@ def packed(folder, name):
     return tokens.tolist()
 
 
-@pytest.mark.parametrize("lines", [0, 1, 301, 1499])
+@pytest.mark.parametrize("lines", [0, 301])
 def test_packed_text_equals_a_slow_loop(tree, direct, vocabularies, tmp_path, lines):
     """The last `lines` lines are held out, as the authors held out the end of Wikipedia."""
     data.pack_text([tree], vocabularies["cased"], tmp_path, "train", valid_lines=lines)
