@@ -1795,7 +1795,7 @@ def read_captions(source, ids):
     if source.is_dir():
         files = subtitle_files(source, ids)
         entries = ((video, subtitles(path)) for video, path in files.items())
-    elif source.suffix == ".json":
+    elif source.is_file() and source.suffix == ".json":
         entries = json_captions(source)
     else:
         raise UserError(f"{source}: captions are a .json file, or a folder of .srt and .vtt")
@@ -2182,22 +2182,20 @@ def special_mask(tokens, ids):
 MASKED = 0.15   # share of the tokens that are to be predicted
 
 
-def mask_tokens(tokens, special_mask, generator, mask_id, vocab_size, rows=None, batch=None):
+def mask_tokens(tokens, special_mask, generator, mask_id, vocab_size, rows=slice(None), batch=None):
     """BERT's masking: 15 % of the tokens; 80 % of these become [MASK], 10 % a random id.
 
     tokens: int [b, L]; special_mask: bool [b, L], True = leave alone. The random numbers are drawn
-    for `batch` sequences of which these are `rows` (a slice); None: these are all. Returns (inputs
-    [b, L], labels [b, L]); labels are -100 where nothing is to be predicted.
+    for `batch` sequences of which these are `rows` (a slice; default: these are all). Returns
+    (inputs [b, L], labels [b, L]); labels are -100 where nothing is to be predicted.
     """
     b, L = tokens.shape
-    if rows is None:
-        rows = slice(0, b)
-        batch = b
+    batch = batch or b
     choose, how = torch.rand(2, batch, L, generator=generator)[:, rows]   # each [b, L]
     random_ids = torch.randint(vocab_size, (batch, L), generator=generator)[rows]
     chosen = (choose < MASKED) & ~special_mask   # True = predict it
-    labels = torch.where(chosen, tokens, torch.full_like(tokens, -100))
-    inputs = torch.where(chosen & (how < 0.8), torch.full_like(tokens, mask_id), tokens)
+    labels = tokens.masked_fill(~chosen, -100)
+    inputs = tokens.masked_fill(chosen & (how < 0.8), mask_id)
     inputs = torch.where(chosen & (how >= 0.9), random_ids, inputs)
     return inputs, labels
 

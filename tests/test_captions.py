@@ -342,8 +342,9 @@ def test_caption_files_beside_videos(tmp_path):
 
 def test_captions_of_no_known_form(tmp_path):
     (tmp_path / "captions.csv").write_text("start,end,text\n")
-    with pytest.raises(UserError, match="captions.csv: captions are a .json file, or a folder"):
-        read(tmp_path / "captions.csv")
+    for name in ("captions.csv", "none.json"):
+        with pytest.raises(UserError, match=f"{name}: captions are a .json file, or a folder"):
+            read(tmp_path / name)
 
 
 # --- packing
