@@ -33,7 +33,6 @@ import time
 from collections import Counter, deque
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack
 from fractions import Fraction
 from functools import lru_cache, partial
 from itertools import chain, combinations, islice, product
@@ -703,8 +702,8 @@ def provenance(device):
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
 
-def load_tokenizer(path, cased=None):
-    """Reads a folder's tokenizer.json, else its vocab.txt; or the one of them that path names.
+def load_tokenizer(path):
+    """Reads a tokenizer.json or a vocab.txt; of a folder the first of them that is there.
 
     Returns a tokenizers.Tokenizer whose `encode(text).ids` holds [CLS] ... [SEP]. Raises UserError
     where the tokenizer is missing or not BERT's kind.
@@ -712,17 +711,19 @@ def load_tokenizer(path, cased=None):
     path = Path(path)
     if path.is_dir():
         path = path / "tokenizer.json"
-    others = {"tokenizer.json": "vocab.txt", "vocab.txt": "tokenizer.json"}
-    if not path.exists() and path.name in others:
-        path = path.with_name(others[path.name])
+        if not path.exists():
+            path = path.with_name("vocab.txt")
     if not path.exists():
         raise UserError(f"no vocabulary at {path}; `python data.py mini` makes one, `make "
-                        "data/weights/bert-base-uncased` fetches BERT's, `data.py captions` and "
-                        "`data.py text` copy it to what they make")
+                        "data/weights/bert-base-uncased` fetches BERT's")
     if path.suffix == ".json":
-        tokenizer = read_tokenizer(path, cased)
+        tokenizer = tokenizers.Tokenizer.from_file(str(path))
+        kind = type(tokenizer.model).__name__
+        if kind != "WordPiece":
+            raise UserError(f"{path} holds a {kind} tokenizer, BERT's is WordPiece")
+        check_special(path, tokenizer.get_vocab())
     else:
-        tokenizer = read_vocabulary(path, cased)
+        tokenizer = read_vocabulary(path)
     ends = [(token, tokenizer.token_to_id(token)) for token in ("[SEP]", "[CLS]")]
     tokenizer.post_processor = tokenizers.processors.BertProcessing(*ends)
     tokenizer.no_truncation()
@@ -730,28 +731,11 @@ def load_tokenizer(path, cased=None):
     return tokenizer
 
 
-def read_tokenizer(path, cased):
-    """The tokenizer of a tokenizer.json, followed as it stands."""
-    if cased is not None:
-        raise UserError(f"{path} is followed as it stands: --cased, --uncased are for a vocab.txt")
-    try:
-        tokenizer = tokenizers.Tokenizer.from_file(str(path))
-    except Exception as error:   # the library raises nothing narrower
-        raise UserError(f"{path}: not a tokenizer.json ({error})") from None
-    kind = type(tokenizer.model).__name__
-    if kind != "WordPiece":
-        raise UserError(f"{path} holds a {kind} tokenizer, BERT's is WordPiece")
-    check_special(path, tokenizer.get_vocab())
-    return tokenizer
-
-
-def read_vocabulary(path, cased):
+def read_vocabulary(path):
     """The tokenizer of a vocab.txt. Lower-cases if tokenizer_config.json beside it says so, else
-    if no piece has a capital; `cased` overrides both."""
-    try:   # not splitlines(), which also cuts at U+2028 and its like
-        pieces = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is no vocabulary: not UTF-8 (byte {error.start})") from None
+    if no piece has a capital."""
+    # not splitlines(), which also cuts at U+2028 and its like
+    pieces = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
     vocabulary = {piece: index for index, piece in enumerate(pieces)}
     check_special(path, vocabulary)
     if len(vocabulary) < len(pieces):
@@ -763,8 +747,6 @@ def read_vocabulary(path, cased):
     if path.with_name("added_tokens.json").exists() or "word_tokenizer_type" in rules:
         raise UserError(f"{path} is not all that its tokenizer needs (see added_tokens.json, "
                         f"tokenizer_config.json); a whole one would be a tokenizer.json")
-    if cased is not None:
-        rules = {"do_lower_case": not cased}
     spelt = [piece for piece in pieces if not piece.startswith("[")]   # not [CLS], [unused1]
     lower = spelt == [piece.lower() for piece in spelt]
     bert = tokenizers.BertWordPieceTokenizer(
@@ -822,16 +804,15 @@ def file_hash(path):
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def mapped(path, made_by, kind=None):
-    """The array in a .npy file, or the numbers of a kind that a file is, mapped.
-
-    Raises UserError where it is absent, empty, cut or something else.
-    """
+def mapped(path, made_by, kind=None, shape=None):
+    """A .npy file's array, or that of a kind and shape in a file of nothing else, mapped. Raises
+    UserError where it is absent, empty or cut."""
     try:
-        return np.memmap(path, kind, "r") if kind else np.load(path, mmap_mode="r")
+        if kind is None:
+            return np.load(path, mmap_mode="r")
+        return np.memmap(path, kind, "r", shape=shape)
     except (OSError, ValueError, EOFError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"{path} cannot be read ({reason}); `{made_by}` makes it, once a damaged "
+        raise UserError(f"{path} cannot be read ({error}); `{made_by}` makes it, once a damaged "
                         f"one is deleted") from None
 
 
@@ -851,77 +832,71 @@ def text_files(paths):
     """Files, and all files under folders but dot files and what dot folders hold."""
     files = []
     for path in map(Path, paths):
-        inside = [file for file in [path, *sorted(path.rglob("[!.]*"))] if file.is_file()]
-        inside = [file for file in inside if "/." not in str(file).removeprefix(str(path))]
+        inside = []
+        for file in [path, *sorted(path.rglob("*"))]:
+            hidden = "/." in str(file).removeprefix(str(path))
+            if file.is_file() and not hidden:
+                inside.append(file)
         if not inside:
             raise UserError(f"no text file in {path}; `make data/wiki` fetches WikiText-103")
         files += inside
     return files
 
 
-def text_lines(path, min_words=MIN_WORDS, bar=None):
+def text_lines(path, min_words, bar):
     """Yields a file's lines worth training on, as vokenization's code (Tan & Bansal 2020) chose
-    them; of WikiExtractor --json, of each "text". bar: counts the bytes read.
+    them. bar: counts the bytes read.
 
     Dropped: WikiText headings (` = Title = `), WikiExtractor's <doc> marks, lines of fewer than
     min_words words between spaces. WikiExtractor's entities are undone.
     """
-    is_json = is_wiki = None   # the first line that is not blank tells
+    is_wiki = None   # is it WikiExtractor's? The first line that is not blank tells
     with open(path, "rb") as file:
         for number, raw in enumerate(file, 1):
+            bar.update(len(raw))
             try:
-                text = raw.decode("utf-8-sig" if number == 1 else "utf-8")
-                if "\0" in text:   # UTF-16, or no text at all
-                    raise UserError(f"{path}, line {number}: holds a zero byte: not UTF-8 text")
-                if is_json is None and text.strip():   # [ or {, then " or the end
-                    is_json = bool(re.match(r'\s*[\[{]\s*(["{]|$)', text))
-                    is_wiki = is_json or text.startswith("<doc id=")
-                if is_json and text.strip():
-                    text = json.loads(text)["text"]
-                if is_wiki:
-                    text = html.unescape(text)
-                    text.encode()   # half of a surrogate pair, which JSON can spell
-            except UnicodeError as error:
+                line = raw.decode("utf-8-sig")
+            except UnicodeDecodeError as error:
                 raise UserError(f"{path}, line {number}: not UTF-8 ({error})") from None
-            except (json.JSONDecodeError, KeyError, TypeError, AttributeError):
-                raise UserError(f'{path}, line {number}: no JSON object with a "text"') from None
-            for line in text.split("\n"):
-                bare = line.strip()
-                heading = line.startswith(" = ")
-                mark = bare.startswith("<doc id=") or bare.endswith("</doc>")
-                if bare and not heading and not mark and bare.count(" ") + 1 >= min_words:
-                    yield bare
-            if bar is not None:
-                bar.update(len(raw))
+            if is_wiki is None and line.strip():
+                if re.match(r'\s*[\[{]\s*(["{]|$)', line):   # [ or {, then " or the end
+                    raise UserError(f"{path} is JSON, not text (WikiExtractor: leave out --json)")
+                is_wiki = line.startswith("<doc id=")
+            if is_wiki:
+                line = html.unescape(line)
+            bare = line.strip()
+            heading = line.startswith(" = ")
+            mark = bare.startswith("<doc id=") or bare.endswith("</doc>")
+            if bare and not heading and not mark and bare.count(" ") + 1 >= min_words:
+                yield bare
 
 
-def pack_text(files, vocab, out, name, cased=None, min_words=MIN_WORDS, valid_lines=0):
+def pack_text(files, vocab, out, name, min_words=MIN_WORDS, valid_lines=0):
     """Tokenises files and folders into out/NAME.bin and out/NAME.json, the last `valid_lines` lines
     into out/valid.* instead."""
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     files = text_files(files)
-    tokenizer = load_tokenizer(vocab, cased)
+    tokenizer = load_tokenizer(vocab)
     lock(out)
     last = deque()
     size = sum(path.stat().st_size for path in files)
     with tqdm(total=size, desc=f"text {name}", unit="B", unit_scale=True) as bar:
         lines = chain.from_iterable(text_lines(path, min_words, bar) for path in files)
         lines = all_but_last(lines, valid_lines, last)
-        tokens = {name: write_tokens(lines, tokenizer, out / f"{name}.bin.tmp")}
-    if tokens[name] == 0:
+        written = {name: write_tokens(lines, tokenizer, out / f"{name}.bin.tmp")}
+    if written[name]["tokens"] == 0:
         raise UserError(f"{files[0]} ...: no more than {len(last)} lines of {min_words} words or "
                         f"more (--min-words 1 suits languages written without spaces)")
     if valid_lines:
-        tokens["valid"] = write_tokens(iter(last), tokenizer, out / "valid.bin.tmp")
-    for split in tokens:   # the JSON vouches for the tokens: it goes before them, comes after them
+        written["valid"] = write_tokens(iter(last), tokenizer, out / "valid.bin.tmp")
+    for split in written:   # the JSON vouches for tokens and tokenizer: it goes first, comes last
         (out / f"{split}.json").unlink(missing_ok=True)
-        os.replace(out / f"{split}.bin.tmp", out / f"{split}.bin")
     keep_tokenizer(tokenizer, out)
-    kind = smallest_integer(tokenizer.get_vocab_size())
-    for split, count in tokens.items():
-        write_json(out / f"{split}.json", {"tokens": count, "dtype": kind.name})
-        print(f"{out}/{split}.bin: {count:,} tokens")
+    for split, described in written.items():
+        os.replace(out / f"{split}.bin.tmp", out / f"{split}.bin")
+        write_json(out / f"{split}.json", described)
+        print(f"{out}/{split}.bin: {described['tokens']:,} tokens")
 
 
 def all_but_last(lines, count, last):
@@ -933,7 +908,7 @@ def all_but_last(lines, count, last):
 
 
 def write_tokens(lines, tokenizer, path):
-    """Writes the token ids of an iterator's lines; returns how many they are."""
+    """Writes the token ids of an iterator's lines. Returns {"tokens": how many, "dtype"}."""
     kind = smallest_integer(tokenizer.get_vocab_size())
     with open(path, "wb") as file:
         while batch := list(islice(lines, 2000)):
@@ -941,7 +916,7 @@ def write_tokens(lines, tokenizer, path):
             encoded = tokenizer.encode_batch_fast(batch, add_special_tokens=False)
             ids = chain.from_iterable(encoding.ids for encoding in encoded)
             file.write(np.fromiter(ids, kind).tobytes())
-        return file.tell() // kind.itemsize
+        return {"tokens": file.tell() // kind.itemsize, "dtype": kind.name}
 
 
 # --------------------------------------------------------------------------------------------------
@@ -1638,13 +1613,13 @@ def video_command(args):
     """`data.py video`: features of every film of a folder; with --vocab, the captions, too."""
     shard = parse_shard(args.shard) if args.shard else None
     if args.vocab and not shard:
-        load_tokenizer(args.vocab, args.cased)   # an error is said before the work
+        load_tokenizer(args.vocab)   # an error is said before the work
     films = film_files(args.videos)
     others = [path.suffix for path in Path(args.videos).glob("[!.]*") if not is_film(path)]
     if others:
         print(f"{args.videos}: no films, by their endings: {dict(Counter(others))}")
     if args.only:
-        only = listed_videos(args.only, args.category)
+        only = listed_videos(args.only)
         films = {video: films[video] for video in films if video in only}
     if not films:
         raise UserError(f"no film in {args.videos} (of --only, if given); films end in "
@@ -1679,17 +1654,15 @@ def video_command(args):
 # index.json with the sorted ids, the rows of spans.
 
 CAPTION_ARRAYS = ("tokens", "bounds", "times", "spans")
-LONGEST_ENTRY = 1 << 26   # letters of one video's captions in JSON
-FLASH = 0.05              # seconds; a caption shown for less is a rest of rolling ones
+FLASH = 0.05   # seconds; a caption shown for less is a rest of rolling ones
 PAIR = re.compile(r'\s*([{,])\s*("(?:[^"\\]|\\.)*")\s*:\s*')   # of JSON: a mark, a key
 CLOCK = r"((?:\d+:)?[0-5]?\d:[0-5]?\d(?:[.,]\d{1,3})?)"
 TIMES = re.compile(rf"\s*{CLOCK}\s*-->\s*{CLOCK}(?:\s.*)?")
-# what is meant as times, well written or not: a number and an arrow; a clock and an arrow or clock
-LIKE_TIMES = re.compile(r"\s*-?(?:[\d:., ]+-->|\d+:\d+[:.,]\d[\d:.,]*\W*(?:[>→]|\d+:\d+[:.,]\d))")
+BAD_TIMES = re.compile(r"\s*-?\d+(?:[\d:., ]*-->|: *\d+[:.,] *\d)")   # an arrow, or a clock
 MARKUP = re.compile(r"</?[a-zA-Z][^>]*>|<[\d:.]+>|\{\\[^}]*\}")   # <c>, <00:00:01.000>, {\an8}
 
 
-def json_captions(path, _, piece=1 << 22):
+def json_captions(path, piece=1 << 22):
     """Yields (video, captions) of HowTo100M's JSON {video: captions}, with `piece` letters and one
     entry in memory."""
     decoder = json.JSONDecoder()
@@ -1698,7 +1671,7 @@ def json_captions(path, _, piece=1 << 22):
     mark = "{"
     # a byte that is not UTF-8 becomes half of a surrogate pair, which check_captions refuses
     with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-        while len(buffer) < LONGEST_ENTRY and (read := file.read(piece)):
+        while read := file.read(piece):
             buffer += read
             place = 0
             while (pair := PAIR.match(buffer, place)) and pair[1] == mark:
@@ -1707,80 +1680,79 @@ def json_captions(path, _, piece=1 << 22):
                 except json.JSONDecodeError:   # wrong, or cut by the buffer's end
                     break
                 video = json.loads(pair[2])
-                yield video, entry
+                yield video, check_captions(entry, video, path)
                 mark = ","
             buffer = buffer[place:]
     if "".join(buffer.split()) != ("{}" if video is None else "}"):
         raise UserError(f"{path}, after video {video!r}: not JSON of videos: {buffer[:60]!r}")
 
 
-def csv_rows(path, columns):
-    """Yields {column: cell} of each row of a CSV. Raises UserError naming file and line."""
-    with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-        reader = csv.DictReader(file, strict=True)
-        try:
-            for row in reader:
-                if not row.keys() >= columns or None in row or None in row.values():
-                    raise UserError(f"{path}, line {reader.line_num}: needs columns "
-                                    f"{', '.join(sorted(columns))}, and as many cells as line 1")
-                yield row
-        except csv.Error as error:
-            raise UserError(f"{path}, after line {reader.line_num}: {error}") from None
+def check_captions(entry, video, path):
+    """The captions with times as floats and "" for None and NaN, a table's marks of an empty cell.
+    Raises UserError where they are not {"text": [], "start": [], "end": []}."""
+    checked = {"text": [], "start": [], "end": []}
+    try:
+        for text, start, end in zip(entry["text"], entry["start"], entry["end"], strict=True):
+            if text is None or text != text:
+                text = ""
+            if not is_unicode(text):
+                raise ValueError
+            checked["text"].append(text)
+            checked["start"].append(float(start))
+            checked["end"].append(float(end))
+    except (KeyError, TypeError, ValueError):
+        raise UserError(f"{path}: video {video!r}, caption {len(checked['end'])}: needs text, "
+                        f"start, end: a text in UTF-8, two numbers, as many of each") from None
+    return checked
 
 
-def csv_captions(path, video):
-    """Yields (video, captions) of a CSV: start, end, text, and of many videos video_id."""
-    videos = {}
-    for row in csv_rows(path, {"start", "end", "text"}):
-        entry = videos.setdefault(row.get("video_id", video), {"text": [], "start": [], "end": []})
-        for column in entry:
-            entry[column].append(row[column])
-    yield from videos.items()
+def is_unicode(text):
+    """False for text with half of a surrogate pair, which JSON can spell and no tokenizer takes."""
+    return not re.search("[\ud800-\udfff]", text)
 
 
-def subtitles(path, video):
-    """Yields (video, captions) of an .srt or .vtt file, without markup, a cue's lines joined. What
-    no player would show becomes a caption whose times are NaN, which unroll lists."""
+def subtitles(path):
+    """The captions of an .srt or .vtt file, without markup, a cue's lines joined."""
     entry = {"text": [], "start": [], "end": []}
-
-    def add(text, start=math.nan, end=math.nan):
-        entry["text"].append(" ".join(html.unescape(MARKUP.sub("", text)).split()))
+    for start, end, text in cues(path):
         entry["start"].append(start)
         entry["end"].append(end)
+        entry["text"].append(" ".join(html.unescape(MARKUP.sub("", text)).split()))
+    return entry
 
-    raw = path.read_bytes()
-    utf16 = raw.startswith((b"\xff\xfe", b"\xfe\xff"))
+
+def cues(path):
+    """Yields (start, end, text) as a player shows them; of what none would show times are NaN."""
     try:
-        content = re.sub(r"\r\n?", "\n", raw.decode("utf-16" if utf16 else "utf-8-sig"))
+        content = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        content = ""
-        add(f"not UTF-8 at byte {error.start}")
+        yield math.nan, math.nan, f"not UTF-8 at byte {error.start}"
+        return
     blocks = [content]
     webvtt = content.startswith("WEBVTT")
     if webvtt:   # an empty line ends a cue there; YouTube's lines of one blank do not
         blocks = re.split("\n\n+", content.strip())
     for block in blocks:
-        lines = block.split("\n")
-        places = []
-        for place, line in enumerate(lines):
-            # text may hold an arrow, too: badly written times follow an empty line or a number
-            begins = place == 0 or re.fullmatch(r"\s*\d*\s*", lines[place - 1])
-            if TIMES.fullmatch(line) or (begins and LIKE_TIMES.match(line)):
-                places.append(place)
         if webvtt and re.match(r"(NOTE|STYLE|REGION)\b", block):
             continue
+        lines = block.split("\n")
+        places = []   # of lines of times
+        for place, line in enumerate(lines):
+            # text may hold an arrow, too: bad times follow an empty line or a cue's number
+            begins = place == 0 or re.fullmatch(r"\s*\d*\s*", lines[place - 1])
+            if TIMES.fullmatch(line) or (begins and BAD_TIMES.match(line)):
+                places.append(place)
         if webvtt and not places and block != blocks[0]:
-            add(block)
+            yield math.nan, math.nan, block
         for place, following in zip(places, [*places[1:], None]):
             text = "\n".join(lines[place + 1:following])
             if following:   # the number of the next cue
                 text = re.sub(r"(^|\n)\s*\d+\s*$", "", text)
             times = TIMES.fullmatch(lines[place])
             if times:
-                add(text, clock_seconds(times[1]), clock_seconds(times[2]))
+                yield clock_seconds(times[1]), clock_seconds(times[2]), text
             else:
-                add(f"{lines[place]} {text}")
-    yield video, entry
+                yield math.nan, math.nan, f"{lines[place]} {text}"
 
 
 def clock_seconds(clock):
@@ -1791,81 +1763,36 @@ def clock_seconds(clock):
     return seconds
 
 
-READERS = {".json": json_captions, ".csv": csv_captions, ".srt": subtitles, ".vtt": subtitles}
-
-
-def video_of(path, ids):
-    """The video of ID.srt, ID.LANGUAGE.srt, ID.LANGUAGE.KIND.srt."""
-    name = path.stem
-    while name not in ids and Path(name).suffix:
-        name = Path(name).stem
-    return name
-
-
-def caption_files(source, ids):
-    """[(path, video)]: of a folder, one file for each of the ids that has some; or that one file.
-
-    ID.srt and ID.vtt come before ID.LANGUAGE.srt or .vtt, of these English before others, then the
-    alphabetically first; ID.csv comes last.
-    """
-    source = Path(source)
-    if source.is_file() and source.suffix.lower() in READERS:
-        return [(source, video_of(source, ids))]
-    if not source.is_dir():
-        raise UserError(f"{source}: captions are a file of {', '.join(READERS)}, or a folder")
-    beside = {}
-    for path in source.iterdir():
-        kind = path.suffix.lower()
-        video = video_of(path, ids)
-        if video in ids and kind in (".srt", ".vtt", ".csv"):
-            language = path.stem.removeprefix(video).lower()
-            english = re.fullmatch(r"(\.(en|eng|english)([-_].*)?)?", language)
-            rank = (kind == ".csv", language != "", english is None, path.name)
-            beside.setdefault(video, []).append((rank, path))
-    return [(min(beside[video])[1], video) for video in sorted(beside)]
+def subtitle_files(folder, ids):
+    """{id: path} of ID.srt, ID.vtt, ID.LANGUAGE.srt, ID.LANGUAGE.KIND.srt, one for each of the ids
+    that has some: without a language before English, English before others."""
+    ranked = {}   # {id: [(rank, path)]}
+    for path in folder.iterdir():
+        video = path.stem
+        while video not in ids and Path(video).suffix:
+            video = Path(video).stem
+        if video in ids and path.suffix.lower() in (".srt", ".vtt"):
+            language = path.stem.removeprefix(video)
+            rank = (language != "", not language.startswith(".en"), path.name)
+            ranked.setdefault(video, []).append((rank, path))
+    return {video: min(ranked[video])[1] for video in sorted(ranked)}
 
 
 def read_captions(source, ids):
-    """Yields (video, {"text": [], "start": [], "end": []}) of all caption_files."""
-    seen = set()
-    with tqdm(desc="captions", unit=" videos", total=len(ids)) as bar:
-        for path, name in caption_files(source, ids):
-            for video, entry in READERS[path.suffix.lower()](path, name):
-                if video in seen:
-                    raise UserError(f"{path}: video {video!r} occurs twice")
-                seen.add(video)
-                bar.update()
-                yield video, check_captions(entry, video, path)
+    """Iterates over (video, {"text": [], "start": [], "end": []}) of HowTo100M's JSON, or of the
+    subtitles in a folder."""
+    source = Path(source)
+    if source.is_dir():
+        files = subtitle_files(source, ids)
+        entries = ((video, subtitles(path)) for video, path in files.items())
+    elif source.is_file() and source.suffix == ".json":
+        entries = json_captions(source)
+    else:
+        raise UserError(f"{source}: captions are a .json file, or a folder of .srt and .vtt")
+    return tqdm(entries, desc="captions", unit=" videos", total=len(ids))
 
 
-def check_captions(entry, video, path):
-    """The captions with times as floats and "" for None and NaN, a table's marks of an empty cell.
-    Raises UserError where they are not {"text": [], "start": [], "end": []}."""
-    try:
-        rows = list(zip(entry["text"], entry["start"], entry["end"], strict=True))
-    except (KeyError, TypeError, ValueError):
-        raise UserError(f"{path}: video {video!r} needs text, start, end of one length") from None
-    checked = {"text": [], "start": [], "end": []}
-    for row, (text, start, end) in enumerate(rows):
-        if text is None or text != text:
-            text = ""
-        try:
-            text.encode()   # JSON can spell half of a surrogate pair, which no tokenizer takes
-            checked["text"].append(text)
-            checked["start"].append(float(start))
-            checked["end"].append(float(end))
-        except (AttributeError, TypeError, ValueError):
-            raise UserError(f"{path}: video {video!r}, caption {row}: needs a text in UTF-8 and "
-                            f"two numbers, not {text!r}, {start!r}, {end!r}") from None
-    return checked
-
-
-def is_unicode(text):
-    """False for text with half of a surrogate pair, which JSON can spell and no tokenizer takes."""
-    return not re.search("[\ud800-\udfff]", text)
-
-
-def overlap(previous, following, inside=frozenset()):
+def overlap(previous, following, inside):
     """How many first tokens of `following` repeat the last ones of `previous`. Nothing is cut in
     front of a token `inside` a word: "bake" does not roll into "baking"."""
     for count in range(min(len(previous), len(following)), 0, -1):   # the longest first
@@ -1885,12 +1812,11 @@ def unroll(entry, pieces, seconds, inside):
     timed = []
     left_out = []
     for number, (start, end) in enumerate(zip(entry["start"], entry["end"])):
-        if math.isnan(start + end):
-            left_out.append((number, f"no times that can be read: {entry['text'][number]!r}"))
-        elif not 0 <= start < min(end, seconds):
-            left_out.append((number, f"{start} to {end} s is no part of the video's {seconds} s"))
-        else:
+        if 0 <= start < min(end, seconds):   # not where one is NaN
             timed.append((start, end, pieces[number]))
+        else:
+            left_out.append((number, f"{start} to {end} s is no part of the video's {seconds} s: "
+                                     f"{entry['text'][number]!r}"))
     used = []
     previous = []
     before = (0.0, -1.0)   # start and end
@@ -1913,17 +1839,16 @@ def pack_captions(source, seconds, tokenizer, out):
     """
     folder = Path(out) / "captions"
     lock(folder)
-    names = [f"{name}.bin" for name in CAPTION_ARRAYS] + ["left_out.tsv"]
     kind = smallest_integer(tokenizer.get_vocab_size())
-    prefix = tokenizer.model.continuing_subword_prefix
     pieces = tokenizer.get_vocab().items()
-    inside = {index for piece, index in pieces if piece.startswith(prefix)}
+    inside = {index for piece, index in pieces if piece.startswith("##")}
     counts = {"read": 0, "kept": 0, "tokens": 0}
     spans = {}   # {video: (first, last + 1) of its captions}
     left_out = dict.fromkeys(seconds, "no captions")
-    with ExitStack() as stack:
-        files = [stack.enter_context(open(folder / f"{name}.tmp", "wb")) for name in names]
-        tokens, bounds, times, spans_file, listed = files
+    with (open(folder / "tokens.bin.tmp", "wb") as tokens,
+          open(folder / "bounds.bin.tmp", "wb") as bounds,
+          open(folder / "times.bin.tmp", "wb") as times,
+          open(folder / "left_out.tsv.tmp", "w", encoding="utf-8") as listed):
         bounds.write(np.int64(0).tobytes())
         for video, entry in read_captions(source, seconds):
             if video not in seconds:
@@ -1932,27 +1857,28 @@ def pack_captions(source, seconds, tokenizer, out):
             ids = [encoding.ids for encoding in encoded]
             used, unusable = unroll(entry, ids, seconds[video], inside)
             for number, reason in unusable:
-                listed.write(f"{video}\t{number}\t{reason}\n".encode())
+                listed.write(f"{video}\t{number}\t{reason}\n")
             counts["read"] += len(ids)
             if not used:
                 left_out[video] = f"none of its {len(ids)} captions can be used"
                 continue
             left_out.pop(video, None)
             spans[video] = (counts["kept"], counts["kept"] + len(used))
+            for ids, start, end in used:
+                tokens.write(np.array(ids, kind).tobytes())
+                times.write(np.array([start, end], np.float32).tobytes())
+                counts["tokens"] += len(ids)
+                bounds.write(np.int64(counts["tokens"]).tobytes())
             counts["kept"] += len(used)
-            ids, starts, ends = zip(*used)
-            tokens.write(np.fromiter(chain.from_iterable(ids), kind).tobytes())
-            lengths = [len(caption) for caption in ids]
-            bounds.write((counts["tokens"] + np.cumsum(lengths)).tobytes())
-            counts["tokens"] += sum(lengths)
-            times.write(np.array([starts, ends], np.float32).T.tobytes())
-        ordered = sorted(spans)
-        spans_file.write(np.array([spans[video] for video in ordered], np.int64).tobytes())
+    ordered = sorted(spans)
+    np.array([spans[video] for video in ordered], np.int64).tofile(folder / "spans.bin.tmp")
     # index.json vouches for the arrays: it goes before them, comes after them
     (folder / "index.json").unlink(missing_ok=True)
-    for name in names:
-        os.replace(folder / f"{name}.tmp", folder / name)
-    hashes = {name: file_hash(folder / f"{name}.bin") for name in CAPTION_ARRAYS}
+    hashes = {}
+    for name in CAPTION_ARRAYS:
+        os.replace(folder / f"{name}.bin.tmp", folder / f"{name}.bin")
+        hashes[name] = file_hash(folder / f"{name}.bin")
+    os.replace(folder / "left_out.tsv.tmp", folder / "left_out.tsv")
     write_json(folder / "index.json",
                {"counts": counts, "dtype": kind.name, "ids": ordered, "sha256": hashes})
     print(f"{folder}: {counts['kept']:,} of {counts['read']:,} captions; the others say nothing "
@@ -1975,39 +1901,34 @@ def hold_out(ids, count, folder):
     return set(ordered[:count])
 
 
-def listed_videos(path, category=None):
-    """The ids of a CSV such as HowTo100M_v1.csv (column video_id), or of one category_1 of it."""
-    columns = {"video_id", "category_1"} if category else {"video_id"}
-    ids = set()
-    for row in csv_rows(path, columns):
-        if not category or row["category_1"] == category:
-            ids.add(row["video_id"])
-    if not ids:
-        raise UserError(f"{path}: no row with category_1 {category!r}")
-    return ids
+def listed_videos(path):
+    """The ids of a CSV such as HowTo100M_v1.csv (column video_id)."""
+    with open(path, encoding="utf-8-sig", newline="") as file:
+        table = csv.DictReader(file)
+        if "video_id" not in (table.fieldnames or []):
+            raise UserError(f"{path}: no column video_id in its first line")
+        return {row["video_id"] for row in table}
 
 
 def feature_seconds(out):
     """{id: seconds, of its longest stream} of the videos that every folder of out/features has."""
     made_by = f"python data.py video --out {out}"
-    streams = []
-    for described in out.glob("features/*/stream.json"):
-        rate = read_stream(described.parent, made_by)["rate"]
-        paths = described.parent.glob("[!.]*.npy")
-        streams.append({path.stem: len(mapped(path, made_by)) / rate for path in paths})
+    streams = list(out.glob("features/*/stream.json"))
     if not streams:
         raise UserError(f"no features in {out}/features; `{made_by}` makes them")
-    seconds = {}
-    for video in set(streams[0]).intersection(*streams):
-        seconds[video] = max(lengths[video] for lengths in streams)
-    return seconds
+    lengths = {}   # {id: [seconds of each stream]}
+    for described in streams:
+        rate = read_stream(described.parent, made_by)["rate"]
+        for path in described.parent.glob("[!.]*.npy"):
+            lengths.setdefault(path.stem, []).append(len(mapped(path, made_by)) / rate)
+    return {video: max(each) for video, each in lengths.items() if len(each) == len(streams)}
 
 
 def captions_command(args):
     """`data.py captions`: writes OUT/captions/ of all videos that have features, tokenizer.json,
     left_out.tsv (video, reason) and, last, splits.json."""
     out = Path(args.out)
-    tokenizer = load_tokenizer(args.vocab, args.cased)
+    tokenizer = load_tokenizer(args.vocab)
     missing = missing_shards(out)
     if missing:
         raise UserError(f"{out}: shards {', '.join(missing)} are not complete: run them first")
@@ -2016,10 +1937,6 @@ def captions_command(args):
         lines = path.read_text(encoding="utf-8").splitlines()
         left_out.update(line.split("\t", 1) for line in lines)
     seconds = feature_seconds(out)
-    if args.only:
-        only = listed_videos(args.only, args.category)
-        left_out |= dict.fromkeys(set(seconds) - only, "not one of --only")
-        seconds = {video: length for video, length in seconds.items() if video in only}
     (out / "splits.json").unlink(missing_ok=True)   # where it is, all is
     usable, uncaptioned = pack_captions(args.captions or args.videos, seconds, tokenizer, out)
     left_out |= uncaptioned
@@ -2045,12 +1962,10 @@ class TextBlocks:
     """Packed text cut into blocks of block - 2 consecutive tokens, each between [CLS] and [SEP]."""
 
     def __init__(self, folder, name, tokenizer, block):
-        packed = read_json(Path(folder) / f"{name}.json", f"python data.py text --out {folder}")
+        made_by = f"python data.py text --out {folder}"
         path = Path(folder) / f"{name}.bin"
-        tokens = mapped(path, f"python data.py text --out {folder}", packed["dtype"])
-        if len(tokens) != packed["tokens"]:
-            raise UserError(f"{path} holds {len(tokens)} tokens, {name}.json says "
-                            f"{packed['tokens']}: delete both and run `python data.py text` again")
+        packed = read_json(path.with_suffix(".json"), made_by)
+        tokens = mapped(path, made_by, packed["dtype"], packed["tokens"])
         self.ids = special_ids(tokenizer)
         self.inner = block - 2
         count = len(tokens) // self.inner
@@ -2087,11 +2002,31 @@ class Clips:
         self.max_steps = max_steps
         self.frames = frames
         self.special = special_ids(tokenizer)
-        self.made_by = f"python data.py video --out {folder}"
         self.cache = {}   # {(stream, video): [T, D]}
         self.cached = 0   # bytes
-        self._open_captions(split)
-        self.rates = {}
+
+        made_by = f"python data.py captions --out {folder}"
+        self.ids = read_json(self.folder / "splits.json", made_by)[split]
+        if not self.ids:
+            raise UserError(f"{folder}: the {split} split holds no video")
+        index = read_json(self.folder / "captions" / "index.json", made_by)
+        self.sha256 = index["sha256"]   # of the captions, for a run's list of its inputs
+
+        def array(name, kind, shape):   # mapped, so that all processes share it
+            path = self.folder / "captions" / f"{name}.bin"
+            return np.asarray(mapped(path, made_by, kind, shape))   # sliced faster than a memmap
+
+        counts = index["counts"]
+        self.tokens = array("tokens", index["dtype"], counts["tokens"])
+        self.bounds = array("bounds", np.int64, counts["kept"] + 1)
+        self.times = array("times", np.float32, (counts["kept"], 2))   # [captions, 2], seconds
+        spans = array("spans", np.int64, (len(index["ids"]), 2))
+        row_of = {video: row for row, video in enumerate(index["ids"])}
+        rows = [row_of[video] for video in self.ids]
+        self.spans = spans[rows]   # [videos, 2]: first caption, last + 1
+
+        self.made_by = f"python data.py video --out {folder}"   # the features
+        self.rates = {}   # steps a second of each stream
         self.stream_dims = {}
         self.frames_seen = {}
         for name in streams:
@@ -2099,29 +2034,6 @@ class Clips:
             self.rates[name] = described["rate"]
             self.stream_dims[name] = described["width"]
             self.frames_seen[name] = described["frames_seen"]
-
-    def _open_captions(self, split):
-        """Maps the packed captions, so that all processes share them."""
-        made_by = f"python data.py captions --out {self.folder}"
-        self.ids = read_json(self.folder / "splits.json", made_by)[split]
-        index = read_json(self.folder / "captions" / "index.json", made_by)
-        self.sha256 = index["sha256"]   # of the captions, for a run's list of its inputs
-        arrays = []
-        for name, kind in zip(CAPTION_ARRAYS, (index["dtype"], np.int64, np.float32, np.int64)):
-            array = mapped(self.folder / "captions" / f"{name}.bin", made_by, kind)
-            arrays.append(np.asarray(array))   # plain arrays are sliced faster
-        self.tokens, self.bounds, times, spans = arrays
-        counts = index["counts"]
-        lengths = [counts["tokens"], counts["kept"] + 1, 2 * counts["kept"], 2 * len(index["ids"])]
-        if lengths != [len(array) for array in arrays] or not set(self.ids) <= set(index["ids"]):
-            raise UserError(f"{self.folder}/captions: the arrays are not those that index.json or "
-                            f"splits.json describes; `{made_by}` makes them again")
-        self.times = times.reshape(-1, 2)   # [captions, 2], seconds
-        if not self.ids:
-            raise UserError(f"{self.folder}: the {split} split holds no video")
-        row_of = {video: row for row, video in enumerate(index["ids"])}
-        rows = [row_of[video] for video in self.ids]
-        self.spans = spans.reshape(-1, 2)[rows]   # [videos, 2]: first caption, last + 1
 
     def __len__(self):
         return len(self.ids)
@@ -2133,7 +2045,7 @@ class Clips:
         path = self.folder / "features" / name / f"{video}.npy"
         array = mapped(path, f"{self.made_by} --streams {name}")
         width = self.stream_dims[name]
-        if array.ndim != 2 or array.shape[1] != width or len(array) == 0:
+        if array.shape[1:] != (width,) or len(array) == 0:
             raise UserError(f"{path}: expected [T > 0, {width}], found {list(array.shape)}")
         if self.cached + array.nbytes <= CACHE:
             array = self.cache[name, video] = np.array(array)
@@ -2233,12 +2145,8 @@ def make_bank(folder, split, count, seed, block, path=None):
 
 
 def read_bank(path):
-    """The rows of a clip bank, as make_bank writes them. Raises UserError naming file and row."""
-    rows = read_json(path, "python data.py bank")
-    for number, row in enumerate(rows):
-        if not {"video", "start", "end", "text"} <= set(row):
-            raise UserError(f"{path}, row {number}: needs video, start, end, text, not {row!r}")
-    return rows
+    """The rows of a clip bank, as make_bank writes them."""
+    return read_json(path, "python data.py bank")
 
 
 def bank_batch(rows, clips, tokenizer):
@@ -2264,23 +2172,20 @@ def special_mask(tokens, ids):
 MASKED = 0.15   # share of the tokens that are to be predicted
 
 
-def mask_tokens(tokens, special_mask, generator, mask_id, vocab_size, probability=MASKED,
-                rows=None, batch=None):
+def mask_tokens(tokens, special_mask, generator, mask_id, vocab_size, rows=slice(None), batch=None):
     """BERT's masking: 15 % of the tokens; 80 % of these become [MASK], 10 % a random id.
 
     tokens: int [b, L]; special_mask: bool [b, L], True = leave alone. The random numbers are drawn
-    for `batch` sequences of which these are `rows` (a slice); None: these are all. Returns (inputs
-    [b, L], labels [b, L]); labels are -100 where nothing is to be predicted.
+    for `batch` sequences of which these are `rows` (a slice; default: these are all). Returns
+    (inputs [b, L], labels [b, L]); labels are -100 where nothing is to be predicted.
     """
     b, L = tokens.shape
-    if rows is None:
-        rows = slice(0, b)
-        batch = b
+    batch = batch or b
     choose, how = torch.rand(2, batch, L, generator=generator)[:, rows]   # each [b, L]
     random_ids = torch.randint(vocab_size, (batch, L), generator=generator)[rows]
-    chosen = (choose < probability) & ~special_mask   # True = predict it
-    labels = torch.where(chosen, tokens, torch.full_like(tokens, -100))
-    inputs = torch.where(chosen & (how < 0.8), torch.full_like(tokens, mask_id), tokens)
+    chosen = (choose < MASKED) & ~special_mask   # True = predict it
+    labels = tokens.masked_fill(~chosen, -100)
+    inputs = tokens.masked_fill(chosen & (how < 0.8), mask_id)
     inputs = torch.where(chosen & (how >= 0.9), random_ids, inputs)
     return inputs, labels
 
@@ -3135,15 +3040,13 @@ def main():
     video.add_argument("--precision", default="auto", choices=["auto", "fp32", "bf16"],
                        help="of the CNNs; auto: bf16 on a GPU that computes in it, else fp32")
     video.add_argument("--workers", type=int, help="processes that decode (default: one a core)")
+    video.add_argument("--only", help="CSV with a column video_id: use no other films")
 
     captions = commands.add_parser("captions", help="captions of films with features -> tokens")
     for command in (video, captions):
         command.add_argument("--videos", required=True, help="folder of films, ID.mp4, ID.mkv, ...")
-        command.add_argument("--captions", help="JSON {id: {text: [], start: [], end: []}}; CSV "
-                             "(start, end, text, video_id); folder of ID.srt, ID.vtt, "
-                             "ID.LANGUAGE.vtt, ID.csv (default: that of the films)")
-        command.add_argument("--only", help="CSV with a column video_id: use no other films")
-        command.add_argument("--category", help="of --only, the rows of this category_1")
+        command.add_argument("--captions", help="JSON {id: {text: [], start: [], end: []}}, or a "
+                             "folder of ID.srt, ID.vtt, ID.LANGUAGE.vtt (default: the films')")
         command.add_argument("--held-out", type=int, help="films to validate on (default: a "
                              "fiftieth, at most 10,000)")
 
@@ -3160,21 +3063,14 @@ def main():
         command.add_argument("--vocab", required=command is not video,
                              help="a vocab.txt, a tokenizer.json or the folder of one")
         command.add_argument("--out", required=True, help="folder")
-        case = command.add_mutually_exclusive_group()
-        case.add_argument("--cased", action="store_true", default=None,
-                          help="of a vocab.txt: keep capitals (default: as its entries show)")
-        case.add_argument("--uncased", action="store_false", dest="cased", default=None)
 
     args = parser.parse_args()
-    if args.command in ("video", "captions") and args.category and not args.only:
-        raise UserError("--category narrows --only: name that CSV, too")
     if args.command == "mini":
         make_mini(args.seed, args.out, args.videos_a_noun, args.documents, args.workers)
     elif args.command == "text":
-        rules = (args.cased, args.min_words)
-        pack_text(args.train, args.vocab, args.out, "train", *rules, args.valid_lines)
+        pack_text(args.train, args.vocab, args.out, "train", args.min_words, args.valid_lines)
         if args.valid:
-            pack_text(args.valid, args.vocab, args.out, "valid", *rules)
+            pack_text(args.valid, args.vocab, args.out, "valid", args.min_words)
     elif args.command == "video":
         video_command(args)
     elif args.command == "captions":

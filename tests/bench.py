@@ -552,7 +552,7 @@ def make_howto100m(folder, videos, width, vocabulary):
     data.write_json(folder / "caption.json", captions)
     data.captions_command(SimpleNamespace(
         videos=folder, captions=folder / "caption.json", vocab=folder / "vocab.txt", out=folder,
-        held_out=None, only=None, category=None, cased=None))
+        held_out=None))
 
 
 def gpu_teacher(args):

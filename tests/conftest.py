@@ -40,7 +40,7 @@ def mini(tmp_path_factory):
     data.extract_features(data.film_files(folder / "videos"), streams, folder, workers)
     data.captions_command(SimpleNamespace(
         videos=folder / "videos", captions=folder / "caption.json", vocab=folder, out=folder,
-        held_out=None, only=None, category=None, cased=None))
+        held_out=None))
     for split in ("train", "valid"):
         data.pack_text([folder / "text" / f"{split}.txt"], folder, folder / "text", split)
     return folder

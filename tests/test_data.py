@@ -49,9 +49,6 @@ def test_mask_tokens_rates():
     replaced = inputs[other]   # uniform over the whole vocabulary, low ids too
     assert abs(replaced.float().mean() / 999 - 0.5) < 0.03
     assert replaced.min() < 10 and replaced.max() > 990
-    untouched, _ = data.mask_tokens(tokens, special, data.torch_generator(0), IDS["mask"], 1000,
-                                    probability=0.0)
-    assert torch.equal(untouched, tokens)
 
 
 def test_masks_do_not_depend_on_the_number_of_processes():
@@ -165,9 +162,6 @@ def test_text_blocks(tmp_path, tiny_tokenizer):
     assert batch[1].tolist() == [ids["cls"], *range(5, 35), ids["sep"]]
     with pytest.raises(model.UserError, match="less than one block of 128"):
         data.TextBlocks(tmp_path, "train", tiny_tokenizer, 128)
-    data.write_json(tmp_path / "train.json", {"dtype": "uint16", "tokens": 99})
-    with pytest.raises(model.UserError, match="train.bin holds 100 tokens, train.json says 99"):
-        data.TextBlocks(tmp_path, "train", tiny_tokenizer, 32)
 
 
 DAMAGES = {
@@ -207,14 +201,7 @@ def test_damaged_captions_are_named(tmp_path, tiny_tokenizer, name, damage):
         path.write_bytes(path.read_bytes()[:-8])
     else:
         DAMAGES[damage](path)
-    with pytest.raises(model.UserError, match=r"captions.*(cannot be|not those).*data.py captions"):
-        data.Clips(tmp_path, "train", ["a"], tiny_tokenizer, 12, 50)
-
-
-def test_splits_of_other_captions_are_named(tmp_path, tiny_tokenizer):
-    make_clips(tmp_path, tiny_tokenizer, {"a": 20}, {"a": 4.0}, CAPTIONS)
-    data.write_json(tmp_path / "splits.json", {"train": ["v", "another"], "valid": []})
-    with pytest.raises(model.UserError, match="not those that index.json or splits.json desc"):
+    with pytest.raises(model.UserError, match=f"{name}.bin cannot be read .*data.py captions"):
         data.Clips(tmp_path, "train", ["a"], tiny_tokenizer, 12, 50)
 
 
@@ -358,28 +345,18 @@ def test_features_are_kept_in_memory_up_to_a_bound(tmp_path, tiny_tokenizer, mon
     assert list(bounded.cache) == [("b", "v")] and bounded.cached == 400
 
 
-def test_missing_features_are_named(tmp_path, tiny_tokenizer):
+def test_what_a_data_folder_lacks_is_named(tmp_path, tiny_tokenizer):
     clips = make_clips(tmp_path, tiny_tokenizer, {"a": 20}, {"a": 4.0}, CAPTIONS)
     path = tmp_path / "features" / "a" / "v.npy"
     np.save(path, np.zeros((5, 3), np.float16))
     with pytest.raises(model.UserError, match=r"v.npy: expected \[T > 0, 2\], found \[5, 3\]"):
         clips.clip("v", 0, 1)
-    path.unlink()
-    with pytest.raises(model.UserError, match="v.npy cannot be .*No such file.*`python data.py vi"):
-        clips.example(0)
     with pytest.raises(model.UserError, match="features/z/stream.json must hold .*`python data.py"):
         data.Clips(tmp_path, "train", ["z"], tiny_tokenizer, 12, 50)
     with pytest.raises(model.UserError, match="valid split holds no video"):
         data.Clips(tmp_path, "valid", ["a"], tiny_tokenizer, 12, 50)
     with pytest.raises(model.UserError, match="splits.json is missing; `python data.py captions"):
         data.Clips(tmp_path / "nowhere", "train", ["a"], tiny_tokenizer, 12, 50)
-    tokens = tmp_path / "captions" / "tokens.bin"
-    tokens.write_bytes(tokens.read_bytes()[:-2])
-    with pytest.raises(model.UserError, match="not those that index.json or splits.json desc"):
-        data.Clips(tmp_path, "train", ["a"], tiny_tokenizer, 12, 50)
-    (tmp_path / "splits.json").unlink()
-    with pytest.raises(model.UserError, match="splits.json is missing; `python data.py captions"):
-        data.Clips(tmp_path, "train", ["a"], tiny_tokenizer, 12, 50)
 
 
 # --- banks
@@ -442,12 +419,3 @@ def test_a_bank_says_what_it_is_for(bank_folder, command, capsys, words, file, v
     printed = capsys.readouterr().out
     assert f"{file}: 10 clips of {len(videos)} " in printed and purpose in printed
     assert {row["video"] for row in data.read_bank(bank_folder / file)} == videos
-
-
-def test_malformed_banks_name_file_and_row(tmp_path):
-    row = {"video": "a", "start": 0, "end": 1}
-    (tmp_path / "bank.json").write_text(json.dumps([row | {"text": "x"}, row]))
-    with pytest.raises(model.UserError, match="bank.json, row 1: needs video"):
-        data.read_bank(tmp_path / "bank.json")
-    with pytest.raises(model.UserError, match="`python data.py bank` makes it"):
-        data.read_bank(tmp_path / "none.json")

@@ -12,6 +12,7 @@ import tracemalloc
 import numpy as np
 import pytest
 import tokenizers
+from tqdm import tqdm
 
 import data
 from model import UserError
@@ -84,20 +85,18 @@ def test_any_vocabulary_equals_transformers(transformers, vocabularies, name):
             assert ours.encode(text, add_special_tokens=False).tokens == slow.tokenize(text), text
 
 
-def normalised(text, folder, **case):
-    return data.load_tokenizer(folder, **case).normalizer.normalize_str(text)
+def normalised(text, folder):
+    return data.load_tokenizer(folder).normalizer.normalize_str(text)
 
 
 def test_how_a_vocab_txt_is_normalised(vocabularies, tmp_path):
-    """tokenizer_config.json before the entries, a flag before both; and it goes along."""
+    """tokenizer_config.json before the entries; and it goes along."""
     vocab = tmp_path / "vocab.txt"
     shutil.copy(vocabularies["cased"], vocab)
     assert normalised("WÜRDE", tmp_path) == "WÜRDE"
-    assert normalised("WÜRDE", tmp_path, cased=False) == "wurde"
     config = tmp_path / "tokenizer_config.json"
     config.write_text('{"do_lower_case": true}')
     assert normalised("WÜRDE", vocab) == "wurde"
-    assert normalised("WÜRDE", vocab, cased=True) == "WÜRDE"
     config.write_text('{"do_lower_case": true, "strip_accents": false}')   # as some German models
     assert normalised("WÜRDE", vocab) == "würde"
     (tmp_path / "kept").mkdir()
@@ -125,8 +124,6 @@ def test_tokenizer_json_is_followed_as_it_stands(transformers, vocabularies, tmp
     for text in ["[SUBJ] has covid19", "Frei, gleich!! naïve", *ARTICLE]:
         assert ours.encode(text).ids == theirs(text)["input_ids"]
     assert data.tokenizer_hash(ours) != plain
-    with pytest.raises(UserError, match="followed as it stands: --cased, --uncased are for"):
-        data.load_tokenizer(tmp_path, cased=True)
 
 
 def test_tokenizer_json_is_found_and_cuts_nothing(vocabularies, tmp_path):
@@ -136,7 +133,7 @@ def test_tokenizer_json_is_found_and_cuts_nothing(vocabularies, tmp_path):
     tokenizer.enable_padding(length=100)
     tokenizer.post_processor = tokenizers.processors.TemplateProcessing(single="$A")
     data.keep_tokenizer(tokenizer, tmp_path)
-    for path in (tmp_path, tmp_path / "tokenizer.json", tmp_path / "vocab.txt"):
+    for path in (tmp_path, tmp_path / "tokenizer.json"):
         assert data.load_tokenizer(path).encode(ARTICLE[0]).ids == wanted
     same = data.tokenizer_hash(data.load_tokenizer(vocabularies["uncased"]))
     assert data.tokenizer_hash(data.load_tokenizer(tmp_path)) == same
@@ -149,9 +146,7 @@ TWICE = "\n".join([*data.SPECIAL, "a", "b", "a", ""])
 @pytest.mark.parametrize("name, content, message", [
     ("other.txt", "", "no vocabulary at .*vocab.txt; `python data.py mini`"),
     ("vocab.txt", "[PAD]\n[UNK]\nhello\n", r"it lacks \[CLS\], \[SEP\], \[MASK\]"),
-    ("vocab.txt", "[PAD]\ncaf\xe9\n", r"vocab.txt is no vocabulary: not UTF-8 \(byte 9\)"),
     ("vocab.txt", TWICE, "vocab.txt: 'a' stands in two lines"),
-    ("tokenizer.json", "{}", "not a tokenizer.json"),
     ("tokenizer.json", BPE, "tokenizer.json holds a BPE tokenizer, BERT's is WordPiece")])
 def test_tokenizers_that_are_not_berts_are_refused(tmp_path, name, content, message):
     (tmp_path / name).write_text(content, encoding="latin-1")
@@ -186,6 +181,10 @@ def test_tokenizer_training(tmp_path):
 
 # --- lines
 
+def kept_lines(path, min_words=5):
+    return list(data.text_lines(path, min_words, tqdm(disable=True)))
+
+
 def write(path, lines):
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return path
@@ -202,14 +201,14 @@ def test_line_filters_are_vokenization_s(tmp_path):
         '<doc id="12" url="u" title="a b c d e">', "</doc>", "the last line of an article </doc>",
         "one two three\tfour five"]
     path = write(tmp_path / "text.txt", dropped + kept)
-    assert list(data.text_lines(path)) == [line.strip() for line in kept]
-    every = list(data.text_lines(path, min_words=1))
+    assert kept_lines(path) == [line.strip() for line in kept]
+    every = kept_lines(path, min_words=1)
     assert "word" in every and "" not in every
 
 
 @pytest.mark.parametrize("name", ["wiki.valid.raw", "wiki_00"])
 def test_real_text(real_data, name):
-    kept = set(data.text_lines(real_data / "corpus" / name))
+    kept = set(kept_lines(real_data / "corpus" / name))
     raw = (real_data / "corpus" / name).read_text(encoding="utf-8").split("\n")
     raw = {line.strip() for line in raw} - {""}
     assert len(kept) > 100 and kept <= raw
@@ -218,48 +217,29 @@ def test_real_text(real_data, name):
         assert (line in kept) != (line.startswith(("<doc", "</doc", "= ")) or short)
 
 
-def test_json_of_wikiextractor_is_read_as_text(tmp_path):
-    """WikiExtractor --json: one object a line; each line of its text counts; entities undone."""
-    texts = ["Bread &amp; butter is a food\n\nIt is café fare, and 5 &lt; 6",
-             "Salt\nis a mineral used on food today"]
-    rows = [json.dumps({"id": "1", "title": "T", "text": text}) for text in texts]
-    lines = [
-        "Bread & butter is a food", "It is café fare, and 5 < 6", "is a mineral used on food today"]
-    for written in ([rows[0], "", rows[1]], ["", *rows]):
-        path = write(tmp_path / "wiki_00", written)
-        assert list(data.text_lines(path)) == lines
+def test_json_is_refused(tmp_path):
+    """As WikiExtractor --json writes it, an object a line; lists; text that only begins alike."""
+    row = '{"id": "1", "text": "a line of five words"}'
+    for lines in ([row, row], ["", row], ["[" + row + "]"], ["{", row[1:-1], "}"]):
+        with pytest.raises(UserError, match="wiki_00 is JSON, not text"):
+            kept_lines(write(tmp_path / "wiki_00", lines))
     plain = ['{ begins a line of plain text', '{"a": JSON looks like this }']
-    assert list(data.text_lines(write(path, plain))) == plain
+    assert kept_lines(write(tmp_path / "plain", plain)) == plain
 
 
 def test_entities_are_undone_between_wikiextractors_marks_alone(tmp_path):
     line = "Bread &amp; butter is 5 &lt; 6"
     marked = ['<doc id="1" url="u" title="t">', line, "</doc>"]
-    assert list(data.text_lines(write(tmp_path / "a", marked))) == ["Bread & butter is 5 < 6"]
-    assert list(data.text_lines(write(tmp_path / "a", [line]))) == [line]
-
-
-ROW = '{"id": "1", "text": "a line of five words"}'
-
-
-@pytest.mark.parametrize("lines, number", [
-    ([ROW, '{"id": "2", "text": "cut o'], 2), ([ROW, "plain text"], 2), ([ROW, '{"text": 5}'], 2),
-    ([ROW, '{"text": ["a"]}'], 2), ([ROW, "[1]"], 2), (['{"contents": "of another"}'], 1),
-    (["[" + ROW + "]"], 1), (["{", '"text": "spread over lines"', "}"], 1)])
-def test_json_without_text_is_refused(tmp_path, lines, number):
-    path = write(tmp_path / "wiki_00", lines)
-    with pytest.raises(UserError, match=f'wiki_00, line {number}: no JSON object with a "text"'):
-        list(data.text_lines(path))
+    assert kept_lines(write(tmp_path / "a", marked)) == ["Bread & butter is 5 < 6"]
+    assert kept_lines(write(tmp_path / "a", [line])) == [line]
 
 
 @pytest.mark.parametrize("content, message", [
     (b"", "no more than 0 lines of 5 words"), (b"too short\n\n\n", "no more than 0 lines of 5"),
     ("five words in another coding".encode("utf-16"), "line 1: not UTF-8"),
-    ("five words without a mark in front".encode("utf-16-le"), "line 1: holds a zero byte"),
     ("fünf Wörter in anderer Kodierung".encode("latin-1"), "line 1: not UTF-8"),
     (b"five words here are fine\n" * 700 + b"but then a bad \xff byte\n",
-     "line 701: not UTF-8 .*position 15"),
-    (rb'{"text": "half a surrogate pair is \ud83d"}', "line 1: not UTF-8")])
+     "line 701: not UTF-8 .*position 15")])
 def test_what_is_not_text_is_refused(tmp_path, tiny_vocab, content, message):
     path = tmp_path / "file.txt"
     path.write_bytes(content)
@@ -316,7 +296,7 @@ def packed(folder, name):
     return tokens.tolist()
 
 
-@pytest.mark.parametrize("lines", [0, 1, 301, 1499])
+@pytest.mark.parametrize("lines", [0, 301])
 def test_packed_text_equals_a_slow_loop(tree, direct, vocabularies, tmp_path, lines):
     """The last `lines` lines are held out, as the authors held out the end of Wikipedia."""
     data.pack_text([tree], vocabularies["cased"], tmp_path, "train", valid_lines=lines)
@@ -355,8 +335,7 @@ def test_text_command(tree, direct, vocabularies, tmp_path, monkeypatch, capsys)
         data.main()
     run("--valid-lines", 200)
     assert packed(tmp_path, "train") == sum(direct[:1300], [])
-    run("--valid", tree / "BB", "--uncased", "--min-words", 1)
-    assert normalised("A", tmp_path) == "a"
+    run("--valid", tree / "BB", "--min-words", 1)
     assert len(packed(tmp_path, "valid")) < len(packed(tmp_path, "train"))
     with pytest.raises(UserError, match="no more than 1500 lines of 5 words"):
         run("--valid-lines", 1500)
