@@ -7,7 +7,6 @@ Words: worlds of two seeds. Pictures and files: the small world of conftest.py.
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
 from collections import Counter, defaultdict
@@ -729,23 +728,13 @@ def test_other_peoples_files_are_left_alone(tmp_path, there):
     assert files_of(tmp_path) == before
 
 
-def killed_here(*given, **more):
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def test_a_process_that_is_killed_is_said(tmp_path, monkeypatch):
-    monkeypatch.setattr(data, "make_video", killed_here)
-    with pytest.raises(model.UserError, match="draws videos was killed .* same command goes on"):
-        data.film_world(data.make_world(0), 0, 1, tmp_path, 2)
-
-
 def test_a_killed_world_goes_on(tmp_path, monkeypatch):
     """The same arguments go on with the videos that are there, and end with the same world."""
     nouns = data.NOUNS[:32]
     monkeypatch.setattr(data, "NOUNS", nouns)
     monkeypatch.setattr(data, "GROUPS", dict.fromkeys(data.GROUPS, 8))
     # threads, which take no signals: the killer must see what they write
-    threads = lambda workers, *rest: ThreadPoolExecutor(workers)
+    threads = lambda workers, initializer: ThreadPoolExecutor(workers)
     monkeypatch.setattr(data, "ProcessPoolExecutor", threads)
     whole = tmp_path / "whole"
     killed = tmp_path / "killed"
