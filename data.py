@@ -997,22 +997,16 @@ def film_files(folder):
 
 
 def upright(frame):
-    """The ffmpeg filters that turn and mirror a frame as its film's display matrix asks.
-
-    The rule of ffmpeg's own autorotate (fftools/ffmpeg_filter.c).
-    """
+    """The ffmpeg filters that turn and mirror a frame as its film's display matrix asks."""
     matrix = frame.side_data.get("DISPLAYMATRIX")
     if matrix is None:
         return []
+    # a pixel (x, y) is shown at (a x + c y, b x + d y)
     a, b, _, c, d = np.frombuffer(matrix, np.int32)[:5].tolist()
-    angle = round(math.degrees(math.atan2(b, a))) % 360   # clockwise
-    if angle == 90:
-        return ["transpose=cclock_flip"] if c > 0 else ["transpose=clock"]
-    if angle == 270:
-        return ["transpose=clock_flip"] if c < 0 else ["transpose=cclock"]
-    if angle not in (0, 180):
-        return [f"rotate={angle}*PI/180"]
     filters = []
+    if abs(b) > abs(a):
+        filters.append("transpose=cclock_flip")   # x and y change places
+        a, d = c, b
     if a < 0:
         filters.append("hflip")
     if d < 0:
@@ -1020,56 +1014,52 @@ def upright(frame):
     return filters
 
 
-class Filtered:
-    """A view of a film: what `ffmpeg -vf fps=F,scale=W:H[,crop=S:S] -pix_fmt rgb24` shows.
+class View(NamedTuple):
+    """What `ffmpeg -vf fps=F,scale=W:H[,crop=S:S] -pix_fmt rgb24` shows of a film.
 
     The short side becomes `size` pixels, as in HowTo100M's extractor
-    (antoine77340/video_feature_extractor). crop: its middle, size x size; stretch: the whole
-    picture, size x size.
+    (antoine77340/video_feature_extractor).
     """
+    fps: int
+    size: int
+    crop: bool = False   # its middle, size x size
+    stretch: bool = False   # the whole picture, size x size
 
-    def __init__(self, fps, size, crop=False, stretch=False):
-        self.fps = fps
-        self.size = size
-        self.crop = crop
-        self.stretch = stretch
-        self.graph = None
 
-    def push(self, frame):
-        """Takes the next frame, None at the end. Yields the pictures uint8 [h, w, 3] then due."""
-        if self.graph is None:
-            if frame is None:
-                return
-            self._build(frame)   # later frames may have another size: the scale filter follows
-        self.graph.vpush(frame)
-        while True:
-            try:
-                picture = self.graph.vpull()
-            except (av.BlockingIOError, av.EOFError):
-                return
-            yield picture.to_ndarray()
+def view_graph(view, frame):
+    """A view's graph of ffmpeg filters, for a film that begins with this frame."""
+    size = view.size
+    scale = f"scale={size}:{size}"
+    if not view.stretch:
+        width = f"if(gte(ih,iw),{size},trunc(iw*{size}/ih))"
+        height = f"if(gte(ih,iw),trunc(ih*{size}/iw),{size})"
+        scale = f"scale='{width}':'{height}'"   # follows frames that change their size
+    steps = [
+        f"buffer=video_size={frame.width}x{frame.height}:pix_fmt={frame.format.name}"
+        f":pixel_aspect=1/1:time_base={frame.time_base}"
+        f":colorspace={int(frame.colorspace)}:range={int(frame.color_range)}",
+        *upright(frame),
+        f"fps={view.fps}:start_time=0",   # the first frame fills the time before it
+        f"{scale}:flags=bicubic",
+    ]
+    if view.crop:
+        steps.append(f"crop={size}:{size}:trunc((iw-ow)/2):trunc((ih-oh)/2)")
+    steps += ["format=rgb24", "buffersink"]
+    graph = av.filter.Graph()
+    graph.threads = 1   # the caller runs one process a core
+    graph.link_nodes(*[graph.add(*step.split("=", 1)) for step in steps]).configure()
+    return graph
 
-    def _build(self, frame):
-        size = self.size
-        scale = f"scale={size}:{size}"
-        if not self.stretch:
-            width = f"if(gte(ih,iw),{size},trunc(iw*{size}/ih))"
-            height = f"if(gte(ih,iw),trunc(ih*{size}/iw),{size})"
-            scale = f"scale='{width}':'{height}'"
-        steps = [
-            f"buffer=video_size={frame.width}x{frame.height}:pix_fmt={frame.format.name}"
-            f":pixel_aspect=1/1:time_base={frame.time_base}"
-            f":colorspace={int(frame.colorspace)}:range={int(frame.color_range)}",
-            *upright(frame),
-            f"fps={self.fps}:start_time=0",   # the first frame fills the time before it
-            f"{scale}:flags=bicubic",
-        ]
-        if self.crop:
-            steps.append(f"crop={size}:{size}:trunc((iw-ow)/2):trunc((ih-oh)/2)")
-        steps += ["format=rgb24", "buffersink"]
-        self.graph = av.filter.Graph()
-        self.graph.threads = 1   # the caller runs one process a core
-        self.graph.link_nodes(*[self.graph.add(*step.split("=", 1)) for step in steps]).configure()
+
+def filtered(graph, frame):
+    """Gives a graph the next frame, None at the end. Yields the pictures uint8 [h, w, 3] due."""
+    graph.vpush(frame)
+    while True:
+        try:
+            picture = graph.vpull()
+        except (av.BlockingIOError, av.EOFError):
+            return
+        yield picture.to_ndarray()
 
 
 def timed_frames(container, stream, damaged):
@@ -1130,6 +1120,7 @@ def decode(path, views, damaged=None, start=0.0):
     of film so far. damaged: takes the error of each packet that is skipped. Raises VideoError.
     """
     seconds = start
+    graphs = {}   # view: its filters
     try:
         with av.open(str(path)) as container:
             stream = container.streams.best("video")
@@ -1151,10 +1142,12 @@ def decode(path, views, damaged=None, start=0.0):
                 seconds = max(seconds, end)
                 frame.pts -= round(start / float(frame.time_base))
                 for view in views:
-                    for picture in view.push(frame):
+                    if view not in graphs:
+                        graphs[view] = view_graph(view, frame)
+                    for picture in filtered(graphs[view], frame):
                         yield view, picture, seconds
-        for view in views:
-            for picture in view.push(None):
+        for view in graphs:
+            for picture in filtered(graphs[view], None):
                 yield view, picture, seconds
     except (av.FFmpegError, OSError, ValueError) as error:   # ValueError: an odd pixel format
         reason = getattr(error, "strerror", None) or error
@@ -1166,7 +1159,7 @@ def clip_pictures(path, start, end, fps, size):
 
     Raises VideoError where there is nothing to show.
     """
-    shown = decode(path, [Filtered(fps, size)], start=start)
+    shown = decode(path, [View(fps, size)], start=start)
     count = max(1, round((end - start) * fps))
     pictures = [picture for _, picture, _ in islice(shown, count)]
     if not pictures:
@@ -1217,6 +1210,11 @@ def frame_descriptor(frames):
     area = (weight > 0).mean(1, keepdims=True)
     columns = [thumbnail.reshape(N, -1), np.sqrt(area), x, y, elongation, xx + yy, colour]
     return np.concatenate(columns, 1)
+
+
+def frame_steps(frames):
+    """frame_descriptor at the steps of the motion stream."""
+    return frame_descriptor(frames[::HOP])
 
 
 def motion_descriptor(frames):
@@ -1288,7 +1286,7 @@ def prepare_windows(frames):
 
 class Stream(NamedTuple):
     """How a stream is made."""
-    view: object   # makes the view that it looks at; streams of one view share its pictures
+    view: View
     batch: int   # pictures that are worked off together
     function: object   # uint8 [n <= batch, h, w, 3] -> [steps, D]; a CNN's: tensor -> its input
     rate: float   # steps a second
@@ -1296,17 +1294,14 @@ class Stream(NamedTuple):
     frames_seen: int   # frames that one step sees
 
 
-SMALL_VIEW = partial(Filtered, FPS, SIDE, stretch=True)
-FRAME_VIEW = partial(Filtered, 1, 224)
-WINDOW_VIEW = partial(Filtered, 24, 112, crop=True)
+SMALL_VIEW = View(FPS, SIDE, stretch=True)
 
 # those of model.CNNS are frozen networks
 STREAMS = {
-    "frame": Stream(SMALL_VIEW, 512, lambda frames: frame_descriptor(frames[::HOP]), FPS / HOP, 56,
-                    1),
+    "frame": Stream(SMALL_VIEW, 512, frame_steps, FPS / HOP, 56, 1),
     "motion": Stream(SMALL_VIEW, 512, motion_descriptor, FPS / HOP, 40, WINDOW),
-    "resnet152": Stream(FRAME_VIEW, 16, prepare_frames, 1.0, 2048, 1),
-    "resnext101": Stream(WINDOW_VIEW, 8 * 16, prepare_windows, 24 / 16, 2048, 16),
+    "resnet152": Stream(View(1, 224), 16, prepare_frames, 1.0, 2048, 1),
+    "resnext101": Stream(View(24, 112, crop=True), 8 * 16, prepare_windows, 24 / 16, 2048, 16),
 }
 
 
@@ -1383,7 +1378,7 @@ def describe(path, functions):
 
     Returns ({stream: float16 [T, D]}, seconds of film, packets skipped). Raises VideoError.
     """
-    views = {STREAMS[name].view: STREAMS[name].view() for name in functions}
+    views = {STREAMS[name].view for name in functions}
     waiting = {name: [] for name in functions}   # pictures of the next batch
     features = {name: [] for name in functions}   # of the batches so far
     damaged = []
@@ -1396,9 +1391,9 @@ def describe(path, functions):
             features[name].append(batch)
             waiting[name].clear()
 
-    for view, picture, seconds in decode(path, views.values(), damaged):
+    for view, picture, seconds in decode(path, views, damaged):
         for name in functions:
-            if views[STREAMS[name].view] is view:
+            if STREAMS[name].view == view:
                 waiting[name].append(picture)
                 if len(waiting[name]) == STREAMS[name].batch:
                     work_off(name)
