@@ -485,13 +485,6 @@ def test_squad_balance(tasks, world, task):
                    for counter in questions.values())
 
 
-def test_squad1_is_squad2_but_for_questions_without_an_answer(world):
-    nouns = data.having(world, world, "group", "validation")
-    one = data.squad1(world, nouns, 10, data.numpy_generator(5))
-    two = list(data.squad2(world, nouns, 10, data.numpy_generator(5)))
-    assert one == [row for row in two if row[0]] != two
-
-
 def test_tracie_balance(tasks, world):
     for group, rows in tasks["TRACIE"].items():
         nouns = defaultdict(Counter)
