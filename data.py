@@ -3089,7 +3089,7 @@ def main():
 
     video = commands.add_parser("video", help="films -> features; with --vocab captions, too")
     video.add_argument("--streams", nargs="+", choices=STREAMS, default=["frame", "motion"])
-    video.add_argument("--shard", type=parse_shard, help="K/N, K = 1..N: only this part of the films")
+    video.add_argument("--shard", type=parse_shard, help="K/N, K = 1..N: only that part of films")
     video.add_argument("--weights", default="data/weights", help="folder of the CNNs' checkpoints")
     video.add_argument("--device", default="auto",
                        help="for the CNNs: auto, cpu, cuda (all GPUs) or cuda:N")
