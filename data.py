@@ -31,11 +31,11 @@ import sys
 import threading
 import time
 from collections import Counter, deque
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, ThreadPoolExecutor, wait
+from contextlib import closing
 from fractions import Fraction
 from functools import lru_cache, partial
-from itertools import chain, combinations, islice, product
+from itertools import chain, combinations, cycle, islice, product
 from multiprocessing.managers import BaseManager
 from pathlib import Path
 from typing import NamedTuple
@@ -923,8 +923,8 @@ def write_tokens(lines, tokenizer, path):
 # Video -> features
 #
 # One decode of a film feeds every stream. A stream is a folder features/NAME of float16 arrays
-# ID.npy [T, D], beside stream.json with its rate; another tool's arrays, laid out so, are one more.
-# A film whose arrays are there is done.
+# ID.npy [T, D] beside stream.json with its rate: ours, or another tool's. A film whose arrays are
+# there is done.
 
 FPS = 8   # frames a second that the small streams see
 SIDE = 48   # their sides
@@ -963,22 +963,16 @@ def film_files(folder):
 
 
 def upright(frame):
-    """The ffmpeg filters that turn and mirror a frame as its film's display matrix asks.
-
-    The rule of ffmpeg's own autorotate (fftools/ffmpeg_filter.c).
-    """
+    """The ffmpeg filters that turn and mirror a frame as its film's display matrix asks."""
     matrix = frame.side_data.get("DISPLAYMATRIX")
     if matrix is None:
         return []
+    # a pixel (x, y) is shown at (a x + c y, b x + d y)
     a, b, _, c, d = np.frombuffer(matrix, np.int32)[:5].tolist()
-    angle = round(math.degrees(math.atan2(b, a))) % 360   # clockwise
-    if angle == 90:
-        return ["transpose=cclock_flip"] if c > 0 else ["transpose=clock"]
-    if angle == 270:
-        return ["transpose=clock_flip"] if c < 0 else ["transpose=cclock"]
-    if angle not in (0, 180):
-        return [f"rotate={angle}*PI/180"]
     filters = []
+    if abs(b) > abs(a):
+        filters.append("transpose=cclock_flip")   # x and y change places
+        a, d = c, b
     if a < 0:
         filters.append("hflip")
     if d < 0:
@@ -986,56 +980,52 @@ def upright(frame):
     return filters
 
 
-class Filtered:
-    """A view of a film: what `ffmpeg -vf fps=F,scale=W:H[,crop=S:S] -pix_fmt rgb24` shows.
+class View(NamedTuple):
+    """What `ffmpeg -vf fps=F,scale=W:H[,crop=S:S] -pix_fmt rgb24` shows of a film.
 
     The short side becomes `size` pixels, as in HowTo100M's extractor
-    (antoine77340/video_feature_extractor). crop: its middle, size x size; stretch: the whole
-    picture, size x size.
+    (antoine77340/video_feature_extractor).
     """
+    fps: int
+    size: int
+    crop: bool = False   # its middle, size x size
+    stretch: bool = False   # the whole picture, size x size
 
-    def __init__(self, fps, size, crop=False, stretch=False):
-        self.fps = fps
-        self.size = size
-        self.crop = crop
-        self.stretch = stretch
-        self.graph = None
 
-    def push(self, frame):
-        """Takes the next frame, None at the end. Yields the pictures uint8 [h, w, 3] then due."""
-        if self.graph is None:
-            if frame is None:
-                return
-            self._build(frame)   # later frames may have another size: the scale filter follows
-        self.graph.vpush(frame)
-        while True:
-            try:
-                picture = self.graph.vpull()
-            except (av.BlockingIOError, av.EOFError):
-                return
-            yield picture.to_ndarray()
+def view_graph(view, frame):
+    """A view's graph of ffmpeg filters, for a film that begins with this frame."""
+    size = view.size
+    scale = f"scale={size}:{size}"
+    if not view.stretch:
+        width = f"if(gte(ih,iw),{size},trunc(iw*{size}/ih))"
+        height = f"if(gte(ih,iw),trunc(ih*{size}/iw),{size})"
+        scale = f"scale='{width}':'{height}'"   # follows frames that change their size
+    steps = [
+        f"buffer=video_size={frame.width}x{frame.height}:pix_fmt={frame.format.name}"
+        f":pixel_aspect=1/1:time_base={frame.time_base}"
+        f":colorspace={int(frame.colorspace)}:range={int(frame.color_range)}",
+        *upright(frame),
+        f"fps={view.fps}:start_time=0",   # the first frame fills the time before it
+        f"{scale}:flags=bicubic",
+    ]
+    if view.crop:
+        steps.append(f"crop={size}:{size}:trunc((iw-ow)/2):trunc((ih-oh)/2)")
+    steps += ["format=rgb24", "buffersink"]
+    graph = av.filter.Graph()
+    graph.threads = 1   # the caller runs one process a core
+    graph.link_nodes(*[graph.add(*step.split("=", 1)) for step in steps]).configure()
+    return graph
 
-    def _build(self, frame):
-        size = self.size
-        scale = f"scale={size}:{size}"
-        if not self.stretch:
-            width = f"if(gte(ih,iw),{size},trunc(iw*{size}/ih))"
-            height = f"if(gte(ih,iw),trunc(ih*{size}/iw),{size})"
-            scale = f"scale='{width}':'{height}'"
-        steps = [
-            f"buffer=video_size={frame.width}x{frame.height}:pix_fmt={frame.format.name}"
-            f":pixel_aspect=1/1:time_base={frame.time_base}"
-            f":colorspace={int(frame.colorspace)}:range={int(frame.color_range)}",
-            *upright(frame),
-            f"fps={self.fps}:start_time=0",   # the first frame fills the time before it
-            f"{scale}:flags=bicubic",
-        ]
-        if self.crop:
-            steps.append(f"crop={size}:{size}:trunc((iw-ow)/2):trunc((ih-oh)/2)")
-        steps += ["format=rgb24", "buffersink"]
-        self.graph = av.filter.Graph()
-        self.graph.threads = 1   # the caller runs one process a core
-        self.graph.link_nodes(*[self.graph.add(*step.split("=", 1)) for step in steps]).configure()
+
+def filtered(graph, frame):
+    """Gives a graph the next frame, None at the end. Yields the pictures uint8 [h, w, 3] due."""
+    graph.vpush(frame)
+    while True:
+        try:
+            picture = graph.vpull()
+        except (av.BlockingIOError, av.EOFError):
+            return
+        yield picture.to_ndarray()
 
 
 def timed_frames(container, stream, damaged):
@@ -1096,6 +1086,7 @@ def decode(path, views, damaged=None, start=0.0):
     of film so far. damaged: takes the error of each packet that is skipped. Raises VideoError.
     """
     seconds = start
+    graphs = {}   # view: its filters
     try:
         with av.open(str(path)) as container:
             stream = container.streams.best("video")
@@ -1117,10 +1108,12 @@ def decode(path, views, damaged=None, start=0.0):
                 seconds = max(seconds, end)
                 frame.pts -= round(start / float(frame.time_base))
                 for view in views:
-                    for picture in view.push(frame):
+                    if view not in graphs:
+                        graphs[view] = view_graph(view, frame)
+                    for picture in filtered(graphs[view], frame):
                         yield view, picture, seconds
-        for view in views:
-            for picture in view.push(None):
+        for view in graphs:
+            for picture in filtered(graphs[view], None):
                 yield view, picture, seconds
     except (av.FFmpegError, OSError, ValueError) as error:   # ValueError: an odd pixel format
         reason = getattr(error, "strerror", None) or error
@@ -1132,7 +1125,7 @@ def clip_pictures(path, start, end, fps, size):
 
     Raises VideoError where there is nothing to show.
     """
-    shown = decode(path, [Filtered(fps, size)], start=start)
+    shown = decode(path, [View(fps, size)], start=start)
     count = max(1, round((end - start) * fps))
     pictures = [picture for _, picture, _ in islice(shown, count)]
     if not pictures:
@@ -1258,8 +1251,8 @@ def prepare_windows(frames):
 
 
 class Stream(NamedTuple):
-    """How a stream is made. Those of model.CNNS are frozen networks."""
-    view: object   # makes the view that it looks at; streams that name the same one share it
+    """How a stream is made."""
+    view: View
     batch: int   # pictures that are worked off together
     function: object   # uint8 [n <= batch, h, w, 3] -> [steps, D]; a CNN's: tensor -> its input
     rate: float   # steps a second
@@ -1267,34 +1260,23 @@ class Stream(NamedTuple):
     frames_seen: int   # frames that one step sees
 
 
-SMALL_VIEW = partial(Filtered, FPS, SIDE, stretch=True)
-FRAME_VIEW = partial(Filtered, 1, 224)
-WINDOW_VIEW = partial(Filtered, 24, 112, crop=True)
+SMALL_VIEW = View(FPS, SIDE, stretch=True)
 
+# those of model.CNNS are frozen networks
 STREAMS = {
     "frame": Stream(SMALL_VIEW, 512, frame_steps, FPS / HOP, 56, 1),
     "motion": Stream(SMALL_VIEW, 512, motion_descriptor, FPS / HOP, 40, WINDOW),
-    "resnet152": Stream(FRAME_VIEW, 16, prepare_frames, 1.0, 2048, 1),
-    "resnext101": Stream(WINDOW_VIEW, 8 * 16, prepare_windows, 24 / 16, 2048, 16),
+    "resnet152": Stream(View(1, 224), 16, prepare_frames, 1.0, 2048, 1),
+    "resnext101": Stream(View(24, 112, crop=True), 8 * 16, prepare_windows, 24 / 16, 2048, 16),
 }
 
 
-class Networks(BaseManager):
-    """A process that runs the CNNs on one GPU, for all processes that decode."""
-
-
-@lru_cache
-def cnn_function(name, weights, device, precision, address=None):
+def cnn_function(name, weights, device, precision):
     """A frozen CNN as a function: uint8 [n, h, w, 3] of a film -> unit features [steps, 2048].
 
-    address: of the Networks that run it; None: it runs here. Threads call it, one a film; what
-    waits while it is busy goes in together.
+    Threads call it, one a film; what waits while it is busy goes in together.
     """
-    if address:
-        networks = Networks(address)
-        networks.connect()
-        return networks.cnn_function(name, weights, device, precision)
-    dtype = settle_precision(precision, torch.device(device))[1] or torch.float32
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     # else fp32 convolutions on CUDA keep 10 bits, where the published ones kept 23
     torch.backends.cudnn.allow_tf32 = False
     network = model.load_cnn(name, weights).to(device, dtype)
@@ -1326,7 +1308,35 @@ def cnn_function(name, weights, device, precision, address=None):
     return function
 
 
+class Networks(BaseManager):
+    """A process that runs the CNNs on one device, for all processes that decode."""
+
+
 Networks.register("cnn_function", cnn_function, exposed=["__call__"])
+
+
+def start_worker():
+    """In a worker process: it ends with its parent, however that ends, and not on Ctrl-C."""
+    def end_with_parent():
+        multiprocessing.parent_process().join()
+        os._exit(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=end_with_parent, daemon=True).start()
+
+
+def start_networks(cnns, weights, device, precision):
+    """Begins a process for the CNNs of a device. Returns it, and {name: function that it runs}."""
+    process = Networks(ctx=multiprocessing.get_context("spawn"))   # CUDA does not survive a fork
+    process.start(start_worker)
+    functions = {name: process.cnn_function(name, weights, device, precision) for name in cnns}
+    try_out(functions)
+    return process, functions
+
+
+def try_out(functions):
+    """Raises an error unless the CNNs compute."""
+    for function in functions.values():
+        function(np.zeros((1, 112, 112, 3), np.uint8))
 
 
 def describe(path, functions):
@@ -1334,7 +1344,7 @@ def describe(path, functions):
 
     Returns ({stream: float16 [T, D]}, seconds of film, packets skipped). Raises VideoError.
     """
-    views = {STREAMS[name].view: STREAMS[name].view() for name in functions}
+    views = {STREAMS[name].view for name in functions}
     waiting = {name: [] for name in functions}   # pictures of the next batch
     features = {name: [] for name in functions}   # of the batches so far
     damaged = []
@@ -1347,9 +1357,9 @@ def describe(path, functions):
             features[name].append(batch)
             waiting[name].clear()
 
-    for view, picture, seconds in decode(path, views.values(), damaged):
+    for view, picture, seconds in decode(path, views, damaged):
         for name in functions:
-            if views[STREAMS[name].view] is view:
+            if STREAMS[name].view == view:
                 waiting[name].append(picture)
                 if len(waiting[name]) == STREAMS[name].batch:
                     work_off(name)
@@ -1364,16 +1374,12 @@ def describe(path, functions):
     return arrays, seconds, len(damaged)
 
 
-def extract(path, streams, out, cnn_settings):
+def extract(path, streams, out, cnns):
     """Writes the streams of one film. Returns (seconds of film, packets skipped).
 
-    cnn_settings: (weights, device, precision, address). Raises VideoError.
+    cnns: {stream: function} of the CNNs among them. Raises VideoError.
     """
-    functions = {}
-    for name in streams:
-        functions[name] = STREAMS[name].function
-        if name in model.CNNS:
-            functions[name] = cnn_function(name, *cnn_settings)
+    functions = {name: STREAMS[name].function for name in streams} | cnns
     arrays, seconds, damaged = describe(path, functions)
     for name, array in arrays.items():
         target = Path(out) / "features" / name / f"{Path(path).stem}.npy"
@@ -1383,70 +1389,57 @@ def extract(path, streams, out, cnn_settings):
     return seconds, damaged
 
 
-def start_worker(threads):
-    """In a worker process: the threads that it takes; it ends with its parent, not on Ctrl-C."""
-    def end_with_parent():
-        multiprocessing.parent_process().join()
-        os._exit(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    torch.set_num_threads(threads)
-    threading.Thread(target=end_with_parent, daemon=True).start()
+def extract_all(films, streams, out, workers, devices, weights, precision):
+    """Yields (id, what extract returns or its error) of films {id: path}, as they end.
 
-
-def make_worker(context, threads, shared, places, running, lock):
-    """A pool of one process that decodes, once each GPU's process is seen to work.
-
-    shared: streams of CNNs; places: [cnn_settings] of the GPUs; running: {address: Networks}.
+    Each process that decodes is a pool of its own, so that it is known which film it died at.
+    After an unexpected error it is replaced, and the film tried once more.
     """
-    picture = np.zeros((1, 112, 112, 3), np.uint8)
-    with lock:
-        for name, (*settings, address) in product(shared, places):
-            try:
-                running[address].cnn_function(name, *settings)(picture)
-                continue
-            except Exception:   # not begun, or dead, or an error of CUDA's that lasts
-                if address in running:
-                    running.pop(address).shutdown()
-            networks = Networks(address, ctx=multiprocessing.get_context("spawn"))
-            networks.start(start_worker, (threads,))
-            running[address] = networks
-            networks.cnn_function(name, *settings)(picture)
-        pool = ProcessPoolExecutor(1, context, start_worker, (threads,))
-        pool.submit(int)   # begun under the lock: two forks at once would hide each other's death
-    return pool
+    cnns = [name for name in streams if name in model.CNNS]
+    networks = {}   # device: the process of its CNNs, and their functions
+    waiting = deque(films)
+    running = {}   # future: id of the film, pool, device
+    failed = set()   # ids of films that are tried once more
 
+    def begin_next(pool, device):
+        if waiting:
+            video = waiting.popleft()
+            functions = networks[device][1] if device else {}
+            future = pool.submit(extract, films[video], streams, out, functions)
+            running[future] = video, pool, device
 
-def run_job(job, pools, make_pool):
-    """Runs (function, *arguments) in a process of `pools`. Returns its result, or its error.
-
-    Each process is a pool of its own, so that it is known what it died at. After an unexpected
-    error it is replaced, and the job tried once more.
-    """
-    for _ in range(2):
-        pool = pools.pop()
-        try:
-            result = pool.submit(*job).result()
-        except Exception as error:   # of any kind: it is listed, and the next film comes
-            result = error
-        if not isinstance(result, Exception) or isinstance(result, VideoError):
-            pools.append(pool)
-            break
-        pool.shutdown(wait=False)
-        pools.append(make_pool())
-    return result
-
-
-def run_jobs(jobs, workers, make_pool):
-    """Yields (id, result or error) of jobs {id: (function, *arguments)}, in their order."""
-    pools = [make_pool() for _ in range(workers)]
-    run = partial(run_job, pools=pools, make_pool=make_pool)
-    threads = ThreadPoolExecutor(workers)   # each waits for one process
     try:
-        yield from zip(jobs, threads.map(run, jobs.values()))
+        for device in devices[:workers]:
+            networks[device] = start_networks(cnns, weights, device, precision)
+        for device in islice(cycle(devices or [None]), workers):
+            begin_next(ProcessPoolExecutor(1, initializer=start_worker), device)
+        while running:
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                video, pool, device = running.pop(future)
+                error = future.exception()
+                if error is None or isinstance(error, VideoError):
+                    begin_next(pool, device)
+                    yield video, error or future.result()
+                    continue
+                if device:
+                    process, functions = networks[device]
+                    try:
+                        try_out(functions)
+                    except Exception:   # it is dead, or an error of CUDA's lasts
+                        process.shutdown()
+                        networks[device] = start_networks(cnns, weights, device, precision)
+                if video in failed:
+                    yield video, error
+                else:
+                    failed.add(video)
+                    waiting.append(video)
+                begin_next(ProcessPoolExecutor(1, initializer=start_worker), device)
     finally:
-        threads.shutdown(cancel_futures=True)
-        for pool in pools:
-            pool.shutdown()
+        for process, _ in networks.values():
+            process.shutdown()
+        for process in multiprocessing.active_children():   # nothing is lost: the film begins anew
+            process.kill()
+            process.join()
 
 
 def read_stream(folder, made_by):
@@ -1460,24 +1453,19 @@ def read_stream(folder, made_by):
         if stream.get("rate", 0) > 0 and stream.get("width", 0) > 0:
             return stream
     raise UserError(f'{path} must hold {{"rate": steps a second, "width": D}} of arrays [T, D] '
-                    f"named ID.npy; `{made_by}` writes it for its own streams, else write it "
-                    "yourself")
+                    f"named ID.npy; `{made_by}` writes it for its own streams")
 
 
-def open_streams(streams, out, tag, weights, device, precision):
+def open_streams(streams, out, tag, weights, precision):
     """Makes the feature folders with their stream.json. tag: that of the shard.
 
-    Raises UserError on an unknown stream, other weights, features that were made otherwise.
+    Raises UserError on other weights, or where features were made otherwise.
     """
     for name in streams:
         folder = out / "features" / name
-        if name not in STREAMS:
-            raise UserError(f"unknown stream {name}; known: {', '.join(STREAMS)} (another tool's "
-                            f"arrays go to {folder}, unnamed here)")
         facts = {key: getattr(STREAMS[name], key) for key in ("rate", "width", "frames_seen")}
-        if name in model.CNNS:   # what is wrong with weights or device is said before the work
-            model.load_cnn(name, weights)
-            torch.empty(0, device=device)
+        if name in model.CNNS:
+            model.load_cnn(name, weights)   # what is wrong with them is said before the work
             facts["precision"] = precision
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / "stream.json"
@@ -1490,11 +1478,11 @@ def open_streams(streams, out, tag, weights, device, precision):
 
 
 def parse_shard(text):
-    """'3/64' -> (3, 64). Raises UserError."""
-    k, _, n = text.partition("/")
-    if not (k.isdecimal() and n.isdecimal() and 1 <= int(k) <= int(n)):
-        raise UserError(f"--shard {text}: shards are counted from 1, as 1/64, 2/64, ... 64/64")
-    return int(k), int(n)
+    """'3/64' -> (3, 64)."""
+    k, n = map(int, text.split("/"))
+    if not 1 <= k <= n:
+        raise ValueError
+    return k, n
 
 
 def in_shard(video, shard):
@@ -1506,11 +1494,11 @@ def in_shard(video, shard):
 def missing_shards(out):
     """The shards that lack their features/left_out.K-of-N.tsv, as ["2/3", ...].
 
-    Where one was begun, there is left_out.K-of-N.tsv.tmp at least; where none was: [].
+    One that was begun has a lock.K-of-N at least; where none was: [].
     """
     folder = Path(out) / "features"
     missing = []
-    for n in {path.name.split("-of-")[1].split(".")[0] for path in folder.glob("left_out.*-of-*")}:
+    for n in {path.name.split("-of-")[1] for path in folder.glob("lock.*-of-*")}:
         for k in range(1, int(n) + 1):
             if not (folder / f"left_out.{k}-of-{n}.tsv").exists():
                 missing.append(f"{k}/{n}")
@@ -1521,99 +1509,64 @@ def extract_features(films, streams, out, workers=None, shard=None, weights="dat
                      device="auto", precision="auto"):
     """Writes OUT/features/STREAM/ID.npy of films {id: path}, where they are missing.
 
-    Each worker decodes and, on CPUs, runs the CNNs; those on a GPU run in one process for all.
-    shard (k, n): only of that part. What cannot be used is listed (id, reason) in
-    features/left_out.tsv, a shard's in left_out.K-of-N.tsv. Returns how many films met an error
-    that is not their own. Raises UserError where the settings or shards of `out` are others.
+    All workers decode; a process for each device runs the CNNs. shard (k, n): only that part.
+    What cannot be used is listed (id, reason) in features/left_out.tsv, a shard's in
+    left_out.K-of-N.tsv. Returns how many films met an error that is not their own. Raises
+    UserError where the settings or shards of `out` are others.
     """
     out = Path(out)
     if not shard and missing_shards(out):
         raise UserError(f"{out}: shards {', '.join(missing_shards(out))} are not complete: run "
-                        f"them first, or delete {out}/features/left_out.*-of-* to extract all here")
-    context = None
-    places = [()]   # where CNNs run: weights, device, precision, address
-    shared = [name for name in streams if name in model.CNNS]   # CNNs that serve all workers
-    if shared:
+                        f"them first, or delete {out}/features/*-of-* to extract all here")
+    devices = []
+    if model.CNNS.keys() & set(streams):
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
-        if precision == "auto" and not device.startswith("cuda"):
+        if precision == "auto" and device == "cpu":
             precision = "fp32"   # whatever the CPU could
         precision, _ = settle_precision(precision, torch.device(device))
-        print(f"the CNNs run on {device} in {precision}")
-        gpus = [device]
+        devices = [device]
         if device == "cuda":
-            gpus = [f"cuda:{k}" for k in range(torch.cuda.device_count())]
-        # an abstract address, of Linux, leaves no file behind
-        places = [(str(weights), gpu, precision, f"\0{os.urandom(8).hex()}") for gpu in gpus]
-        if device == "cpu":   # each worker has its own
-            places = [(str(weights), device, precision, None)]
-            shared = []
-            context = multiprocessing.get_context("spawn")   # OpenMP does not survive a fork
-            os.environ["PYTHONWARNINGS"] = "ignore:resource_tracker"   # what a kill leaves, it ends
-    workers = workers or os.cpu_count()
-    threads = max(1, os.cpu_count() // workers)
+            devices = [f"cuda:{k}" for k in range(torch.cuda.device_count())]
+        print(f"the CNNs run on {device} in {precision}")
     tag = f".{shard[0]}-of-{shard[1]}" if shard else ""
-    open_streams(streams, out, tag, weights, device, precision)
+    open_streams(streams, out, tag, weights, precision)
     lock(out / "features", f"lock{tag}")
     done = set.intersection(*[set(os.listdir(out / "features" / name)) for name in streams])
-    jobs = {}
+    todo = {}
     for video, path in films.items():
         if f"{video}.npy" not in done and (shard is None or in_shard(video, shard)):
-            jobs[video] = extract, path, streams, out, places[len(jobs) % len(places)]
-    print(f"{len(jobs):,} videos, {workers} processes of {threads} threads")
-    running = {}   # they end when they are forgotten
-    make_pool = partial(make_worker, context, threads, shared, places, running, threading.Lock())
-    outcomes = run_jobs(jobs, min(workers, max(1, len(jobs))), make_pool)
+            todo[video] = path
+    workers = min(workers or os.cpu_count(), len(todo))
+    print(f"{len(todo):,} videos, {workers} processes that decode")
     record = out / "features" / f"left_out{tag}.tsv"
-    if jobs:
+    if todo:
         record.unlink(missing_ok=True)   # killed from here on, it is not complete
-    with open(f"{record}.tmp", "w", encoding="utf-8") as file:
-        try:
-            unexpected = record_outcomes(outcomes, len(jobs), file)
-        finally:
-            outcomes.close()   # no process outlives it
-    os.replace(f"{record}.tmp", record)
-    return unexpected
 
-
-def record_outcomes(outcomes, total, file):
-    """Writes (id, reason) of the films that cannot be used. Returns the number of other errors.
-
-    outcomes: pairs (id, (seconds of film, packets skipped) or error).
-    """
     started = time.time()
+    left_out = {}   # id: reason
     counts = Counter()
-    for video, outcome in tqdm(outcomes, total=total, unit="video", desc="features"):
-        if not isinstance(outcome, Exception):
-            counts.update(seconds=outcome[0], damaged=outcome[1])
-            continue
-        reason = " ".join(str(outcome).split())   # one line
-        if not isinstance(outcome, VideoError):
-            reason = f"{type(outcome).__name__}: {reason}"
-            counts["unexpected"] += 1
-            tqdm.write(f"{video}: {reason}")
-        counts["left out"] += 1
-        file.write(f"{video}\t{reason}\n")
+    outcomes = extract_all(todo, streams, out, workers, devices, weights, precision)
+    with closing(outcomes):   # no process outlives it
+        for video, outcome in tqdm(outcomes, total=len(todo), unit="video", desc="features"):
+            if not isinstance(outcome, Exception):
+                counts.update(seconds=outcome[0], damaged=outcome[1])
+                continue
+            left_out[video] = " ".join(str(outcome).split())   # one line
+            if not isinstance(outcome, VideoError):
+                left_out[video] = f"{type(outcome).__name__}: {left_out[video]}"
+                counts["unexpected"] += 1
+                tqdm.write(f"{video}: {left_out[video]}")
+    write_text(record, "".join(f"{video}\t{left_out[video]}\n" for video in sorted(left_out)))
     rate = counts["seconds"] / (time.time() - started)
-    print(f"{total - counts['left out']:,} videos, {counts['seconds']:,.0f} seconds of film, "
+    print(f"{len(todo) - len(left_out):,} videos, {counts['seconds']:,.0f} seconds of film, "
           f"{rate:,.1f} a second; {counts['damaged']} damaged packets skipped; left out: "
-          f"{counts['left out']}, listed in {Path(file.name).with_suffix('')}")
+          f"{len(left_out)}, listed in {record}")
     return counts["unexpected"]
-
-
-def stop_extraction(number, frame):
-    """On Ctrl-C: ends this process, and its workers, at once."""
-    for process in multiprocessing.active_children():
-        process.kill()
-    print("\nstopped; the same command goes on", flush=True)
-    os._exit(128 + number)
 
 
 def video_command(args):
     """`data.py video`: features of every film of a folder; with --vocab, the captions, too."""
-    shard = parse_shard(args.shard) if args.shard else None
-    if args.vocab and not shard:
-        load_tokenizer(args.vocab)   # an error is said before the work
     films = film_files(args.videos)
     others = [path.suffix for path in Path(args.videos).glob("[!.]*") if not is_film(path)]
     if others:
@@ -1624,18 +1577,16 @@ def video_command(args):
     if not films:
         raise UserError(f"no film in {args.videos} (of --only, if given); films end in "
                         f"{' '.join(sorted(FILM_ENDINGS))}")
-    if args.vocab and not shard:   # what is malformed is said before the work
+    with_captions = args.vocab and not args.shard
+    if with_captions:   # what is malformed is said before the work
+        load_tokenizer(args.vocab)
         source = args.captions or args.videos
         captioned = {video for video, _ in read_captions(source, films)}
         if not captioned.intersection(films):
             raise UserError(f"{source}: no captions of any of the {len(films)} films")
-    handler = signal.getsignal(signal.SIGINT)
-    if handler != signal.SIG_IGN:   # as a script's background processes have it
-        signal.signal(signal.SIGINT, stop_extraction)
-    unexpected = extract_features(films, args.streams, args.out, args.workers, shard, args.weights,
-                                  args.device, args.precision)
-    signal.signal(signal.SIGINT, handler)
-    if args.vocab and not shard:
+    unexpected = extract_features(films, args.streams, args.out, args.workers, args.shard,
+                                  args.weights, args.device, args.precision)
+    if with_captions:
         captions_command(args)
     else:
         print(f"next, with the features of all videos: python data.py captions --videos "
@@ -2811,20 +2762,27 @@ class Row(NamedTuple):
 
 
 def write_table(path, rows, label_column):
-    """TSV or CSV, as the name says; no field holds either separator."""
-    lines = [[*rows[0].fields, label_column]]
-    lines += [[*row.fields.values(), str(row.label)] for row in rows]
-    if not label_column:
-        lines = [line[:-1] for line in lines]
-    separator = "," if path.suffix == ".csv" else "\t"
-    write_text(path, "".join(separator.join(line) + "\n" for line in lines))
+    """TSV or CSV, as the name says."""
+    columns = [*rows[0].fields]
+    if label_column:
+        columns.append(label_column)
+    delimiter = "," if path.suffix == ".csv" else "\t"
+    with open(path, "w", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, columns, extrasaction="ignore", delimiter=delimiter,
+                                lineterminator="\n")
+        writer.writeheader()
+        for row in rows:
+            writer.writerow({**row.fields, label_column: row.label})
+
+
+def write_json_lines(path, rows):
+    write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def write_piqa(path, rows, label_column):
-    write_text(path, "".join(json.dumps(row.fields) + "\n" for row in rows))
+    write_json_lines(path, [row.fields for row in rows])
     if label_column:
-        labels = "".join(f"{row.label}\n" for row in rows)
-        write_text(path.with_name(f"{path.stem}-labels.lst"), labels)
+        write_json_lines(path.with_name(f"{path.stem}-labels.lst"), [row.label for row in rows])
 
 
 def write_tracie(path, rows, label_column):
@@ -2905,21 +2863,19 @@ def make_tasks(world, seed, out):
             rows = task_rows(world, seed, task, split)
             labelled = split != "test" or task == "diagnostics"
             write(folder / file, rows, label_column if labelled else "")
-            meta = [json.dumps(meta_of(row, world)) + "\n" for row in rows]
-            write_text(folder / f"{split}.meta.jsonl", "".join(meta))
+            meta = []
+            for row in rows:
+                meta.append({
+                    "label": row.label,
+                    "part": "grounded" if row.noun else "ungrounded",
+                    "noun": row.noun,
+                    "group": world[row.noun]["group"] if row.noun else None,
+                    "property": row.property,
+                })
+            write_json_lines(folder / f"{split}.meta.jsonl", meta)
             if split == "train":
                 texts += [" ".join(row.fields.values()) for row in rows]
     return texts
-
-
-def meta_of(row, world):
-    return {
-        "label": row.label,
-        "part": "grounded" if row.noun else "ungrounded",
-        "noun": row.noun,
-        "group": world[row.noun]["group"] if row.noun else None,
-        "property": row.property,
-    }
 
 
 # --- the whole world
@@ -2932,13 +2888,9 @@ def film_world(world, seed, videos_a_noun, folder, workers):
         nouns[f"v{take:02d}_{index:03d}"] = noun
     properties = [world[noun] for noun in nouns.values()]
     make = partial(make_video, seed, folder=folder)
-    with ProcessPoolExecutor(workers, None, start_worker, (1,)) as pool:
+    with ProcessPoolExecutor(workers, initializer=start_worker) as pool:
         films = pool.map(make, nouns, nouns.values(), properties, chunksize=16)
-        try:
-            return dict(zip(nouns, tqdm(films, total=len(nouns), unit="video", desc="videos")))
-        except BrokenProcessPool:
-            raise UserError("a process that draws videos was killed (for its memory? fewer "
-                            "--workers need less); the same command goes on") from None
+        return dict(zip(nouns, tqdm(films, total=len(nouns), unit="video", desc="videos")))
 
 
 def begin_world(out, made_from):
@@ -2946,19 +2898,19 @@ def begin_world(out, made_from):
 
     world.json.part says whose the folder is, world.json that it is whole.
     """
-    for path in (out / "world.json", out / "world.json.part"):
-        if path.exists():
-            there = read_json(path, "python data.py mini").get("made_from", {})
-            differing = [key for key in made_from if there.get(key) != made_from[key]]
-            if differing:
-                raise UserError(f"{out} holds a world with another {' and '.join(differing)}: "
-                                f"delete it or choose another --out")
-            return path.suffix == ".part"
-    if out.exists() and any(out.iterdir()):
-        raise UserError(f"{out} is not empty, and no mini world: choose another --out")
-    out.mkdir(parents=True, exist_ok=True)
-    write_json(out / "world.json.part", {"made_from": made_from})
-    return True
+    whole = out / "world.json"
+    part = out / "world.json.part"
+    if not whole.exists() and not part.exists():
+        if out.exists() and any(out.iterdir()):
+            raise UserError(f"{out} is not empty, and no mini world: choose another --out")
+        out.mkdir(parents=True, exist_ok=True)
+        write_json(part, {"made_from": made_from})
+    there = read_json(whole if whole.exists() else part, "data.py mini").get("made_from", {})
+    for key in made_from:
+        if there.get(key) != made_from[key]:
+            raise UserError(f"{out} holds a world with another {key}: delete it or choose another "
+                            "--out")
+    return not whole.exists()
 
 
 def make_mini(seed, out, videos_a_noun=VIDEOS_A_NOUN, documents=10000, workers=1):
@@ -3032,8 +2984,8 @@ def main():
                       help="drop shorter lines; 1 suits languages without spaces")
 
     video = commands.add_parser("video", help="films -> features; with --vocab captions, too")
-    video.add_argument("--streams", nargs="+", default=["frame", "motion"], help=", ".join(STREAMS))
-    video.add_argument("--shard", help="K/N, K = 1..N: only this part of the films")
+    video.add_argument("--streams", nargs="+", choices=STREAMS, default=["frame", "motion"])
+    video.add_argument("--shard", type=parse_shard, help="K/N, K = 1..N: only that part of films")
     video.add_argument("--weights", default="data/weights", help="folder of the CNNs' checkpoints")
     video.add_argument("--device", default="auto",
                        help="for the CNNs: auto, cpu, cuda (all GPUs) or cuda:N")

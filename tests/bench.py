@@ -368,7 +368,7 @@ def video(args):
         return streams
 
     def ours():
-        views = [data.STREAMS[name].view() for name in ("resnet152", "resnext101")]
+        views = [data.STREAMS[name].view for name in ("resnet152", "resnext101")]
         pictures = {view: [] for view in views}
         for view, picture, _ in data.decode(path, views):
             pictures[view].append(picture)

@@ -157,7 +157,7 @@ class Means(torch.nn.Module):
 def test_films_that_wait_go_in_together(monkeypatch):
     network = Means()
     monkeypatch.setattr(model, "load_cnn", lambda name, folder: network)
-    function = data.cnn_function.__wrapped__("resnext101", "", "cpu", "fp32")
+    function = data.cnn_function("resnext101", "", "cpu", "fp32")
     generator = np.random.default_rng(0)
     films = []
     for count in (128, 5, 16, 128, 33, 1, 128, 128, 128, 128, 128, 128):
@@ -173,7 +173,7 @@ def test_films_that_wait_go_in_together(monkeypatch):
 
 def test_an_error_reaches_those_who_asked(monkeypatch):
     monkeypatch.setattr(model, "load_cnn", lambda name, folder: Means())
-    function = data.cnn_function.__wrapped__("resnext101", "", "cpu", "fp32")
+    function = data.cnn_function("resnext101", "", "cpu", "fp32")
     good = np.zeros((16, 8, 8, 3), np.uint8)
     bad = good + np.uint8(255)
     small = good[:, :4]

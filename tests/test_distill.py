@@ -3,7 +3,6 @@
     python -m pytest -q tests/test_distill.py
 """
 import math
-from functools import partial
 
 import pytest
 import torch

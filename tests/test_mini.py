@@ -7,7 +7,6 @@ Words: worlds of two seeds. Pictures and files: the small world of conftest.py.
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
 from collections import Counter, defaultdict
@@ -486,13 +485,6 @@ def test_squad_balance(tasks, world, task):
                    for counter in questions.values())
 
 
-def test_squad1_is_squad2_but_for_questions_without_an_answer(world):
-    nouns = data.having(world, world, "group", "validation")
-    one = data.squad1(world, nouns, 10, data.numpy_generator(5))
-    two = list(data.squad2(world, nouns, 10, data.numpy_generator(5)))
-    assert one == [row for row in two if row[0]] != two
-
-
 def test_tracie_balance(tasks, world):
     for group, rows in tasks["TRACIE"].items():
         nouns = defaultdict(Counter)
@@ -729,23 +721,13 @@ def test_other_peoples_files_are_left_alone(tmp_path, there):
     assert files_of(tmp_path) == before
 
 
-def killed_here(*given, **more):
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def test_a_process_that_is_killed_is_said(tmp_path, monkeypatch):
-    monkeypatch.setattr(data, "make_video", killed_here)
-    with pytest.raises(model.UserError, match="draws videos was killed .* same command goes on"):
-        data.film_world(data.make_world(0), 0, 1, tmp_path, 2)
-
-
 def test_a_killed_world_goes_on(tmp_path, monkeypatch):
     """The same arguments go on with the videos that are there, and end with the same world."""
     nouns = data.NOUNS[:32]
     monkeypatch.setattr(data, "NOUNS", nouns)
     monkeypatch.setattr(data, "GROUPS", dict.fromkeys(data.GROUPS, 8))
     # threads, which take no signals: the killer must see what they write
-    threads = lambda workers, *rest: ThreadPoolExecutor(workers)
+    threads = lambda workers, initializer: ThreadPoolExecutor(workers)
     monkeypatch.setattr(data, "ProcessPoolExecutor", threads)
     whole = tmp_path / "whole"
     killed = tmp_path / "killed"

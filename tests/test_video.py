@@ -18,6 +18,7 @@ import time
 from contextlib import ExitStack
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 
 import av
 import numpy as np
@@ -101,7 +102,7 @@ def read_numbers(frames):
 
 def look(path, *names):
     """All pictures [N, h, w, 3] that each stream sees, and the seconds."""
-    views = [data.STREAMS[name].view() for name in names]
+    views = [data.STREAMS[name].view for name in names]
     shown = {view: [] for view in views}
     for view, picture, seconds in data.decode(path, views):
         shown[view].append(picture)
@@ -261,7 +262,7 @@ def compare_with_ffmpeg(path, height, width):
     """
     names = "frame", "resnet152", "resnext101"
     for name, ours in zip(names, look(path, *names)):
-        theirs = ffmpeg_pictures(path, data.STREAMS[name].view(), height, width)
+        theirs = ffmpeg_pictures(path, data.STREAMS[name].view, height, width)
         count = min(len(ours), len(theirs))
         assert abs(len(ours) - len(theirs)) <= 1 and count > 0
         assert ours.shape[1:] == theirs.shape[1:]
@@ -284,7 +285,7 @@ TURNS = list(itertools.product((0, 90, 180, 270), (False, True), (False, True)))
 
 @FFMPEG
 @pytest.mark.parametrize("ending", ["mp4", "mkv"])
-@pytest.mark.parametrize("turn", [*TURNS, (45, False, False)], ids=str)
+@pytest.mark.parametrize("turn", TURNS, ids=str)
 def test_every_stream_is_turned_and_mirrored_as_ffmpeg_does(tmp_path, ending, turn):
     path = tmp_path / f"v.{ending}"
     write_film(path, smooth_pictures(4, 80, 120), 4, turn=turn)
@@ -400,7 +401,7 @@ def test_memory_does_not_grow_with_the_film(tmp_path):
         return np.ones((1, 1))
     data.describe(tmp_path / "v.mp4", {"resnext101": measure})
     assert max(batches) == 128 and sum(batches) == pytest.approx(24 * 601.5, abs=24)
-    view = data.Filtered(24, 112)
+    view = data.View(24, 112)
     pushed = data.decode(tmp_path / "v.mp4", [view])
     first = [next(pushed) for _ in range(100)]   # far into the still: no list of it was made
     assert len(first) == 100
@@ -430,7 +431,7 @@ def test_the_command_makes_cnn_features(tmp_path, cnn_weights, command, capsys):
     command("video", "--videos", tmp_path, "--streams", *SMALL, *model.CNNS, "--out", tmp_path,
             "--weights", cnn_weights, "--workers", 1, "--device", "cpu")
     printed = capsys.readouterr().out
-    assert "the CNNs run on cpu in fp32" in printed and "1 processes of" in printed
+    assert "the CNNs run on cpu in fp32" in printed and "1 processes that" in printed
     assert "1 videos, 2 seconds of film, " in printed and "left out: 1" in printed
     for name, rate, span, steps in (("resnet152", 1.0, 1, 2), ("resnext101", 1.5, 16, 3)):
         folder = tmp_path / "features" / name
@@ -460,8 +461,6 @@ def test_settings_that_cannot_be_kept(tmp_path, cnn_weights):
     if not torch.cuda.is_available():
         with pytest.raises((AssertionError, RuntimeError), match="CUDA|NVIDIA"):
             settle(device="cuda")
-    with pytest.raises(model.UserError, match="unknown stream flow; known: frame, motion"):
-        make({}, tmp_path, ["flow"])
 
 
 # --- which files are films
@@ -676,7 +675,7 @@ def test_shards_join_to_the_whole(tmp_path):
         assert (made_in(out) - before) | set(shard) == mine
         listed |= shard
         if k == 3:
-            (out / "features" / "left_out.2-of-3.tsv.tmp").write_text("")   # begun, and killed
+            (out / "features" / "lock.2-of-3").write_text("")   # begun, and killed
             assert data.missing_shards(out) == ["2/3"]
             with pytest.raises(model.UserError, match="shards 2/3 are not complete: run them fi"):
                 make(films, out)
@@ -698,16 +697,18 @@ def test_a_shard_that_runs_again_is_missing_until_it_ends(tmp_path, monkeypatch)
 
     def killed(*_):
         raise KeyboardInterrupt
-    monkeypatch.setattr(data, "record_outcomes", killed)
+        yield
+    monkeypatch.setattr(data, "extract_all", killed)
     with pytest.raises(KeyboardInterrupt):
         make(films, tmp_path, shard=(1, 1))   # another stream
     assert data.missing_shards(tmp_path) == ["1/1"]
 
 
-def test_malformed_shards():
-    for text in ("0/3", "4/3", "1", "a/b", "1/0", "-1/3"):
-        with pytest.raises(model.UserError, match="shards are counted from 1"):
-            data.parse_shard(text)
+@pytest.mark.parametrize("text", ["0/3", "4/3", "1", "a/b", "1/0", "-1/3"])
+def test_malformed_shards(command, text, capsys):
+    with pytest.raises(SystemExit):
+        command("video", "--videos", ".", "--out", ".", f"--shard={text}")
+    assert "invalid parse_shard value" in capsys.readouterr().err
     assert data.parse_shard("3/64") == (3, 64)
 
 
@@ -761,49 +762,13 @@ def test_no_film_ends_the_extraction(tmp_path, monkeypatch, command, capsys, wor
     assert made_in(tmp_path) == set("abcdefg")
 
 
-def test_processes_that_die_while_they_wait_are_replaced_and_none_is_left(tmp_path):
+def test_no_process_is_left_where_its_user_stops_early(tmp_path):
     films = write_films(tmp_path, "abcd")
     (tmp_path / "features" / "frame").mkdir(parents=True)
-    jobs = {video: (data.extract, films[video], ["frame"], tmp_path, ()) for video in films}
-    lock = threading.Lock()
-    make_pool = functools.partial(data.make_worker, None, 1, [], [], {}, lock)
-    outcomes = data.run_jobs(jobs, 1, make_pool)
+    outcomes = data.extract_all(films, ["frame"], tmp_path, 2, [], None, None)
     next(outcomes)
-    for process in multiprocessing.active_children():
-        process.kill()
-    assert [outcome[1] for _, outcome in outcomes] == [0] * 3   # packets skipped
-    assert made_in(tmp_path) == set("abcd") and not multiprocessing.active_children()
-    outcomes = data.run_jobs(jobs, 2, make_pool)
-    next(outcomes)
-    outcomes.close()   # its user stopped early
+    outcomes.close()
     assert not multiprocessing.active_children()
-
-
-DEATHS = """
-import functools, os, threading, time
-import data
-
-def slow_fork():
-    time.sleep(0.3)   # between a process's pipes and its begin
-    return fork()
-
-def work(k):
-    if k % 2:
-        os._exit(1)
-
-fork = os.fork
-os.fork = slow_fork
-make_pool = functools.partial(data.make_worker, None, 1, [], [], {}, threading.Lock())
-outcomes = data.run_jobs({k: (work, k) for k in range(4)}, 4, make_pool)
-assert [k for k, outcome in outcomes if outcome is not None] == [1, 3]
-"""
-
-
-@LINUX
-def test_processes_begun_at_one_moment_hide_no_death():
-    """Each might inherit the other's pipes: then it waits on for one that died."""
-    folder = Path(data.__file__).parent
-    subprocess.run([sys.executable, "-c", DEATHS], cwd=folder, check=True, timeout=60)
 
 
 def all_children(pid):
@@ -846,85 +811,55 @@ def test_kill_9_loses_nothing_and_leaves_no_process(tmp_path):
 
 
 @LINUX
-@pytest.mark.parametrize("streams, device", [
-    (SMALL, "cpu"), (["resnet152"], "cpu"), (["resnet152"], "cpu:0")])
-def test_ctrl_c_ends_all_with_one_line(tmp_path, cnn_weights, streams, device):
-    """One worker is at a long film, the other has nothing to do: it would say most."""
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("streams", [SMALL, ["resnet152"]])
+def test_no_process_outlives_the_command(tmp_path, cnn_weights, streams, number):
+    """One worker is at a long film, the other has nothing to do. Ctrl-C reaches all of them."""
     write_numbered(tmp_path / "long.mp4", 4, 2, times=[0, 1, 3000, 3001])
     write_numbered(tmp_path / "short.mp4", 16, 8)
     run = start_command(tmp_path, "--streams", *streams, "--weights", cnn_weights, "--device",
-                        device, "--workers", "2")
+                        "cpu", "--workers", "2")
     try:
         while not made_in(tmp_path / "out", streams[0]) and run.poll() is None:
             time.sleep(0.05)
         processes = all_children(run.pid)
-        if streams == SMALL:   # the others may still import
-            for pid in processes:
-                os.kill(pid, signal.SIGINT)   # a worker alone does not end
-            time.sleep(0.5)
-            assert all(is_running(pid) for pid in processes)
-        os.killpg(run.pid, signal.SIGINT)
-        printed = run.communicate(timeout=20)[0]
+        if number == signal.SIGINT:
+            os.killpg(run.pid, number)
+            printed = run.communicate(timeout=20)[0]
+            assert run.returncode == 130 and "Traceback" not in printed
+            assert printed.splitlines()[-1] == "data.py: interrupted"
     finally:
         run.kill()
-    assert run.returncode == 128 + signal.SIGINT and len(processes) >= 2
-    assert printed.splitlines()[-1] == "stopped; the same command goes on"
-    assert "Traceback" not in printed and "Warning" not in printed
+    assert len(processes) >= 2
     wait_until_ended(processes)
 
 
-@pytest.mark.parametrize("before, during", [
-    (signal.SIG_IGN, signal.SIG_IGN), (signal.default_int_handler, data.stop_extraction)])
-def test_ctrl_c_is_as_before_afterwards(tmp_path, monkeypatch, command, before, during):
-    """Shells let what scripts begin in the background ignore it."""
-    write_films(tmp_path, "a")
-    seen = []
-
-    def extract_features(*_):
-        seen.append(signal.getsignal(signal.SIGINT))
-    monkeypatch.setattr(data, "extract_features", extract_features)
-    ours = signal.signal(signal.SIGINT, before)
-    try:
-        command("video", "--videos", tmp_path, "--out", tmp_path)
-        assert seen == [during] and signal.getsignal(signal.SIGINT) == before
-    finally:
-        signal.signal(signal.SIGINT, ours)
-
-
-# --- CNNs on a GPU: one process runs them for all workers. Device cpu:0 stands for a GPU.
+# --- CNNs: one process for each device runs them for all workers
 
 @pytest.fixture(scope="module")
 def own(tmp_path_factory, cnn_weights):
-    """(films, the folder of their features) where each worker runs its own ResNet-152."""
+    """(films, their folder, {id: features of resnet152 by the network alone})"""
     folder = tmp_path_factory.mktemp("own")
     films = write_films(folder, "abcdef")
-    data.extract_features(films, ["resnet152", "frame"], folder, 2, None, cnn_weights, "cpu")
-    return films, folder
+    network = data.cnn_function("resnet152", cnn_weights, "cpu", "fp32")
+    features = {}
+    for video, path in films.items():
+        arrays, _, _ = data.describe(path, {"resnet152": network})
+        features[video] = arrays["resnet152"].astype(np.float32)
+    return films, features
 
 
-def assert_close(out, folder, films):
-    for name in ("resnet152", "frame"):
-        for video in films:
-            ours, theirs = [np.load(place / "features" / name / f"{video}.npy").astype(np.float32)
-                            for place in (out, folder)]
-            assert np.abs(ours - theirs).max() < 1e-4   # of 0.1: one step of float16
-
-
-@LINUX
-def test_one_process_for_all_workers_equals_one_each(tmp_path, own, cnn_weights):
-    films, folder = own
-    before = multiprocessing.active_children()
-    data.extract_features(films, ["resnet152", "frame"], tmp_path, 3, None, cnn_weights, "cpu:0",
-                          "fp32")
-    assert made_in(tmp_path, "resnet152") == set(films)
-    assert_close(tmp_path, folder, films)
-    assert multiprocessing.active_children() == before
+def assert_close(out, features):
+    assert made_in(out, "resnet152") == made_in(out) == set(features)
+    for video, wanted in features.items():
+        ours = np.load(out / "features" / "resnet152" / f"{video}.npy").astype(np.float32)
+        assert np.abs(ours - wanted).max() < 1e-4   # of 0.1: one step of float16
 
 
 @LINUX
-@pytest.mark.parametrize("kind", ["Networks", "ForkProcess"])
-def test_killed_processes_are_replaced(tmp_path, own, cnn_weights, kind, capfd):
-    films, folder = own
+@pytest.mark.parametrize("kind", [None, "Networks", "ForkProcess"])
+def test_killed_processes_are_replaced(tmp_path, own, cnn_weights, kind):
+    films, features = own
     killed = []
 
     def kill():
@@ -935,77 +870,31 @@ def test_killed_processes_are_replaced(tmp_path, own, cnn_weights, kind, capfd):
                 process.kill()
                 killed.append(process.name)
     killer = threading.Thread(target=kill)
-    killer.start()
-    unexpected = data.extract_features(films, ["resnet152", "frame"], tmp_path, 2, None,
-                                       cnn_weights, "cpu:0", "fp32")
-    killer.join()
-    assert killed and unexpected == 0
-    assert made_in(tmp_path, "resnet152") == set(films)
-    assert_close(tmp_path, folder, films)
+    if kind:
+        killer.start()
+    unexpected = data.extract_features(films, ["resnet152", "frame"], tmp_path, 3, None,
+                                       cnn_weights, "cpu", "fp32")
+    if kind:
+        killer.join()
+    assert bool(killed) == bool(kind) and unexpected == 0
+    assert_close(tmp_path, features)
     assert not multiprocessing.active_children()
 
 
-def test_a_process_that_no_longer_works_is_replaced(monkeypatch):
-    """Some errors of CUDA's last; a new process that does not work either ends the command."""
-    log = []
-
-    class FakeNetworks:
-        ill = set()
-
-        def __init__(self, address, ctx):
-            self.address = address
-            self.number = sum(word == "start" for word, _ in log)
-
-        def start(self, function, arguments):
-            log.append(("start", self.address))
-
-        def shutdown(self):
-            log.append(("shutdown", self.address))
-
-        def cnn_function(self, name, weights, device, precision):
-            assert device == self.address and (weights, precision) == ("w", "bf16")
-
-            def function(pictures):
-                log.append((name, self.address))
-                if self.number in self.ill:
-                    raise RuntimeError("CUDA error")
-            return function
-    monkeypatch.setattr(data, "Networks", FakeNetworks)
-    places = [("w", gpu, "bf16", gpu) for gpu in ("cuda:0", "cuda:1")]
-    running = {}
-
-    def make_worker():
-        log.clear()
-        pool = data.make_worker(None, 1, ["resnet152", "resnext101"], places, running,
-                                threading.Lock())
-        pool.shutdown()   # a process of its own was begun
-        return [entry for entry in log if entry[0] in ("start", "shutdown")]
-    assert make_worker() == [("start", "cuda:0"), ("start", "cuda:1")]
-    assert set(log) == {*itertools.product(["start", "resnet152", "resnext101"], running)}
-    running["cuda:1"].number = 7
-    assert make_worker() == []
-    FakeNetworks.ill = {7}
-    assert make_worker() == [("shutdown", "cuda:1"), ("start", "cuda:1")]
-    FakeNetworks.ill = {0}
-    with pytest.raises(RuntimeError, match="CUDA error"):
-        make_worker()
-
-
-def test_all_gpus_and_cores_are_used(tmp_path, monkeypatch, capsys):
-    """Without GPUs: which jobs would be begun. bf16 where a GPU computes in it."""
+def test_all_gpus_and_cores_are_used(tmp_path, monkeypatch):
+    """Without GPUs: what would be begun. bf16 where a GPU computes in it."""
     films = {f"v{k}": tmp_path for k in range(6)}
     begun = []
 
-    def run_jobs(jobs, workers, make_pool):
-        begun[:] = [workers, [job[-1][1:3] for job in jobs.values()],
-                    {job[-1][-1] for job in jobs.values()}]
+    def extract_all(films, streams, out, workers, devices, weights, precision):
+        begun[:] = workers, devices, precision
         yield from ()
 
     def begin(device, precision="auto"):
         data.extract_features(films, ["resnet152", "frame"], tmp_path, None, None, "w", device,
                               precision)
         return begun
-    monkeypatch.setattr(data, "run_jobs", run_jobs)
+    monkeypatch.setattr(data, "extract_all", extract_all)
     monkeypatch.setattr(data, "open_streams", lambda streams, out, *settings: [
         (out / "features" / name).mkdir(parents=True, exist_ok=True) for name in streams])
     monkeypatch.setattr(os, "cpu_count", lambda: 5)
@@ -1014,19 +903,49 @@ def test_all_gpus_and_cores_are_used(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True, raising=False)
     for capability, precision in (((9, 0), "bf16"), ((7, 5), "fp32")):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
-        workers, settings, addresses = begin("auto")
-        assert workers == 5 and len(addresses) == 2
-        assert settings == 3 * [("cuda:0", precision), ("cuda:1", precision)]
-    workers, settings, addresses = begin("cuda:1")
-    assert settings == 6 * [("cuda:1", "fp32")] and len(addresses) == 1
-    assert begin("cpu") == [5, 6 * [("cpu", "fp32")], {None}]
-    assert begin("cpu", "bf16") == [5, 6 * [("cpu", "bf16")], {None}]
+        assert begin("auto") == [5, ["cuda:0", "cuda:1"], precision]
+    assert begin("cuda:1") == [5, ["cuda:1"], "fp32"]
+    assert begin("cpu") == [5, ["cpu"], "fp32"]
+    assert begin("cpu", "bf16") == [5, ["cpu"], "bf16"]
+
+
+def test_a_process_that_no_longer_works_is_replaced(tmp_path, monkeypatch):
+    """Some errors of CUDA's last; a new process that does not work either ends the command."""
+    films = {video: video for video in ("a", "b", "cuda error", "c")}
+    log = []
+    networks = SimpleNamespace(shutdown=lambda: log.append("shutdown"))
+
+    def start_networks(cnns, weights, device, precision):
+        assert (cnns, weights, device, precision) == (["resnet152"], "w", "cuda:0", "bf16")
+        log.append("start")
+        return networks, {"resnet152": log.count("start")}
+
+    def try_out(functions):
+        if functions["resnet152"] in broken:
+            raise RuntimeError("CUDA error")
+    monkeypatch.setattr(data, "start_networks", start_networks)
+    monkeypatch.setattr(data, "try_out", try_out)
+    monkeypatch.setattr(data, "extract", extract_or_fail)
+    for broken, wanted in (((), ["start", "shutdown"]),
+                           ((1,), ["start", "shutdown", "start", "shutdown"])):
+        log.clear()
+        outcomes = dict(data.extract_all(films, ["resnet152"], tmp_path, 1, ["cuda:0"], "w",
+                                         "bf16"))
+        assert log == wanted
+        assert str(outcomes.pop("cuda error")) == "CUDA error"
+        assert set(outcomes) == {"a", "b", "c"} and set(outcomes.values()) <= {1, 2}
+
+
+def extract_or_fail(path, streams, out, functions):
+    if path == "cuda error":
+        raise RuntimeError("CUDA error")
+    return functions["resnet152"]
 
 
 # --- streams of other tools
 
 def test_streams_of_other_tools(tmp_path):
-    """What their folder must hold is said where it does not; our command does not make them."""
+    """What their folder must hold is said where it does not."""
     folder = tmp_path / "features" / "audio"
     folder.mkdir(parents=True)
     for wrong in (None, {"rate": 10}, {"rate": 0, "width": 2}):
@@ -1036,5 +955,3 @@ def test_streams_of_other_tools(tmp_path):
             data.read_stream(folder, "python data.py video")
     (folder / "stream.json").write_text('{"rate": 10, "width": 2}')
     assert data.read_stream(folder, "") == {"rate": 10, "width": 2, "frames_seen": 1}
-    with pytest.raises(model.UserError, match="unknown stream audio; .*go to .*features/audio"):
-        make({}, tmp_path, ["audio"])
