@@ -7,7 +7,7 @@
 
 Writes RUN/finetune/TASK/seed-N/{args.json, log.jsonl, predictions-SPLIT.tsv, metrics.json}; for
 SQuAD {predictions, null_odds}-SPLIT.json, for a test split without labels its leaderboard's file.
-MNLI's model also answers AX and diagnostics, where their folders lie beside MNLI's. metrics.json
+MNLI's model also answers AX and diagnostics, where their files lie beside MNLI's. metrics.json
 comes last: where it is, all is, and a finished (task, seed) is passed over. A killed one begins
 anew and ends the same, since all randomness is drawn from (seed, step).
 
@@ -40,7 +40,7 @@ import model
 from model import UserError
 
 # --------------------------------------------------------------------------------------------------
-# Readers: a file and its split -> examples. UserError names file and line of what is malformed.
+# Readers: yield the examples of a split's file. UserError names file and line of what is malformed.
 
 COARSE = ("Lexical Semantics", "Predicate-Argument Structure", "Logic", "Knowledge")
 
@@ -62,8 +62,6 @@ def numbered_lines(path):
     content = path.read_bytes().removeprefix(b"\xef\xbb\xbf").rstrip(b"\r\n")
     for number, line in enumerate(content.split(b"\n"), 1):
         where = f"{path}, line {number}"
-        if b"\0" in line:
-            raise UserError(f"{where}: a NUL byte")
         try:
             yield where, line.decode().rstrip("\r")
         except UnicodeDecodeError:
@@ -78,17 +76,12 @@ def read_table(path, wanted, header=None, skip_short=False):
     """
     skipped = 0
     for where, line in numbered_lines(path):
-        cells = line.split("\t")
-        if path.suffix == ".csv":
-            try:
-                cells = next(csv.reader([line], strict=True))
-            except csv.Error as error:
-                raise UserError(f"{where}: not CSV ({error})") from None
+        cells = next(csv.reader([line])) if path.suffix == ".csv" else line.split("\t")
         if header is None:
             header = cells
-            lacking = ", ".join(column for column in wanted if column not in header)
-            if lacking:
-                raise UserError(f"{where}: no column {lacking}; found {', '.join(header)}")
+            if not set(wanted) <= set(header):
+                raise UserError(f"{where}: has the columns {', '.join(header)}; needed are "
+                                f"{', '.join(wanted)}")
         elif len(cells) == len(header):
             yield where, dict(zip(header, cells))
         elif skip_short and len(cells) < len(header):
@@ -99,139 +92,108 @@ def read_table(path, wanted, header=None, skip_short=False):
         print(f"{path}: {skipped} rows with fewer than {len(header)} columns skipped")
 
 
-def json_object(where, line):
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError:
-        row = None
-    if not isinstance(row, dict):
-        raise UserError(f"{where}: not a JSON object")
-    return row
-
-
-def fields(where, row, **kinds):
-    """The values of a JSON object's fields. kinds: the type of each."""
-    values = []
-    for key, kind in kinds.items():
-        value = row.get(key) if isinstance(row, dict) else None
-        # isinstance would take True for a number
-        if type(value) is not kind or (kind is str and not data.is_unicode(value)):
-            raise UserError(f"{where}: {key} is missing or no valid {kind.__name__}")
-        values.append(value)
-    return values
-
-
 def glue(*texts, label="label", header=None, skip_short=False):
     """Makes the reader of a GLUE task. texts: the one or two text columns; header: the columns of
     train and dev files that do not name them. Only a test split may lack labels."""
     def read(path, split):
         test = split.startswith("test")
         wanted = texts if test else (*texts, label)
-        examples = []
-        for where, row in read_table(path, wanted, None if test else header, skip_short):
+        table = read_table(path, wanted, None if test else header, skip_short)
+        for number, (where, row) in enumerate(table):
             pair = (row[texts[0]], row[texts[1]] if len(texts) == 2 else None)
-            index = row.get("index", row.get("id", str(len(examples))))
-            examples.append(Example([pair], row.get(label), index, where))
-        return examples
+            index = row.get("index", row.get("id", str(number)))
+            yield Example([pair], row.get(label), index, where)
     return read
 
 
 def read_mrpc(path, split):
-    """MRPC as train/dev/test.tsv, or Microsoft's two files; mrpc_dev_ids.tsv names the dev rows."""
-    examples = glue("#1 String", "#2 String", label="Quality")(path, split)
-    if path.name != "msr_paraphrase_train.txt":
-        return examples
+    """MRPC: Microsoft's two files; mrpc_dev_ids.tsv names the training file's rows that are dev."""
     ids = ["#1 ID", "#2 ID"]
-    listed = read_table(path.with_name("mrpc_dev_ids.tsv"), ids, ids)
-    dev = {tuple(row.values()) for _, row in listed}
-    kept = []
-    for example, (_, row) in zip(examples, read_table(path, ids)):
+    dev = set()
+    if split != "test":
+        for _, row in read_table(path.with_name("mrpc_dev_ids.tsv"), ids, header=ids):
+            dev.add((row["#1 ID"], row["#2 ID"]))
+    table = read_table(path, [*ids, "#1 String", "#2 String", "Quality"])
+    for number, (where, row) in enumerate(table):
         if ((row["#1 ID"], row["#2 ID"]) in dev) == (split == "dev"):
-            kept.append(example)
-    return kept
+            pair = (row["#1 String"], row["#2 String"])
+            yield Example([pair], row["Quality"], str(number), where)
 
 
 def read_diagnostics(path, split):
     """GLUE-diagnostics: a column for each coarse category holds its fine ones, joined by ";"."""
-    examples = []
-    for where, row in read_table(path, [*COARSE, "Premise", "Hypothesis", "Label"]):
+    table = read_table(path, [*COARSE, "Premise", "Hypothesis", "Label"])
+    for number, (where, row) in enumerate(table):
         tags = []
         for coarse in COARSE:
             tags += [(coarse, fine) for fine in re.split(" *; *", row[coarse]) if fine]
         pair = (row["Premise"], row["Hypothesis"])
-        examples.append(Example([pair], row["Label"], str(len(examples)), where, tags=tuple(tags)))
-    return examples
+        yield Example([pair], row["Label"], str(number), where, tags=tuple(tags))
 
 
 def read_piqa(path, split):
     """PIQA: goal, sol1, sol2 in a line of JSON, the label in the same line of NAME-labels.lst."""
-    examples = []
-    for where, line in numbered_lines(path):
-        row = json_object(where, line)
-        goal, first, second = fields(where, row, goal=str, sol1=str, sol2=str)
-        pairs = [(goal, first), (goal, second)]
-        examples.append(Example(pairs, None, str(len(examples)), where))
-    labels_path = path.with_name(f"{path.stem}-labels.lst")
-    if split == "test" and not labels_path.exists():
-        return examples
-    labels = list(numbered_lines(labels_path))
-    if len(labels) != len(examples):
-        raise UserError(f"{labels_path} has {len(labels)} lines, {path} {len(examples)}")
-    return [example._replace(label=label, where=where)
-            for example, (where, label) in zip(examples, labels)]
+    lines = list(numbered_lines(path))
+    labels = [None] * len(lines)
+    if split != "test":
+        labels_path = path.with_name(f"{path.stem}-labels.lst")
+        labels = [label for _, label in numbered_lines(labels_path)]
+        if len(labels) != len(lines):
+            raise UserError(f"{labels_path} has {len(labels)} lines, {path} {len(lines)}")
+    for number, (where, line) in enumerate(lines):
+        try:
+            row = json.loads(line)
+            pairs = [(row["goal"], row["sol1"]), (row["goal"], row["sol2"])]
+        except (ValueError, KeyError, TypeError):
+            raise UserError(f"{where}: no JSON object with goal, sol1 and sol2") from None
+        yield Example(pairs, labels[number], str(number), where)
 
 
 def read_swag(path, split):
     """SWAG: the first text is sent1; candidate k's second is sent2 followed by ending k."""
     endings = ["ending0", "ending1", "ending2", "ending3"]
     columns = ["sent1", "sent2", *endings]
-    examples = []
-    for where, row in read_table(path, columns if split == "test" else [*columns, "label"]):
+    table = read_table(path, columns if split == "test" else [*columns, "label"])
+    for number, (where, row) in enumerate(table):
         pairs = [(row["sent1"], f"{row['sent2']} {row[ending]}") for ending in endings]
-        index = row.get("") or str(len(examples))   # its column has no name
-        examples.append(Example(pairs, row.get("label"), index, where))
-    return examples
+        index = row.get("") or str(number)   # its column has no name
+        yield Example(pairs, row.get("label"), index, where)
 
 
 def read_tracie(path, split):
     """TRACIE: lines "event: ... story: ...<tab>answer: ..."."""
     pattern = re.compile(r"event: ([^\t\r]+?) story: ([^\t\r]+)\tanswer: (\S+)\s*")
-    examples = []
-    for where, line in numbered_lines(path):
+    for number, (where, line) in enumerate(numbered_lines(path)):
         match = pattern.fullmatch(line)
         if not match:
             raise UserError(f"{where}: expected 'event: ... story: ...<tab>answer: LABEL'")
-        examples.append(Example([match.groups()[:2]], match[3], str(len(examples)), where))
-    return examples
+        yield Example([match.groups()[:2]], match[3], str(number), where)
 
 
 def read_squad(path, split):
     """SQuAD: texts [(question, context)], label the first answer ("" for none), row the id."""
-    examples = []
-    articles, = fields(path, data.read_json(path, "make data/tasks/SQuAD1"), data=list)
-    for i, article in enumerate(articles, 1):
-        paragraphs, = fields(f"{path}, article {i}", article, paragraphs=list)
-        for j, paragraph in enumerate(paragraphs, 1):
-            where = f"{path}, article {i}, paragraph {j}"
-            context, questions = fields(where, paragraph, context=str, qas=list)
-            for row in questions:
-                name, = fields(where, row, id=str)
-                examples.append(squad_example(f"{path}, question {name}", context, row))
-    return examples
+    for article in data.read_json(path, "make data/tasks/SQuAD1")["data"]:
+        for paragraph in article["paragraphs"]:
+            for row in paragraph["qas"]:
+                where = f"{path}, question {row['id']}"
+                try:
+                    yield squad_example(where, paragraph["context"], row)
+                except KeyError as error:
+                    raise UserError(f"{where}: {error} is missing") from None
 
 
 def squad_example(where, context, row):
-    question, entries = fields(where, row, question=str, answers=list)
     answers = []
-    for entry in entries:
-        text, start = fields(where, entry, text=str, answer_start=int)
-        if start < 0 or not text or context[start:start + len(text)] != text:
+    for answer in row["answers"]:
+        text = answer["text"]
+        start = answer["answer_start"]
+        if start < 0 or not text or not context.startswith(text, start):
             raise UserError(f"{where}: answer_start {start} does not point at {text!r}")
         answers.append((text, start))
     if bool(answers) == row.get("is_impossible", False):   # v1.1 has no such field
         raise UserError(f"{where}: {len(answers)} answers, is_impossible {bool(answers)}")
     label = answers[0][0] if answers else ""
-    return Example([(question, context)], label, row["id"], where, tuple(answers))
+    return Example([(row["question"], context)], label, row["id"], where, tuple(answers))
 
 
 # --------------------------------------------------------------------------------------------------
@@ -403,9 +365,9 @@ def score_tracie(labels, predictions, texts):
 class Task:
     kind: str          # classification, regression, choice (softmax over candidates) or span
     labels: tuple      # as files write them, in the order of the outputs; a regression's range
-    reader: Callable   # (path, split) -> [Example]
+    reader: Callable   # (path, split) -> examples
     metrics: list      # [(name, function)], the main one first
-    files: str         # a name a split, then {split: name}; "a|b": the first that exists
+    files: str         # a name a split, then {split: name}
     rows: tuple        # published rows of each, then {split: rows}, to notice a wrong file
     splits: tuple = ("train", "dev", "test")
     folder: str = ""          # under --data, where not the task's name
@@ -415,13 +377,8 @@ class Task:
         self.files = dict(zip(self.splits, self.files.split()))
         self.rows = dict(zip(self.splits, self.rows))
 
-    def path(self, folder, split):
-        """The file of a split, whether or not it exists."""
-        paths = [folder / name for name in self.files[split].split("|")]
-        return next((path for path in paths if path.exists()), paths[0])
-
     def read(self, folder, split):
-        return self.reader(self.path(folder, split), split)
+        return list(self.reader(folder / self.files[split], split))
 
 
 ACCURACY = [("accuracy", accuracy)]
@@ -442,14 +399,13 @@ read_qqp = glue("question1", "question2", label="is_duplicate", skip_short=True)
 read_mnli = glue("sentence1", "sentence2", label="gold_label")
 
 TSV = "train.tsv dev.tsv test.tsv"
-MICROSOFT = ("train.tsv|msr_paraphrase_train.txt dev.tsv|msr_paraphrase_train.txt "
-             "test.tsv|msr_paraphrase_test.txt")
+MICROSOFT = "msr_paraphrase_train.txt msr_paraphrase_train.txt msr_paraphrase_test.txt"
 MATCHED = "train.tsv dev_matched.tsv dev_mismatched.tsv test_matched.tsv test_mismatched.tsv"
 SQUAD1 = "train-v1.1.json dev-v1.1.json test-v1.1.json"
 SQUAD2 = "train-v2.0.json dev-v2.0.json test-v2.0.json"
-TEST = "tracie_test.txt|../iid/tracie_test.txt"   # one for both public splits
-IID = f"tracie_train.txt tracie_dev.txt {TEST}"
-PRIOR = f"tracie_train_uniform_prior.txt tracie_dev.txt {TEST}"
+IID = "tracie_train.txt tracie_dev.txt tracie_test.txt"
+# one test file for both public splits
+PRIOR = "tracie_train_uniform_prior.txt tracie_dev.txt ../iid/tracie_test.txt"
 
 TASKS = {
     "CoLA": Task("classification", BINARY, read_cola, MATTHEWS, TSV, (8551, 1043, 1063)),
@@ -473,8 +429,8 @@ TASKS = {
                  (16113, 1838, 3084)),
     "SWAG": Task("choice", ("0", "1", "2", "3"), read_swag, ACCURACY, "train.csv val.csv test.csv",
                  (73546, 20006, 20005)),
-    "SQuAD1": Task("span", (), read_squad, SQUAD, SQUAD1, (87599, 10570, None), folder="SQuAD"),
-    "SQuAD2": Task("span", (), read_squad, SQUAD, SQUAD2, (130319, 11873, None), folder="SQuAD"),
+    "SQuAD1": Task("span", (), read_squad, SQUAD, SQUAD1, (87599, 10570, None)),
+    "SQuAD2": Task("span", (), read_squad, SQUAD, SQUAD2, (130319, 11873, None)),
     # pairs of query and story; no dev split is published. The plain name is the mini world's.
     "TRACIE": Task("classification", TIME, read_tracie, ACCURACY, IID, (None, None, None)),
     "TRACIE-iid": Task("classification", TIME, read_tracie, ACCURACY, IID, (1174, None, 4248),
@@ -495,28 +451,22 @@ class Split(NamedTuple):
 
 
 def task_folder(root, name):
-    """The first folder under root that may hold the task, names also in lower case, or None."""
-    places = (name, name.lower(), TASKS[name].folder, TASKS[name].folder.lower())
-    folders = [Path(root) / place for place in places if place]
-    return next((folder for folder in folders if folder.is_dir()), None)
+    return Path(root) / (TASKS[name].folder or name)
 
 
 def target_of(task, example):
     """Class number, real number, or SQuAD's list of right texts."""
     if task.kind == "span":
         return [text for text, _ in example.answers]
-    if example.label in task.labels:
-        return task.labels.index(example.label)
-    expected = ", ".join(map(str, task.labels))
-    if task.kind == "regression":
+    try:
+        if task.kind != "regression":
+            return task.labels.index(example.label)
         low, high = task.labels
-        expected = f"{low} to {high}"
-        try:
-            if low <= float(example.label) <= high:   # nan is not
-                return float(example.label)
-        except ValueError:
-            pass   # no number
-    raise UserError(f"{example.where}: label {example.label!r}, expected {expected}")
+        if low <= float(example.label) <= high:   # nan is not
+            return float(example.label)
+    except ValueError:
+        pass
+    raise UserError(f"{example.where}: label {example.label!r}, expected {task.labels}")
 
 
 def targets_of(name, examples):
@@ -536,60 +486,45 @@ def read_split(name, folder, split):
     task = TASKS[name]
     examples = task.read(folder, split)
     if not examples:
-        raise UserError(f"{task.path(folder, split)} has no rows")
+        raise UserError(f"{folder / task.files[split]} has no rows")
     path = folder / f"{split}.meta.jsonl"
     if not path.exists():
         if task.rows[split] not in (None, len(examples)):
             print(f"note: {name} {split} has {len(examples):,} rows, the published file "
                   f"{task.rows[split]:,}")
         return Split(examples, targets_of(name, examples), None)
-    lines = list(numbered_lines(path))
-    if len(lines) != len(examples):
-        raise UserError(f"{path} has {len(lines)} rows, the {split} file {len(examples)}")
-    meta = []
-    for index, (where, line) in enumerate(lines):
-        meta.append(json_object(where, line))
-        label = str(meta[-1].get("label"))
-        example = examples[index]
-        if example.label is None:
-            examples[index] = example._replace(label=label, where=where)
-        elif example.label != label:
-            raise UserError(f"{where}: label {label!r}, but {example.label!r} in {example.where}")
+    meta = [json.loads(line) for _, line in numbered_lines(path)]
+    for index, (example, row) in enumerate(zip(examples, meta, strict=True)):
+        label = str(row["label"])
+        if example.label not in (None, label):
+            raise UserError(f"{path}, line {index + 1}: label {label!r}, but {example.label!r} in "
+                            f"{example.where}")
+        examples[index] = example._replace(label=label)
     return Split(examples, targets_of(name, examples), meta)
 
 
 def load_task(args, name):
     """All splits of a task that have a file -> {split: Split}, with those of the tasks that its
-    model answers besides; says which have none."""
-    task = TASKS[name]
+    model answers besides."""
     folder = task_folder(args.data, name)
-    if folder is None:
-        raise UserError(f"no folder {name} under {args.data}; {GET}")
-    needed = "dev" if args.split_dev else "train"
     splits = {}
-    for split in task.splits:
-        path = task.path(folder, split)
-        if path.exists():
+    for split, file in TASKS[name].files.items():
+        if (folder / file).exists():
             splits[split] = read_split(name, folder, split)
-        elif split == needed:
-            raise UserError(f"{path} is missing; {GET}; --split-dev trains on half of the dev file")
-        elif split in ("dev", "test"):
-            print(f"{name}: no {split} split ({path} is missing)")
-    for other in TASKS:
+        elif split == ("dev" if args.split_dev else "train"):
+            raise UserError(f"{folder / file} is missing; {GET}; --split-dev trains on half of the "
+                            f"dev file")
+        elif split == "dev":
+            print(f"note: {folder / file} is missing")
+    for other, task in TASKS.items():
         place = task_folder(args.data, other)
-        if TASKS[other].answered_by == name and place:
-            path = TASKS[other].path(place, "test")
-            if path.exists():
-                splits[other] = read_split(other, place, "test")
-            else:
-                print(f"{name}: {path} is missing, so {other} is not answered")
+        if task.answered_by == name and (place / task.files["test"]).exists():
+            splits[other] = read_split(other, place, "test")
     if args.split_dev:
         half = len(splits["dev"].examples) // 2
         splits["train"] = splits["dev"].cut(0, half)
         splits["dev"] = splits["dev"].cut(half, None)
     splits["train"] = splits["train"].cut(0, args.train_limit)
-    if not splits["train"].examples:
-        raise UserError(f"{folder}: no row is left to train on")
     return splits
 
 
@@ -730,10 +665,7 @@ class Windows(Rows):
                 texts.append(np.array([*head, *window, special["sep"]], dtype=np.int32))
                 places.append((index, first, len(head), *target))
         if skipped:
-            shown = ", ".join(skipped[:5])
-            print(f"note: {len(skipped)} questions left out, their answers have no piece: {shown}")
-        if not places:
-            raise UserError(f"{examples[0].where} ...: no answer has a word piece to train on")
+            print(f"note: questions left out, whose answer has no word piece: {', '.join(skipped)}")
         places = np.array(places, dtype=np.int64)
         self.question = places[:, 0]   # [windows]
         self.first = places[:, 1]      # [windows], the context's first piece in the window
@@ -863,62 +795,57 @@ def parse_args(argv=None):
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     trained = [name for name, task in TASKS.items() if not task.answered_by]
-    add = parser.add_argument
-    add("--model", default="runs/student", help="run folder, or BERT folder in Hugging Face form")
-    add("--task", nargs="+", metavar="TASK", default=[], choices=trained,
-        help=f"of: {', '.join(trained)} (default: all under --data)")
-    add("--seed", nargs="+", type=int, default=[0])
-    add("--data", default="data/mini/tasks", help="folder that holds TASK/ folders")
-    add("--out", help="folder that gets finetune/ (default: the run; runs/NAME for a bare model)")
-    add("--size", choices=list(DEFAULTS), help="recipe (default: the run's own size, else base)")
-    add("--lr", type=float)
-    add("--epochs", type=float)
-    add("--batch", type=int, help="global batch, in rows")
-    add("--accumulate", type=data.positive, default=1, help="parts that a batch is worked off in, "
-        "so that it fits into memory: the same loss and gradient")
-    add("--max-length", type=int, help="tokens a text, special ones included; SQuAD: a window")
-    add("--stride", type=int, help="SQuAD: word pieces from one window to the next")
-    add("--null-threshold", type=float, help="SQuAD2: no answer where [CLS] scores this much above "
-        "the best text (best_f1_thresh of `evaluate.py squad`)")
-    add("--length-step", type=int, help="rows less apart in length, in tokens, may share a batch")
-    add("--warmup", type=float, help="share of the steps")
-    add("--weight-decay", type=float)
-    add("--eps", type=float, help="AdamW's epsilon")
-    add("--dropout", type=float)
-    add("--head-std", type=float, help="deviation of the task head's first weights")
-    add("--clip", type=float, default=1.0, help="gradient norm limit")
-    add("--train-limit", type=int, help="train on this many rows, the first of the file")
-    add("--split-dev", action="store_true", help="train on the first half of the dev file, score "
-        "on the second: for smoke runs without the training file")
-    add("--precision", choices=["auto", "bf16", "fp32"])
-    add("--device", default="auto", help="auto, cpu, cuda, mps")
-    add("--log-every", type=data.positive, default=100)
+    flag = parser.add_argument
+    flag("--model", default="runs/student", help="run folder, or BERT folder in Hugging Face form")
+    flag("--task", nargs="+", metavar="TASK", default=[], choices=trained,
+         help=f"of: {', '.join(trained)} (default: all under --data)")
+    flag("--seed", nargs="+", type=int, default=[0])
+    flag("--data", default="data/mini/tasks", help="folder that holds TASK/ folders")
+    flag("--out", help="folder that gets finetune/ (default: the run; runs/NAME for a bare model)")
+    flag("--size", choices=list(DEFAULTS), help="recipe (default: the run's own size, else base)")
+    flag("--lr", type=float, help="peak learning rate")
+    flag("--epochs", type=float)
+    flag("--batch", type=data.positive, help="rows, of all processes together")
+    flag("--accumulate", type=data.positive, default=1, help="parts that a batch is worked off in")
+    flag("--max-length", type=int, help="tokens a text, special ones included; SQuAD: a window")
+    flag("--stride", type=int, help="SQuAD: word pieces from one window to the next")
+    flag("--null-threshold", type=float, help="SQuAD2: no answer where [CLS] scores this much "
+         "above the best text (best_f1_thresh of `evaluate.py squad`)")
+    flag("--warmup", type=float, help="share of the steps")
+    flag("--weight-decay", type=float)
+    flag("--clip", type=float, default=1.0, help="largest gradient norm")
+    flag("--dropout", type=float)
+    flag("--head-std", type=float, help="deviation of the task head's first weights")
+    flag("--train-limit", type=data.positive, help="train on the first rows of the file alone")
+    flag("--split-dev", action="store_true", help="train on the first half of the dev file, score "
+         "on the second: for smoke runs without the training file")
+    flag("--precision", choices=["auto", "bf16", "fp32"])
+    flag("--device", default="auto", help="auto, cpu, cuda, mps")
+    flag("--log-every", type=data.positive, default=100, help="steps")
     return parser.parse_args(argv)
 
 
 def locate_model(path):
     """--model -> (folder with config.json, folder that gets finetune/, size of the run or None)."""
-    path = Path(path)
-    folder = path / "model" if (path / "model" / "config.json").exists() else path
+    folder = Path(path)
+    if (folder / "model" / "config.json").exists():
+        folder = folder / "model"
     if not (folder / "config.json").exists():
         raise UserError(f"no model in {path}: neither a finished run, as of `make teacher distill`,"
                         f" nor a BERT in Hugging Face form")
     args_path = folder.parent / "args.json"
     if folder.name == "model" and args_path.exists():
-        arguments = data.read_json(args_path, "distill.py")["arguments"]
-        return folder, folder.parent, arguments.get("size")
-    return folder, Path("runs") / path.resolve().name if folder == path else path, None
+        return folder, folder.parent, data.read_json(args_path, "")["arguments"].get("size")
+    return folder, Path("runs") / folder.resolve().name, None
 
 
 def settings_for(args, name, size, config):
     """Settings of one task: the size's column, the task's own, and the flags over both."""
     by_task = MINI_BY_TASK if size == "mini" else BY_TASK
     settings = {**DEFAULTS[size], **by_task.get(name, {})}
-    for key in settings:
+    for key in settings.keys() & vars(args).keys():
         if getattr(args, key) is not None:
             settings[key] = getattr(args, key)
-    if min(settings["batch"], settings["length_step"]) < 1 or settings["epochs"] <= 0:
-        raise UserError("--batch and --length-step are at least 1, --epochs above 0")
     length = min(settings["max_length"], config.max_position_embeddings)
     settings["max_length"] = length
     stride = settings.get("stride", 1)
@@ -1027,8 +954,9 @@ def write_submission(folder, name, split, examples, answers):
     data.write_text(folder / file, "\n".join(lines) + "\n")
 
 
-def score_split(metrics, settings, split, examples, targets, meta, rows, scores, folder):
-    """A split's scores -> answers, which are written; what they are worth goes into metrics."""
+def score_split(metrics, settings, split, content, rows, scores, folder):
+    """Writes the answers of a split, a Split as read, and puts what they are worth into metrics."""
+    examples, targets, meta = content
     name = split if split in TASKS else settings["task"]   # AX and diagnostics are their own tasks
     kind = TASKS[name].kind
     if kind == "span":
@@ -1048,8 +976,7 @@ def score_split(metrics, settings, split, examples, targets, meta, rows, scores,
         return
     metrics[split] = score(name, targets, answers)
     if name.startswith("TRACIE"):
-        texts = [example.texts[0] for example in examples]
-        metrics[split].update(score_tracie(targets, answers, texts))
+        metrics[split] |= score_tracie(targets, answers, [example.texts[0] for example in examples])
     if name == "diagnostics":
         tags = [example.tags for example in examples]
         metrics["categories"] = score_categories(targets, answers, tags, meta)
@@ -1160,7 +1087,7 @@ def finetune(settings, splits, rows, config, bert, encoder, processes, folder, l
         scores = predict(kind, bert, head, rows[split], 4 * settings["batch"], processes,
                          autocast_type)
         if processes.master:
-            score_split(metrics, settings, split, *splits[split], rows[split], scores, folder)
+            score_split(metrics, settings, split, splits[split], rows[split], scores, folder)
 
     # --- last save: metrics.json at the end, it says that the rest is there
     metrics["seconds"] = round(time.time() - start, 2)
@@ -1171,39 +1098,27 @@ def finetune(settings, splits, rows, config, bert, encoder, processes, folder, l
 
 
 def summary(metrics):
-    """One line on a finished run."""
-    scores = []
+    """One line on a finished run: the single number of each split."""
+    words = []
     for split, values in metrics.items():
-        if not isinstance(values, dict) or "chance" not in values:   # no split
-            continue
-        words = [split]
-        for metric, _ in TASKS[split if split in TASKS else metrics["task"]].metrics:
-            value = values[metric]
-            words.append(f"{metric} not defined" if value is None else f"{metric} {value:.3f}")
-        cells = metrics["parts"].get(split, {})
-        parts = [f"{part} {cells[part]['accuracy']:.3f}" for part in PARTS if part in cells]
-        if parts:
-            words.append(f"({', '.join(parts)})")
-        scores.append(" ".join(words))
-    text = "; ".join(scores) or "no labelled split"
+        if isinstance(values, dict) and "chance" in values:   # a split's
+            value = single_number(split if split in TASKS else metrics["task"], values)
+            words.append(f"{split} {'not defined' if value is None else f'{value:.3f}'}")
     stuck = "  ! one answer for every row" if metrics["majority"] else ""
-    return (f"{metrics['task']} seed {metrics['seed']}: {text}; "
+    return (f"{metrics['task']} seed {metrics['seed']}: {', '.join(words) or 'no labelled split'}; "
             f"{metrics['seconds']:.0f} s{stuck}")
 
 
 def tasks_of(args):
     """The tasks asked for; bare, all that --data has rows to train on."""
-    if args.task:
-        return args.task
     split = "dev" if args.split_dev else "train"
     names = []
     for name, task in TASKS.items():
-        folder = task_folder(args.data, name)
-        if folder and not task.answered_by and task.path(folder, split).exists():
+        if not task.answered_by and (task_folder(args.data, name) / task.files[split]).exists():
             names.append(name)
-    if not names:
+    if not args.task and not names:
         raise UserError(f"no task folder with a {split} file under {args.data}; {GET}")
-    return names
+    return args.task or names
 
 
 def main(argv=None):
