@@ -217,15 +217,12 @@ def f1(labels, predictions):
 
 def matthews(labels, predictions):
     """Matthews correlation of any number of classes (R_K); 0 where one side is constant."""
-    labels = np.asarray(labels)
-    predictions = np.asarray(predictions)
     classes = np.union1d(labels, predictions)
-    labelled = (labels[:, None] == classes).sum(0, dtype=np.float64)         # [classes]
-    predicted = (predictions[:, None] == classes).sum(0, dtype=np.float64)   # [classes]
-    rows = float(len(labels))
-    right = float((labels == predictions).sum())
-    spread = (rows ** 2 - predicted @ predicted) * (rows ** 2 - labelled @ labelled)
-    return float((right * rows - labelled @ predicted) / math.sqrt(spread)) if spread > 0 else 0.0
+    x, y = [np.equal.outer(side, classes) for side in (labels, predictions)]   # [rows, classes]
+    x = x - x.mean(0)
+    y = y - y.mean(0)
+    spread = (x * x).sum() * (y * y).sum()
+    return float((x * y).sum() / math.sqrt(spread)) if spread > 0 else 0.0
 
 
 def pearson(labels, predictions):
@@ -272,8 +269,8 @@ def squad_f1(golds, answers):
 
 
 def single_number(name, values):
-    """A task's one number in a table: the mean of its metrics (only MRPC, STS-B and QQP have two;
-    of SQuAD's F1 alone), None where one is not defined. values: {metric: value or None}."""
+    """A task's one number in a table: the mean of its metrics (two of MRPC, STS-B and QQP; SQuAD's
+    F1 alone), None where one is not defined. values: {metric: value or None}."""
     task = TASKS[name]
     metrics = task.metrics[:1] if task.kind == "span" else task.metrics
     wanted = [values[metric] for metric, _ in metrics]
@@ -367,15 +364,9 @@ class Task:
     labels: tuple      # as files write them, in the order of the outputs; a regression's range
     reader: Callable   # (path, split) -> examples
     metrics: list      # [(name, function)], the main one first
-    files: str         # a name a split, then {split: name}
-    rows: tuple        # published rows of each, then {split: rows}, to notice a wrong file
-    splits: tuple = ("train", "dev", "test")
+    files: dict        # {split: name}
     folder: str = ""          # under --data, where not the task's name
     answered_by: str = None   # the task whose model answers it; nothing is trained on it
-
-    def __post_init__(self):
-        self.files = dict(zip(self.splits, self.files.split()))
-        self.rows = dict(zip(self.splits, self.rows))
 
     def read(self, folder, split):
         return list(self.reader(folder / self.files[split], split))
@@ -398,45 +389,44 @@ read_sts = glue("sentence1", "sentence2", label="score")
 read_qqp = glue("question1", "question2", label="is_duplicate", skip_short=True)
 read_mnli = glue("sentence1", "sentence2", label="gold_label")
 
-TSV = "train.tsv dev.tsv test.tsv"
-MICROSOFT = "msr_paraphrase_train.txt msr_paraphrase_train.txt msr_paraphrase_test.txt"
-MATCHED = "train.tsv dev_matched.tsv dev_mismatched.tsv test_matched.tsv test_mismatched.tsv"
-SQUAD1 = "train-v1.1.json dev-v1.1.json test-v1.1.json"
-SQUAD2 = "train-v2.0.json dev-v2.0.json test-v2.0.json"
-IID = "tracie_train.txt tracie_dev.txt tracie_test.txt"
-# one test file for both public splits
-PRIOR = "tracie_train_uniform_prior.txt tracie_dev.txt ../iid/tracie_test.txt"
+TSV = {"train": "train.tsv", "dev": "dev.tsv", "test": "test.tsv"}
+MRPC = {"train": "msr_paraphrase_train.txt", "dev": "msr_paraphrase_train.txt",
+        "test": "msr_paraphrase_test.txt"}
+MNLI = {"train": "train.tsv", "dev": "dev_matched.tsv", "dev-mismatched": "dev_mismatched.tsv",
+        "test": "test_matched.tsv", "test-mismatched": "test_mismatched.tsv"}
+PIQA = {"train": "train.jsonl", "dev": "valid.jsonl", "test": "tests.jsonl"}
+SWAG = {"train": "train.csv", "dev": "val.csv", "test": "test.csv"}
+SQUAD1 = {"train": "train-v1.1.json", "dev": "dev-v1.1.json", "test": "test-v1.1.json"}
+SQUAD2 = {"train": "train-v2.0.json", "dev": "dev-v2.0.json", "test": "test-v2.0.json"}
+TRACIE = {"train": "tracie_train.txt", "dev": "tracie_dev.txt", "test": "tracie_test.txt"}
+# the public splits share a test file
+PRIOR = {"train": "tracie_train_uniform_prior.txt", "dev": "tracie_dev.txt",
+         "test": "../iid/tracie_test.txt"}
 
 TASKS = {
-    "CoLA": Task("classification", BINARY, read_cola, MATTHEWS, TSV, (8551, 1043, 1063)),
-    "SST-2": Task("classification", BINARY, glue("sentence"), ACCURACY, TSV, (67349, 872, 1821)),
-    "MRPC": Task("classification", BINARY, read_mrpc, ACCURACY_F1, MICROSOFT, (3668, 408, 1725)),
-    "STS-B": Task("regression", (0.0, 5.0), read_sts, CORRELATIONS, TSV, (5749, 1500, 1379)),
-    "QQP": Task("classification", BINARY, read_qqp, ACCURACY_F1, TSV, (363846, 40430, 390965)),
-    "MNLI": Task("classification", NLI, read_mnli, ACCURACY, MATCHED,
-                 (392702, 9815, 9832, 9796, 9847),
-                 splits=("train", "dev", "dev-mismatched", "test", "test-mismatched")),
+    "CoLA": Task("classification", BINARY, read_cola, MATTHEWS, TSV),
+    "SST-2": Task("classification", BINARY, glue("sentence"), ACCURACY, TSV),
+    "MRPC": Task("classification", BINARY, read_mrpc, ACCURACY_F1, MRPC),
+    "STS-B": Task("regression", (0.0, 5.0), read_sts, CORRELATIONS, TSV),
+    "QQP": Task("classification", BINARY, read_qqp, ACCURACY_F1, TSV),
+    "MNLI": Task("classification", NLI, read_mnli, ACCURACY, MNLI),
     # one set of pairs, without labels (for GLUE's server) and with labels and categories
-    "AX": Task("classification", NLI, read_pair, ACCURACY, "AX.tsv", (1104,),
-               splits=("test",), answered_by="MNLI"),
-    "diagnostics": Task("classification", NLI, read_diagnostics, MATTHEWS, "diagnostic-full.tsv",
-                        (1104,), splits=("test",), answered_by="MNLI"),
-    "QNLI": Task("classification", ENTAILMENT, glue("question", "sentence"), ACCURACY, TSV,
-                 (104743, 5463, 5463)),
-    "RTE": Task("classification", ENTAILMENT, read_pair, ACCURACY, TSV, (2490, 277, 3000)),
-    "WNLI": Task("classification", BINARY, read_pair, ACCURACY, TSV, (635, 71, 146)),
-    "PIQA": Task("choice", BINARY, read_piqa, ACCURACY, "train.jsonl valid.jsonl tests.jsonl",
-                 (16113, 1838, 3084)),
-    "SWAG": Task("choice", ("0", "1", "2", "3"), read_swag, ACCURACY, "train.csv val.csv test.csv",
-                 (73546, 20006, 20005)),
-    "SQuAD1": Task("span", (), read_squad, SQUAD, SQUAD1, (87599, 10570, None)),
-    "SQuAD2": Task("span", (), read_squad, SQUAD, SQUAD2, (130319, 11873, None)),
-    # pairs of query and story; no dev split is published. The plain name is the mini world's.
-    "TRACIE": Task("classification", TIME, read_tracie, ACCURACY, IID, (None, None, None)),
-    "TRACIE-iid": Task("classification", TIME, read_tracie, ACCURACY, IID, (1174, None, 4248),
+    "AX": Task("classification", NLI, read_pair, ACCURACY, {"test": "AX.tsv"}, answered_by="MNLI"),
+    "diagnostics": Task("classification", NLI, read_diagnostics, MATTHEWS,
+                        {"test": "diagnostic-full.tsv"}, answered_by="MNLI"),
+    "QNLI": Task("classification", ENTAILMENT, glue("question", "sentence"), ACCURACY, TSV),
+    "RTE": Task("classification", ENTAILMENT, read_pair, ACCURACY, TSV),
+    "WNLI": Task("classification", BINARY, read_pair, ACCURACY, TSV),
+    "PIQA": Task("choice", BINARY, read_piqa, ACCURACY, PIQA),
+    "SWAG": Task("choice", ("0", "1", "2", "3"), read_swag, ACCURACY, SWAG),
+    "SQuAD1": Task("span", (), read_squad, SQUAD, SQUAD1),
+    "SQuAD2": Task("span", (), read_squad, SQUAD, SQUAD2),
+    # pairs of query and story; only the mini world's, under the plain name, has a dev split
+    "TRACIE": Task("classification", TIME, read_tracie, ACCURACY, TRACIE),
+    "TRACIE-iid": Task("classification", TIME, read_tracie, ACCURACY, TRACIE,
                        folder="TRACIE/iid"),
     "TRACIE-uniform-prior": Task("classification", TIME, read_tracie, ACCURACY, PRIOR,
-                                 (860, None, 4248), folder="TRACIE/uniform-prior"),
+                                 folder="TRACIE/uniform-prior"),
 }
 GET = "`make data/tasks/RTE` and its like fetch published files, `make data` makes the mini world's"
 
@@ -454,8 +444,18 @@ def task_folder(root, name):
     return Path(root) / (TASKS[name].folder or name)
 
 
+def targets_of(name, examples):
+    """int64 or float32 [rows], SQuAD's a list of right texts a row; None without labels."""
+    task = TASKS[name]
+    if any(example.label is None for example in examples):
+        return None
+    targets = [target_of(task, example) for example in examples]
+    if task.kind == "span":
+        return targets
+    return np.array(targets, dtype=np.float32 if task.kind == "regression" else np.int64)
+
+
 def target_of(task, example):
-    """Class number, real number, or SQuAD's list of right texts."""
     if task.kind == "span":
         return [text for text, _ in example.answers]
     try:
@@ -469,17 +469,6 @@ def target_of(task, example):
     raise UserError(f"{example.where}: label {example.label!r}, expected {task.labels}")
 
 
-def targets_of(name, examples):
-    """int64 or float32 [rows], SQuAD's a list of lists; None where there are no labels."""
-    task = TASKS[name]
-    if any(example.label is None for example in examples):
-        return None
-    targets = [target_of(task, example) for example in examples]
-    if task.kind == "span":
-        return targets
-    return np.array(targets, dtype=np.float32 if task.kind == "regression" else np.int64)
-
-
 def read_split(name, folder, split):
     """One split. A mini task's SPLIT.meta.jsonl holds the hidden test labels, and what each row
     needs to be known; it must agree with the task file."""
@@ -489,16 +478,12 @@ def read_split(name, folder, split):
         raise UserError(f"{folder / task.files[split]} has no rows")
     path = folder / f"{split}.meta.jsonl"
     if not path.exists():
-        if task.rows[split] not in (None, len(examples)):
-            print(f"note: {name} {split} has {len(examples):,} rows, the published file "
-                  f"{task.rows[split]:,}")
         return Split(examples, targets_of(name, examples), None)
     meta = [json.loads(line) for _, line in numbered_lines(path)]
     for index, (example, row) in enumerate(zip(examples, meta, strict=True)):
         label = str(row["label"])
         if example.label not in (None, label):
-            raise UserError(f"{path}, line {index + 1}: label {label!r}, but {example.label!r} in "
-                            f"{example.where}")
+            raise UserError(f"{example.where}: label {example.label!r}, in {path} {label!r}")
         examples[index] = example._replace(label=label)
     return Split(examples, targets_of(name, examples), meta)
 
@@ -551,8 +536,8 @@ def encoded(tokenizer, texts, special=True):
 class Rows:
     """A split as token ids: [CLS] first [SEP], or [CLS] first [SEP] second [SEP].
 
-    Text row x C + candidate is ids[starts[text]:starts[text + 1]]; its second segment begins
-    seconds[text] further on. lengths: [rows], of the longest candidate.
+    Candidate c of a row is ids[row x C + c], its second text begins at seconds[row x C + c].
+    lengths: [rows], of the longest candidate.
     """
 
     def __init__(self, examples, targets, tokenizer, max_length):
@@ -560,25 +545,23 @@ class Rows:
         for example in examples:
             for first, second in example.texts:
                 texts.append(first if second is None else (first, second))
-        pieces = []
+        ids = []
         seconds = []
         # the longer of two texts loses its end until they are equal, then both do
         tokenizer.enable_truncation(max_length)
         for encoding in encoded(tokenizer, texts):
-            pieces.append(np.array(encoding.ids, dtype=np.int32))
+            ids.append(np.array(encoding.ids, dtype=np.int32))
             seconds.append(encoding.type_ids.count(0))
         tokenizer.no_truncation()
-        self.targets = targets
-        self.keep(pieces, seconds, len(examples[0].texts), tokenizer)
+        self.keep(ids, seconds, targets, len(examples[0].texts), tokenizer)
 
-    def keep(self, pieces, seconds, candidates, tokenizer):
+    def keep(self, ids, seconds, targets, candidates, tokenizer):
+        self.ids = ids
+        self.seconds = np.array(seconds)
+        self.targets = targets
         self.candidates = candidates
         self.pad = data.special_ids(tokenizer)["pad"]
-        self.ids = np.concatenate(pieces)
-        self.seconds = np.array(seconds)
-        lengths = np.array([len(piece) for piece in pieces])
-        self.starts = np.concatenate([[0], np.cumsum(lengths)])
-        self.lengths = lengths.reshape(-1, candidates).max(1)
+        self.lengths = np.array([len(own) for own in ids]).reshape(-1, candidates).max(1)
 
     def __len__(self):
         return len(self.lengths)
@@ -588,13 +571,13 @@ class Rows:
         [B*C, L], padded to the longest of them."""
         first = np.asarray(indices)[:, None] * self.candidates
         texts = (first + np.arange(self.candidates)).ravel()          # [B*C]
-        lengths = self.starts[texts + 1] - self.starts[texts]
+        ids = [self.ids[text] for text in texts]
+        lengths = np.array([len(own) for own in ids])
         place = np.arange(lengths.max())[None]                        # [1, L]
         mask = place < lengths[:, None]                               # [B*C, L]
         segments = mask & (place >= self.seconds[texts][:, None])
-        pieces = [self.ids[self.starts[text]:self.starts[text + 1]] for text in texts]
         tokens = np.full(mask.shape, self.pad, dtype=np.int64)
-        tokens[mask] = np.concatenate(pieces)
+        tokens[mask] = np.concatenate(ids)
         return [torch.from_numpy(array) for array in (tokens, mask, segments.astype(np.int64))]
 
 
@@ -635,16 +618,16 @@ class Windows(Rows):
     def __init__(self, examples, tokenizer, max_length, stride, train):
         self.examples = examples
         self.offsets = {}   # context -> [pieces, 2], first character of a piece and that after it
-        ids = {}            # context -> [pieces]
+        context_ids = {}
         contexts = list(dict.fromkeys(example.texts[0][1] for example in examples))
         for context, encoding in zip(contexts, encoded(tokenizer, contexts, False)):
             self.offsets[context] = np.array(encoding.offsets, dtype=np.int32).reshape(-1, 2)
-            ids[context] = encoding.ids
+            context_ids[context] = encoding.ids
         questions = encoded(tokenizer, [example.texts[0][0] for example in examples], False)
         special = data.special_ids(tokenizer)
         # in short windows a question keeps less, so that no piece of the context is stepped over
         asked = min(QUESTION_PIECES, max_length - 3 - stride)
-        texts = []
+        ids = []
         places = []
         skipped = []
         for index, (example, question) in enumerate(zip(examples, questions)):
@@ -657,20 +640,19 @@ class Windows(Rows):
                     continue
             head = [special["cls"], *question.ids[:asked], special["sep"]]
             room = max_length - len(head) - 1
-            for first in range(0, max(1, len(ids[context]) - room + stride), stride):
-                window = ids[context][first:first + room]
+            for first in range(0, max(1, len(context_ids[context]) - room + stride), stride):
+                window = context_ids[context][first:first + room]
                 target = (0, 0)
                 if span and first <= span[0] and span[1] < first + len(window):
                     target = (span[0] - first + len(head), span[1] - first + len(head))
-                texts.append(np.array([*head, *window, special["sep"]], dtype=np.int32))
+                ids.append(np.array([*head, *window, special["sep"]], dtype=np.int32))
                 places.append((index, first, len(head), *target))
         if skipped:
             print(f"note: questions left out, whose answer has no word piece: {', '.join(skipped)}")
-        places = np.array(places, dtype=np.int64)
+        places = np.array(places)
         self.question = places[:, 0]   # [windows]
         self.first = places[:, 1]      # [windows], the context's first piece in the window
-        self.targets = places[:, 3:]
-        self.keep(texts, places[:, 2], 1, tokenizer)
+        self.keep(ids, places[:, 2], places[:, 3:], 1, tokenizer)
 
 
 def answer_span(offsets, text, start):
@@ -833,9 +815,9 @@ def locate_model(path):
     if not (folder / "config.json").exists():
         raise UserError(f"no model in {path}: neither a finished run, as of `make teacher distill`,"
                         f" nor a BERT in Hugging Face form")
-    args_path = folder.parent / "args.json"
-    if folder.name == "model" and args_path.exists():
-        return folder, folder.parent, data.read_json(args_path, "")["arguments"].get("size")
+    arguments = folder.parent / "args.json"
+    if folder.name == "model" and arguments.exists():
+        return folder, folder.parent, data.read_json(arguments, "")["arguments"].get("size")
     return folder, Path("runs") / folder.resolve().name, None
 
 
@@ -1114,7 +1096,7 @@ def tasks_of(args):
     split = "dev" if args.split_dev else "train"
     names = []
     for name, task in TASKS.items():
-        if not task.answered_by and (task_folder(args.data, name) / task.files[split]).exists():
+        if split in task.files and (task_folder(args.data, name) / task.files[split]).exists():
             names.append(name)
     if not args.task and not names:
         raise UserError(f"no task folder with a {split} file under {args.data}; {GET}")
@@ -1129,11 +1111,7 @@ def main(argv=None):
         sys.stdout = open(os.devnull, "w")   # every process reads the files, one talks of them
     torch.set_float32_matmul_precision("high")
     model_folder, run, run_size = locate_model(args.model)
-    source = "--size" if args.size else run
-    size = args.size or run_size
-    if size not in DEFAULTS:
-        source = "the default"
-        size = "base"
+    size = args.size or run_size or "base"
     config = model.read_config(model_folder)
     weights_hash = data.weights_hash(model_folder)
     bert = None
@@ -1161,7 +1139,7 @@ def main(argv=None):
         todo = processes.told(todo)   # of the master's folder, the only one that is written to
         if not todo:
             continue
-        print(f"{name}: recipe of size {size} ({source}): lr {recipe['lr']:g}, "
+        print(f"{name}: recipe of size {size}: lr {recipe['lr']:g}, "
               f"{recipe['epochs']:g} epochs, batch {recipe['batch']}", flush=True)
 
         # --- model, once for all tasks
