@@ -33,7 +33,6 @@ import numpy as np
 import scipy.stats
 import torch
 import torch.nn.functional as F
-from tqdm import tqdm
 
 import data
 import model
@@ -172,14 +171,15 @@ def read_tracie(path, split):
 
 def read_squad(path, split):
     """SQuAD: texts [(question, context)], label the first answer ("" for none), row the id."""
-    for article in data.read_json(path, "make data/tasks/SQuAD1")["data"]:
-        for paragraph in article["paragraphs"]:
-            for row in paragraph["qas"]:
-                where = f"{path}, question {row['id']}"
-                try:
+    where = path
+    try:
+        for article in data.read_json(path, "make data/tasks/SQuAD1")["data"]:
+            for paragraph in article["paragraphs"]:
+                for row in paragraph["qas"]:
+                    where = f"{path}, question {row['id']}"
                     yield squad_example(where, paragraph["context"], row)
-                except KeyError as error:
-                    raise UserError(f"{where}: {error} is missing") from None
+    except KeyError as error:
+        raise UserError(f"{where}, or what follows it: {error} is missing") from None
 
 
 def squad_example(where, context, row):
@@ -464,7 +464,7 @@ def target_of(task, example):
         low, high = task.labels
         if low <= float(example.label) <= high:   # nan is not
             return float(example.label)
-    except ValueError:
+    except ValueError:   # neither one of the labels nor a number
         pass
     raise UserError(f"{example.where}: label {example.label!r}, expected {task.labels}")
 
@@ -976,9 +976,8 @@ def finetune(settings, splits, rows, config, bert, encoder, processes, folder, l
              accumulate=1):
     """Trains a fresh head and the encoder from its loaded weights, writes the folder.
 
-    splits: {split: Split}; rows: {split: Rows}; config, bert: the loaded model; encoder: its state
-    dict as loaded; accumulate: parts of a batch. Returns what metrics.json holds. Raises UserError
-    at a non-finite loss.
+    splits: {split: Split}; rows: {split: Rows}; encoder: bert's state dict as loaded; accumulate:
+    parts of a batch. Returns what metrics.json holds. Raises UserError at a non-finite loss.
     """
     # --- setup
     start = time.time()
@@ -1020,8 +1019,7 @@ def finetune(settings, splits, rows, config, bert, encoder, processes, folder, l
     tracker = data.Tracker(["loss"], device)
     advice = f"{name} seed {seed}: try a lower --lr or --precision fp32"
     since = torch.zeros(1, device=device)   # sum of losses since the last log line
-    for step in tqdm(range(steps), desc=f"{name} seed {seed}", leave=False,
-                     disable=None if processes.master else True):   # None: on a terminal only
+    for step in range(steps):
         epoch, place = divmod(step, epoch_steps)
         if place == 0:
             batches = length_sorted_batches(train.lengths, settings["batch"], seed, epoch,
@@ -1065,11 +1063,13 @@ def finetune(settings, splits, rows, config, bert, encoder, processes, folder, l
     # --- evaluate: the last epoch's model, never the best one's
     metrics = {"task": name, "seed": seed, "train_rows": len(train), "steps": steps,
                "split_dev": settings["split_dev"], "majority": False, "parts": {}}
-    for split in [split for split in rows if split != "train"]:
+    for split, content in splits.items():
+        if split == "train":
+            continue
         scores = predict(kind, bert, head, rows[split], 4 * settings["batch"], processes,
                          autocast_type)
         if processes.master:
-            score_split(metrics, settings, split, splits[split], rows[split], scores, folder)
+            score_split(metrics, settings, split, content, rows[split], scores, folder)
 
     # --- last save: metrics.json at the end, it says that the rest is there
     metrics["seconds"] = round(time.time() - start, 2)
