@@ -749,15 +749,13 @@ DEFAULTS = {
         "max_length": 64, "length_step": 32,             # ours; few mini rows are longer than 32
         # ours: at the full rate, rows not yet answerable draw all scores together
         "warmup": 0.4,
-        "weight_decay": 0.0, "eps": 1e-6,                # authors' script
-        "precision": "auto"},                            # ours
+        "weight_decay": 0.0, "eps": 1e-6},               # authors' script
     "base": {
         "lr": 1e-4, "epochs": 3.0, "batch": 32,          # authors' script (run_glue_at_epoch.bash)
         "max_length": 126, "warmup": 0.1,                # authors' script
         "length_step": 8,                                # ours; see length_sorted_batches
         "weight_decay": 0.0, "eps": 1e-6,                # authors' script
-        "dropout": 0.1, "head_std": 0.02,                # BERT's own
-        "precision": "auto"},                            # ours
+        "dropout": 0.1, "head_std": 0.02},               # BERT's own
 }
 DEFAULTS["small"] = DEFAULTS["base"]                     # authors' script: one recipe for all sizes
 BY_TASK = {   # at paper sizes; all else has GLUE's, PIQA by the authors' deleted script, too
@@ -801,7 +799,7 @@ def parse_args(argv=None):
     flag("--train-limit", type=data.positive, help="train on the first rows of the file alone")
     flag("--split-dev", action="store_true", help="train on the first half of the dev file, score "
          "on the second: for smoke runs without the training file")
-    flag("--precision", choices=["auto", "bf16", "fp32"])
+    flag("--precision", choices=["auto", "bf16", "fp32"], default="auto")
     flag("--device", default="auto", help="auto, cpu, cuda, mps")
     flag("--log-every", type=data.positive, default=100, help="steps")
     return parser.parse_args(argv)
@@ -809,16 +807,18 @@ def parse_args(argv=None):
 
 def locate_model(path):
     """--model -> (folder with config.json, folder that gets finetune/, size of the run or None)."""
-    folder = Path(path)
-    if (folder / "model" / "config.json").exists():
-        folder = folder / "model"
-    if not (folder / "config.json").exists():
-        raise UserError(f"no model in {path}: neither a finished run, as of `make teacher distill`,"
-                        f" nor a BERT in Hugging Face form")
-    arguments = folder.parent / "args.json"
-    if folder.name == "model" and arguments.exists():
-        return folder, folder.parent, data.read_json(arguments, "")["arguments"].get("size")
-    return folder, Path("runs") / folder.resolve().name, None
+    run = Path(path)
+    if run.name == "model" and (run.parent / "args.json").exists():
+        run = run.parent
+    if (run / "model" / "config.json").exists():
+        size = None
+        if (run / "args.json").exists():
+            size = data.read_json(run / "args.json", "")["arguments"].get("size")
+        return run / "model", run, size
+    if (run / "config.json").exists():
+        return run, Path("runs") / run.resolve().name, None
+    raise UserError(f"no model in {path}: neither a finished run, as of `make teacher distill`, "
+                    f"nor a BERT in Hugging Face form")
 
 
 def settings_for(args, name, size, config):
@@ -835,8 +835,8 @@ def settings_for(args, name, size, config):
         raise UserError(f"--max-length {length} leaves no room for a --stride of {stride} beside "
                         f"a question")
     return {"model": str(args.model), "data": str(args.data), "task": name, "size": size,
-            **settings, "clip": args.clip, "train_limit": args.train_limit,
-            "split_dev": args.split_dev}
+            **settings, "clip": args.clip, "precision": args.precision,
+            "train_limit": args.train_limit, "split_dev": args.split_dev}
 
 
 # --------------------------------------------------------------------------------------------------
@@ -1085,7 +1085,8 @@ def summary(metrics):
     for split, values in metrics.items():
         if isinstance(values, dict) and "chance" in values:   # a split's
             value = single_number(split if split in TASKS else metrics["task"], values)
-            words.append(f"{split} {'not defined' if value is None else f'{value:.3f}'}")
+            shown = "not defined" if value is None else f"{value:.3f}"
+            words.append(f"{split} {shown}")
     stuck = "  ! one answer for every row" if metrics["majority"] else ""
     return (f"{metrics['task']} seed {metrics['seed']}: {', '.join(words) or 'no labelled split'}; "
             f"{metrics['seconds']:.0f} s{stuck}")
