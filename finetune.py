@@ -7,7 +7,7 @@
 
 Writes RUN/finetune/TASK/seed-N/{args.json, log.jsonl, predictions-SPLIT.tsv, metrics.json}; for
 SQuAD {predictions, null_odds}-SPLIT.json, for a test split without labels its leaderboard's file.
-MNLI's model also answers AX and diagnostics, where their folders lie beside MNLI's. metrics.json
+MNLI's model also answers AX and diagnostics, where their files lie beside MNLI's. metrics.json
 comes last: where it is, all is, and a finished (task, seed) is passed over. A killed one begins
 anew and ends the same, since all randomness is drawn from (seed, step).
 
@@ -33,14 +33,13 @@ import numpy as np
 import scipy.stats
 import torch
 import torch.nn.functional as F
-from tqdm import tqdm
 
 import data
 import model
 from model import UserError
 
 # --------------------------------------------------------------------------------------------------
-# Readers: a file and its split -> examples. UserError names file and line of what is malformed.
+# Readers: yield the examples of a split's file. UserError names file and line of what is malformed.
 
 COARSE = ("Lexical Semantics", "Predicate-Argument Structure", "Logic", "Knowledge")
 
@@ -62,8 +61,6 @@ def numbered_lines(path):
     content = path.read_bytes().removeprefix(b"\xef\xbb\xbf").rstrip(b"\r\n")
     for number, line in enumerate(content.split(b"\n"), 1):
         where = f"{path}, line {number}"
-        if b"\0" in line:
-            raise UserError(f"{where}: a NUL byte")
         try:
             yield where, line.decode().rstrip("\r")
         except UnicodeDecodeError:
@@ -78,17 +75,12 @@ def read_table(path, wanted, header=None, skip_short=False):
     """
     skipped = 0
     for where, line in numbered_lines(path):
-        cells = line.split("\t")
-        if path.suffix == ".csv":
-            try:
-                cells = next(csv.reader([line], strict=True))
-            except csv.Error as error:
-                raise UserError(f"{where}: not CSV ({error})") from None
+        cells = next(csv.reader([line])) if path.suffix == ".csv" else line.split("\t")
         if header is None:
             header = cells
-            lacking = ", ".join(column for column in wanted if column not in header)
-            if lacking:
-                raise UserError(f"{where}: no column {lacking}; found {', '.join(header)}")
+            if not set(wanted) <= set(header):
+                raise UserError(f"{where}: has the columns {', '.join(header)}; needed are "
+                                f"{', '.join(wanted)}")
         elif len(cells) == len(header):
             yield where, dict(zip(header, cells))
         elif skip_short and len(cells) < len(header):
@@ -99,139 +91,109 @@ def read_table(path, wanted, header=None, skip_short=False):
         print(f"{path}: {skipped} rows with fewer than {len(header)} columns skipped")
 
 
-def json_object(where, line):
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError:
-        row = None
-    if not isinstance(row, dict):
-        raise UserError(f"{where}: not a JSON object")
-    return row
-
-
-def fields(where, row, **kinds):
-    """The values of a JSON object's fields. kinds: the type of each."""
-    values = []
-    for key, kind in kinds.items():
-        value = row.get(key) if isinstance(row, dict) else None
-        # isinstance would take True for a number
-        if type(value) is not kind or (kind is str and not data.is_unicode(value)):
-            raise UserError(f"{where}: {key} is missing or no valid {kind.__name__}")
-        values.append(value)
-    return values
-
-
 def glue(*texts, label="label", header=None, skip_short=False):
     """Makes the reader of a GLUE task. texts: the one or two text columns; header: the columns of
     train and dev files that do not name them. Only a test split may lack labels."""
     def read(path, split):
         test = split.startswith("test")
         wanted = texts if test else (*texts, label)
-        examples = []
-        for where, row in read_table(path, wanted, None if test else header, skip_short):
+        table = read_table(path, wanted, None if test else header, skip_short)
+        for number, (where, row) in enumerate(table):
             pair = (row[texts[0]], row[texts[1]] if len(texts) == 2 else None)
-            index = row.get("index", row.get("id", str(len(examples))))
-            examples.append(Example([pair], row.get(label), index, where))
-        return examples
+            index = row.get("index", row.get("id", str(number)))
+            yield Example([pair], row.get(label), index, where)
     return read
 
 
 def read_mrpc(path, split):
-    """MRPC as train/dev/test.tsv, or Microsoft's two files; mrpc_dev_ids.tsv names the dev rows."""
-    examples = glue("#1 String", "#2 String", label="Quality")(path, split)
-    if path.name != "msr_paraphrase_train.txt":
-        return examples
+    """MRPC: Microsoft's two files; mrpc_dev_ids.tsv names the training file's rows that are dev."""
     ids = ["#1 ID", "#2 ID"]
-    listed = read_table(path.with_name("mrpc_dev_ids.tsv"), ids, ids)
-    dev = {tuple(row.values()) for _, row in listed}
-    kept = []
-    for example, (_, row) in zip(examples, read_table(path, ids)):
+    dev = set()
+    if split != "test":
+        for _, row in read_table(path.with_name("mrpc_dev_ids.tsv"), ids, header=ids):
+            dev.add((row["#1 ID"], row["#2 ID"]))
+    table = read_table(path, [*ids, "#1 String", "#2 String", "Quality"])
+    for number, (where, row) in enumerate(table):
         if ((row["#1 ID"], row["#2 ID"]) in dev) == (split == "dev"):
-            kept.append(example)
-    return kept
+            pair = (row["#1 String"], row["#2 String"])
+            yield Example([pair], row["Quality"], str(number), where)
 
 
 def read_diagnostics(path, split):
     """GLUE-diagnostics: a column for each coarse category holds its fine ones, joined by ";"."""
-    examples = []
-    for where, row in read_table(path, [*COARSE, "Premise", "Hypothesis", "Label"]):
+    table = read_table(path, [*COARSE, "Premise", "Hypothesis", "Label"])
+    for number, (where, row) in enumerate(table):
         tags = []
         for coarse in COARSE:
             tags += [(coarse, fine) for fine in re.split(" *; *", row[coarse]) if fine]
         pair = (row["Premise"], row["Hypothesis"])
-        examples.append(Example([pair], row["Label"], str(len(examples)), where, tags=tuple(tags)))
-    return examples
+        yield Example([pair], row["Label"], str(number), where, tags=tuple(tags))
 
 
 def read_piqa(path, split):
     """PIQA: goal, sol1, sol2 in a line of JSON, the label in the same line of NAME-labels.lst."""
-    examples = []
-    for where, line in numbered_lines(path):
-        row = json_object(where, line)
-        goal, first, second = fields(where, row, goal=str, sol1=str, sol2=str)
-        pairs = [(goal, first), (goal, second)]
-        examples.append(Example(pairs, None, str(len(examples)), where))
-    labels_path = path.with_name(f"{path.stem}-labels.lst")
-    if split == "test" and not labels_path.exists():
-        return examples
-    labels = list(numbered_lines(labels_path))
-    if len(labels) != len(examples):
-        raise UserError(f"{labels_path} has {len(labels)} lines, {path} {len(examples)}")
-    return [example._replace(label=label, where=where)
-            for example, (where, label) in zip(examples, labels)]
+    lines = list(numbered_lines(path))
+    labels = [None] * len(lines)
+    if split != "test":
+        labels_path = path.with_name(f"{path.stem}-labels.lst")
+        labels = [label for _, label in numbered_lines(labels_path)]
+        if len(labels) != len(lines):
+            raise UserError(f"{labels_path} has {len(labels)} lines, {path} {len(lines)}")
+    for number, (where, line) in enumerate(lines):
+        try:
+            row = json.loads(line)
+            pairs = [(row["goal"], row["sol1"]), (row["goal"], row["sol2"])]
+        except (ValueError, KeyError, TypeError):
+            raise UserError(f"{where}: no JSON object with goal, sol1 and sol2") from None
+        yield Example(pairs, labels[number], str(number), where)
 
 
 def read_swag(path, split):
     """SWAG: the first text is sent1; candidate k's second is sent2 followed by ending k."""
     endings = ["ending0", "ending1", "ending2", "ending3"]
     columns = ["sent1", "sent2", *endings]
-    examples = []
-    for where, row in read_table(path, columns if split == "test" else [*columns, "label"]):
+    table = read_table(path, columns if split == "test" else [*columns, "label"])
+    for number, (where, row) in enumerate(table):
         pairs = [(row["sent1"], f"{row['sent2']} {row[ending]}") for ending in endings]
-        index = row.get("") or str(len(examples))   # its column has no name
-        examples.append(Example(pairs, row.get("label"), index, where))
-    return examples
+        index = row.get("") or str(number)   # its column has no name
+        yield Example(pairs, row.get("label"), index, where)
 
 
 def read_tracie(path, split):
     """TRACIE: lines "event: ... story: ...<tab>answer: ..."."""
     pattern = re.compile(r"event: ([^\t\r]+?) story: ([^\t\r]+)\tanswer: (\S+)\s*")
-    examples = []
-    for where, line in numbered_lines(path):
+    for number, (where, line) in enumerate(numbered_lines(path)):
         match = pattern.fullmatch(line)
         if not match:
             raise UserError(f"{where}: expected 'event: ... story: ...<tab>answer: LABEL'")
-        examples.append(Example([match.groups()[:2]], match[3], str(len(examples)), where))
-    return examples
+        yield Example([match.groups()[:2]], match[3], str(number), where)
 
 
 def read_squad(path, split):
     """SQuAD: texts [(question, context)], label the first answer ("" for none), row the id."""
-    examples = []
-    articles, = fields(path, data.read_json(path, "make data/tasks/SQuAD1"), data=list)
-    for i, article in enumerate(articles, 1):
-        paragraphs, = fields(f"{path}, article {i}", article, paragraphs=list)
-        for j, paragraph in enumerate(paragraphs, 1):
-            where = f"{path}, article {i}, paragraph {j}"
-            context, questions = fields(where, paragraph, context=str, qas=list)
-            for row in questions:
-                name, = fields(where, row, id=str)
-                examples.append(squad_example(f"{path}, question {name}", context, row))
-    return examples
+    where = path
+    try:
+        for article in data.read_json(path, "make data/tasks/SQuAD1")["data"]:
+            for paragraph in article["paragraphs"]:
+                for row in paragraph["qas"]:
+                    where = f"{path}, question {row['id']}"
+                    yield squad_example(where, paragraph["context"], row)
+    except KeyError as error:
+        raise UserError(f"{where}, or what follows it: {error} is missing") from None
 
 
 def squad_example(where, context, row):
-    question, entries = fields(where, row, question=str, answers=list)
     answers = []
-    for entry in entries:
-        text, start = fields(where, entry, text=str, answer_start=int)
-        if start < 0 or not text or context[start:start + len(text)] != text:
+    for answer in row["answers"]:
+        text = answer["text"]
+        start = answer["answer_start"]
+        if start < 0 or not text or not context.startswith(text, start):
             raise UserError(f"{where}: answer_start {start} does not point at {text!r}")
         answers.append((text, start))
     if bool(answers) == row.get("is_impossible", False):   # v1.1 has no such field
         raise UserError(f"{where}: {len(answers)} answers, is_impossible {bool(answers)}")
     label = answers[0][0] if answers else ""
-    return Example([(question, context)], label, row["id"], where, tuple(answers))
+    return Example([(row["question"], context)], label, row["id"], where, tuple(answers))
 
 
 # --------------------------------------------------------------------------------------------------
@@ -255,15 +217,12 @@ def f1(labels, predictions):
 
 def matthews(labels, predictions):
     """Matthews correlation of any number of classes (R_K); 0 where one side is constant."""
-    labels = np.asarray(labels)
-    predictions = np.asarray(predictions)
     classes = np.union1d(labels, predictions)
-    labelled = (labels[:, None] == classes).sum(0, dtype=np.float64)         # [classes]
-    predicted = (predictions[:, None] == classes).sum(0, dtype=np.float64)   # [classes]
-    rows = float(len(labels))
-    right = float((labels == predictions).sum())
-    spread = (rows ** 2 - predicted @ predicted) * (rows ** 2 - labelled @ labelled)
-    return float((right * rows - labelled @ predicted) / math.sqrt(spread)) if spread > 0 else 0.0
+    x, y = [np.equal.outer(side, classes) for side in (labels, predictions)]   # [rows, classes]
+    x = x - x.mean(0)
+    y = y - y.mean(0)
+    spread = (x * x).sum() * (y * y).sum()
+    return float((x * y).sum() / math.sqrt(spread)) if spread > 0 else 0.0
 
 
 def pearson(labels, predictions):
@@ -310,8 +269,8 @@ def squad_f1(golds, answers):
 
 
 def single_number(name, values):
-    """A task's one number in a table: the mean of its metrics (only MRPC, STS-B and QQP have two;
-    of SQuAD's F1 alone), None where one is not defined. values: {metric: value or None}."""
+    """A task's one number in a table: the mean of its metrics (two of MRPC, STS-B and QQP; SQuAD's
+    F1 alone), None where one is not defined. values: {metric: value or None}."""
     task = TASKS[name]
     metrics = task.metrics[:1] if task.kind == "span" else task.metrics
     wanted = [values[metric] for metric, _ in metrics]
@@ -403,25 +362,14 @@ def score_tracie(labels, predictions, texts):
 class Task:
     kind: str          # classification, regression, choice (softmax over candidates) or span
     labels: tuple      # as files write them, in the order of the outputs; a regression's range
-    reader: Callable   # (path, split) -> [Example]
+    reader: Callable   # (path, split) -> examples
     metrics: list      # [(name, function)], the main one first
-    files: str         # a name a split, then {split: name}; "a|b": the first that exists
-    rows: tuple        # published rows of each, then {split: rows}, to notice a wrong file
-    splits: tuple = ("train", "dev", "test")
+    files: dict        # {split: name}
     folder: str = ""          # under --data, where not the task's name
     answered_by: str = None   # the task whose model answers it; nothing is trained on it
 
-    def __post_init__(self):
-        self.files = dict(zip(self.splits, self.files.split()))
-        self.rows = dict(zip(self.splits, self.rows))
-
-    def path(self, folder, split):
-        """The file of a split, whether or not it exists."""
-        paths = [folder / name for name in self.files[split].split("|")]
-        return next((path for path in paths if path.exists()), paths[0])
-
     def read(self, folder, split):
-        return self.reader(self.path(folder, split), split)
+        return list(self.reader(folder / self.files[split], split))
 
 
 ACCURACY = [("accuracy", accuracy)]
@@ -441,46 +389,44 @@ read_sts = glue("sentence1", "sentence2", label="score")
 read_qqp = glue("question1", "question2", label="is_duplicate", skip_short=True)
 read_mnli = glue("sentence1", "sentence2", label="gold_label")
 
-TSV = "train.tsv dev.tsv test.tsv"
-MICROSOFT = ("train.tsv|msr_paraphrase_train.txt dev.tsv|msr_paraphrase_train.txt "
-             "test.tsv|msr_paraphrase_test.txt")
-MATCHED = "train.tsv dev_matched.tsv dev_mismatched.tsv test_matched.tsv test_mismatched.tsv"
-SQUAD1 = "train-v1.1.json dev-v1.1.json test-v1.1.json"
-SQUAD2 = "train-v2.0.json dev-v2.0.json test-v2.0.json"
-TEST = "tracie_test.txt|../iid/tracie_test.txt"   # one for both public splits
-IID = f"tracie_train.txt tracie_dev.txt {TEST}"
-PRIOR = f"tracie_train_uniform_prior.txt tracie_dev.txt {TEST}"
+TSV = {"train": "train.tsv", "dev": "dev.tsv", "test": "test.tsv"}
+MRPC = {"train": "msr_paraphrase_train.txt", "dev": "msr_paraphrase_train.txt",
+        "test": "msr_paraphrase_test.txt"}
+MNLI = {"train": "train.tsv", "dev": "dev_matched.tsv", "dev-mismatched": "dev_mismatched.tsv",
+        "test": "test_matched.tsv", "test-mismatched": "test_mismatched.tsv"}
+PIQA = {"train": "train.jsonl", "dev": "valid.jsonl", "test": "tests.jsonl"}
+SWAG = {"train": "train.csv", "dev": "val.csv", "test": "test.csv"}
+SQUAD1 = {"train": "train-v1.1.json", "dev": "dev-v1.1.json", "test": "test-v1.1.json"}
+SQUAD2 = {"train": "train-v2.0.json", "dev": "dev-v2.0.json", "test": "test-v2.0.json"}
+TRACIE = {"train": "tracie_train.txt", "dev": "tracie_dev.txt", "test": "tracie_test.txt"}
+# the public splits share a test file
+PRIOR = {"train": "tracie_train_uniform_prior.txt", "dev": "tracie_dev.txt",
+         "test": "../iid/tracie_test.txt"}
 
 TASKS = {
-    "CoLA": Task("classification", BINARY, read_cola, MATTHEWS, TSV, (8551, 1043, 1063)),
-    "SST-2": Task("classification", BINARY, glue("sentence"), ACCURACY, TSV, (67349, 872, 1821)),
-    "MRPC": Task("classification", BINARY, read_mrpc, ACCURACY_F1, MICROSOFT, (3668, 408, 1725)),
-    "STS-B": Task("regression", (0.0, 5.0), read_sts, CORRELATIONS, TSV, (5749, 1500, 1379)),
-    "QQP": Task("classification", BINARY, read_qqp, ACCURACY_F1, TSV, (363846, 40430, 390965)),
-    "MNLI": Task("classification", NLI, read_mnli, ACCURACY, MATCHED,
-                 (392702, 9815, 9832, 9796, 9847),
-                 splits=("train", "dev", "dev-mismatched", "test", "test-mismatched")),
+    "CoLA": Task("classification", BINARY, read_cola, MATTHEWS, TSV),
+    "SST-2": Task("classification", BINARY, glue("sentence"), ACCURACY, TSV),
+    "MRPC": Task("classification", BINARY, read_mrpc, ACCURACY_F1, MRPC),
+    "STS-B": Task("regression", (0.0, 5.0), read_sts, CORRELATIONS, TSV),
+    "QQP": Task("classification", BINARY, read_qqp, ACCURACY_F1, TSV),
+    "MNLI": Task("classification", NLI, read_mnli, ACCURACY, MNLI),
     # one set of pairs, without labels (for GLUE's server) and with labels and categories
-    "AX": Task("classification", NLI, read_pair, ACCURACY, "AX.tsv", (1104,),
-               splits=("test",), answered_by="MNLI"),
-    "diagnostics": Task("classification", NLI, read_diagnostics, MATTHEWS, "diagnostic-full.tsv",
-                        (1104,), splits=("test",), answered_by="MNLI"),
-    "QNLI": Task("classification", ENTAILMENT, glue("question", "sentence"), ACCURACY, TSV,
-                 (104743, 5463, 5463)),
-    "RTE": Task("classification", ENTAILMENT, read_pair, ACCURACY, TSV, (2490, 277, 3000)),
-    "WNLI": Task("classification", BINARY, read_pair, ACCURACY, TSV, (635, 71, 146)),
-    "PIQA": Task("choice", BINARY, read_piqa, ACCURACY, "train.jsonl valid.jsonl tests.jsonl",
-                 (16113, 1838, 3084)),
-    "SWAG": Task("choice", ("0", "1", "2", "3"), read_swag, ACCURACY, "train.csv val.csv test.csv",
-                 (73546, 20006, 20005)),
-    "SQuAD1": Task("span", (), read_squad, SQUAD, SQUAD1, (87599, 10570, None), folder="SQuAD"),
-    "SQuAD2": Task("span", (), read_squad, SQUAD, SQUAD2, (130319, 11873, None), folder="SQuAD"),
-    # pairs of query and story; no dev split is published. The plain name is the mini world's.
-    "TRACIE": Task("classification", TIME, read_tracie, ACCURACY, IID, (None, None, None)),
-    "TRACIE-iid": Task("classification", TIME, read_tracie, ACCURACY, IID, (1174, None, 4248),
+    "AX": Task("classification", NLI, read_pair, ACCURACY, {"test": "AX.tsv"}, answered_by="MNLI"),
+    "diagnostics": Task("classification", NLI, read_diagnostics, MATTHEWS,
+                        {"test": "diagnostic-full.tsv"}, answered_by="MNLI"),
+    "QNLI": Task("classification", ENTAILMENT, glue("question", "sentence"), ACCURACY, TSV),
+    "RTE": Task("classification", ENTAILMENT, read_pair, ACCURACY, TSV),
+    "WNLI": Task("classification", BINARY, read_pair, ACCURACY, TSV),
+    "PIQA": Task("choice", BINARY, read_piqa, ACCURACY, PIQA),
+    "SWAG": Task("choice", ("0", "1", "2", "3"), read_swag, ACCURACY, SWAG),
+    "SQuAD1": Task("span", (), read_squad, SQUAD, SQUAD1),
+    "SQuAD2": Task("span", (), read_squad, SQUAD, SQUAD2),
+    # pairs of query and story; only the mini world's, under the plain name, has a dev split
+    "TRACIE": Task("classification", TIME, read_tracie, ACCURACY, TRACIE),
+    "TRACIE-iid": Task("classification", TIME, read_tracie, ACCURACY, TRACIE,
                        folder="TRACIE/iid"),
     "TRACIE-uniform-prior": Task("classification", TIME, read_tracie, ACCURACY, PRIOR,
-                                 (860, None, 4248), folder="TRACIE/uniform-prior"),
+                                 folder="TRACIE/uniform-prior"),
 }
 GET = "`make data/tasks/RTE` and its like fetch published files, `make data` makes the mini world's"
 
@@ -495,32 +441,11 @@ class Split(NamedTuple):
 
 
 def task_folder(root, name):
-    """The first folder under root that may hold the task, names also in lower case, or None."""
-    places = (name, name.lower(), TASKS[name].folder, TASKS[name].folder.lower())
-    folders = [Path(root) / place for place in places if place]
-    return next((folder for folder in folders if folder.is_dir()), None)
-
-
-def target_of(task, example):
-    """Class number, real number, or SQuAD's list of right texts."""
-    if task.kind == "span":
-        return [text for text, _ in example.answers]
-    if example.label in task.labels:
-        return task.labels.index(example.label)
-    expected = ", ".join(map(str, task.labels))
-    if task.kind == "regression":
-        low, high = task.labels
-        expected = f"{low} to {high}"
-        try:
-            if low <= float(example.label) <= high:   # nan is not
-                return float(example.label)
-        except ValueError:
-            pass   # no number
-    raise UserError(f"{example.where}: label {example.label!r}, expected {expected}")
+    return Path(root) / (TASKS[name].folder or name)
 
 
 def targets_of(name, examples):
-    """int64 or float32 [rows], SQuAD's a list of lists; None where there are no labels."""
+    """int64 or float32 [rows], SQuAD's a list of right texts a row; None without labels."""
     task = TASKS[name]
     if any(example.label is None for example in examples):
         return None
@@ -530,66 +455,61 @@ def targets_of(name, examples):
     return np.array(targets, dtype=np.float32 if task.kind == "regression" else np.int64)
 
 
+def target_of(task, example):
+    if task.kind == "span":
+        return [text for text, _ in example.answers]
+    try:
+        if task.kind != "regression":
+            return task.labels.index(example.label)
+        low, high = task.labels
+        if low <= float(example.label) <= high:   # nan is not
+            return float(example.label)
+    except ValueError:   # neither one of the labels nor a number
+        pass
+    raise UserError(f"{example.where}: label {example.label!r}, expected {task.labels}")
+
+
 def read_split(name, folder, split):
     """One split. A mini task's SPLIT.meta.jsonl holds the hidden test labels, and what each row
     needs to be known; it must agree with the task file."""
     task = TASKS[name]
     examples = task.read(folder, split)
     if not examples:
-        raise UserError(f"{task.path(folder, split)} has no rows")
+        raise UserError(f"{folder / task.files[split]} has no rows")
     path = folder / f"{split}.meta.jsonl"
     if not path.exists():
-        if task.rows[split] not in (None, len(examples)):
-            print(f"note: {name} {split} has {len(examples):,} rows, the published file "
-                  f"{task.rows[split]:,}")
         return Split(examples, targets_of(name, examples), None)
-    lines = list(numbered_lines(path))
-    if len(lines) != len(examples):
-        raise UserError(f"{path} has {len(lines)} rows, the {split} file {len(examples)}")
-    meta = []
-    for index, (where, line) in enumerate(lines):
-        meta.append(json_object(where, line))
-        label = str(meta[-1].get("label"))
-        example = examples[index]
-        if example.label is None:
-            examples[index] = example._replace(label=label, where=where)
-        elif example.label != label:
-            raise UserError(f"{where}: label {label!r}, but {example.label!r} in {example.where}")
+    meta = [json.loads(line) for _, line in numbered_lines(path)]
+    for index, (example, row) in enumerate(zip(examples, meta, strict=True)):
+        label = str(row["label"])
+        if example.label not in (None, label):
+            raise UserError(f"{example.where}: label {example.label!r}, in {path} {label!r}")
+        examples[index] = example._replace(label=label)
     return Split(examples, targets_of(name, examples), meta)
 
 
 def load_task(args, name):
     """All splits of a task that have a file -> {split: Split}, with those of the tasks that its
-    model answers besides; says which have none."""
-    task = TASKS[name]
+    model answers besides."""
     folder = task_folder(args.data, name)
-    if folder is None:
-        raise UserError(f"no folder {name} under {args.data}; {GET}")
-    needed = "dev" if args.split_dev else "train"
     splits = {}
-    for split in task.splits:
-        path = task.path(folder, split)
-        if path.exists():
+    for split, file in TASKS[name].files.items():
+        if (folder / file).exists():
             splits[split] = read_split(name, folder, split)
-        elif split == needed:
-            raise UserError(f"{path} is missing; {GET}; --split-dev trains on half of the dev file")
-        elif split in ("dev", "test"):
-            print(f"{name}: no {split} split ({path} is missing)")
-    for other in TASKS:
+        elif split == ("dev" if args.split_dev else "train"):
+            raise UserError(f"{folder / file} is missing; {GET}; --split-dev trains on half of the "
+                            f"dev file")
+        elif split == "dev":
+            print(f"note: {folder / file} is missing")
+    for other, task in TASKS.items():
         place = task_folder(args.data, other)
-        if TASKS[other].answered_by == name and place:
-            path = TASKS[other].path(place, "test")
-            if path.exists():
-                splits[other] = read_split(other, place, "test")
-            else:
-                print(f"{name}: {path} is missing, so {other} is not answered")
+        if task.answered_by == name and (place / task.files["test"]).exists():
+            splits[other] = read_split(other, place, "test")
     if args.split_dev:
         half = len(splits["dev"].examples) // 2
         splits["train"] = splits["dev"].cut(0, half)
         splits["dev"] = splits["dev"].cut(half, None)
     splits["train"] = splits["train"].cut(0, args.train_limit)
-    if not splits["train"].examples:
-        raise UserError(f"{folder}: no row is left to train on")
     return splits
 
 
@@ -616,8 +536,8 @@ def encoded(tokenizer, texts, special=True):
 class Rows:
     """A split as token ids: [CLS] first [SEP], or [CLS] first [SEP] second [SEP].
 
-    Text row x C + candidate is ids[starts[text]:starts[text + 1]]; its second segment begins
-    seconds[text] further on. lengths: [rows], of the longest candidate.
+    Candidate c of a row is ids[row x C + c], its second text begins at seconds[row x C + c].
+    lengths: [rows], of the longest candidate.
     """
 
     def __init__(self, examples, targets, tokenizer, max_length):
@@ -625,25 +545,23 @@ class Rows:
         for example in examples:
             for first, second in example.texts:
                 texts.append(first if second is None else (first, second))
-        pieces = []
+        ids = []
         seconds = []
         # the longer of two texts loses its end until they are equal, then both do
         tokenizer.enable_truncation(max_length)
         for encoding in encoded(tokenizer, texts):
-            pieces.append(np.array(encoding.ids, dtype=np.int32))
+            ids.append(np.array(encoding.ids, dtype=np.int32))
             seconds.append(encoding.type_ids.count(0))
         tokenizer.no_truncation()
-        self.targets = targets
-        self.keep(pieces, seconds, len(examples[0].texts), tokenizer)
+        self.keep(ids, seconds, targets, len(examples[0].texts), tokenizer)
 
-    def keep(self, pieces, seconds, candidates, tokenizer):
+    def keep(self, ids, seconds, targets, candidates, tokenizer):
+        self.ids = ids
+        self.seconds = np.array(seconds)
+        self.targets = targets
         self.candidates = candidates
         self.pad = data.special_ids(tokenizer)["pad"]
-        self.ids = np.concatenate(pieces)
-        self.seconds = np.array(seconds)
-        lengths = np.array([len(piece) for piece in pieces])
-        self.starts = np.concatenate([[0], np.cumsum(lengths)])
-        self.lengths = lengths.reshape(-1, candidates).max(1)
+        self.lengths = np.array([len(own) for own in ids]).reshape(-1, candidates).max(1)
 
     def __len__(self):
         return len(self.lengths)
@@ -653,13 +571,13 @@ class Rows:
         [B*C, L], padded to the longest of them."""
         first = np.asarray(indices)[:, None] * self.candidates
         texts = (first + np.arange(self.candidates)).ravel()          # [B*C]
-        lengths = self.starts[texts + 1] - self.starts[texts]
+        ids = [self.ids[text] for text in texts]
+        lengths = np.array([len(own) for own in ids])
         place = np.arange(lengths.max())[None]                        # [1, L]
         mask = place < lengths[:, None]                               # [B*C, L]
         segments = mask & (place >= self.seconds[texts][:, None])
-        pieces = [self.ids[self.starts[text]:self.starts[text + 1]] for text in texts]
         tokens = np.full(mask.shape, self.pad, dtype=np.int64)
-        tokens[mask] = np.concatenate(pieces)
+        tokens[mask] = np.concatenate(ids)
         return [torch.from_numpy(array) for array in (tokens, mask, segments.astype(np.int64))]
 
 
@@ -700,16 +618,16 @@ class Windows(Rows):
     def __init__(self, examples, tokenizer, max_length, stride, train):
         self.examples = examples
         self.offsets = {}   # context -> [pieces, 2], first character of a piece and that after it
-        ids = {}            # context -> [pieces]
+        context_ids = {}
         contexts = list(dict.fromkeys(example.texts[0][1] for example in examples))
         for context, encoding in zip(contexts, encoded(tokenizer, contexts, False)):
             self.offsets[context] = np.array(encoding.offsets, dtype=np.int32).reshape(-1, 2)
-            ids[context] = encoding.ids
+            context_ids[context] = encoding.ids
         questions = encoded(tokenizer, [example.texts[0][0] for example in examples], False)
         special = data.special_ids(tokenizer)
         # in short windows a question keeps less, so that no piece of the context is stepped over
         asked = min(QUESTION_PIECES, max_length - 3 - stride)
-        texts = []
+        ids = []
         places = []
         skipped = []
         for index, (example, question) in enumerate(zip(examples, questions)):
@@ -722,23 +640,19 @@ class Windows(Rows):
                     continue
             head = [special["cls"], *question.ids[:asked], special["sep"]]
             room = max_length - len(head) - 1
-            for first in range(0, max(1, len(ids[context]) - room + stride), stride):
-                window = ids[context][first:first + room]
+            for first in range(0, max(1, len(context_ids[context]) - room + stride), stride):
+                window = context_ids[context][first:first + room]
                 target = (0, 0)
                 if span and first <= span[0] and span[1] < first + len(window):
                     target = (span[0] - first + len(head), span[1] - first + len(head))
-                texts.append(np.array([*head, *window, special["sep"]], dtype=np.int32))
+                ids.append(np.array([*head, *window, special["sep"]], dtype=np.int32))
                 places.append((index, first, len(head), *target))
         if skipped:
-            shown = ", ".join(skipped[:5])
-            print(f"note: {len(skipped)} questions left out, their answers have no piece: {shown}")
-        if not places:
-            raise UserError(f"{examples[0].where} ...: no answer has a word piece to train on")
-        places = np.array(places, dtype=np.int64)
+            print(f"note: questions left out, whose answer has no word piece: {', '.join(skipped)}")
+        places = np.array(places)
         self.question = places[:, 0]   # [windows]
         self.first = places[:, 1]      # [windows], the context's first piece in the window
-        self.targets = places[:, 3:]
-        self.keep(texts, places[:, 2], 1, tokenizer)
+        self.keep(ids, places[:, 2], places[:, 3:], 1, tokenizer)
 
 
 def answer_span(offsets, text, start):
@@ -835,15 +749,13 @@ DEFAULTS = {
         "max_length": 64, "length_step": 32,             # ours; few mini rows are longer than 32
         # ours: at the full rate, rows not yet answerable draw all scores together
         "warmup": 0.4,
-        "weight_decay": 0.0, "eps": 1e-6,                # authors' script
-        "precision": "auto"},                            # ours
+        "weight_decay": 0.0, "eps": 1e-6},               # authors' script
     "base": {
         "lr": 1e-4, "epochs": 3.0, "batch": 32,          # authors' script (run_glue_at_epoch.bash)
         "max_length": 126, "warmup": 0.1,                # authors' script
         "length_step": 8,                                # ours; see length_sorted_batches
         "weight_decay": 0.0, "eps": 1e-6,                # authors' script
-        "dropout": 0.1, "head_std": 0.02,                # BERT's own
-        "precision": "auto"},                            # ours
+        "dropout": 0.1, "head_std": 0.02},               # BERT's own
 }
 DEFAULTS["small"] = DEFAULTS["base"]                     # authors' script: one recipe for all sizes
 BY_TASK = {   # at paper sizes; all else has GLUE's, PIQA by the authors' deleted script, too
@@ -863,62 +775,59 @@ def parse_args(argv=None):
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     trained = [name for name, task in TASKS.items() if not task.answered_by]
-    add = parser.add_argument
-    add("--model", default="runs/student", help="run folder, or BERT folder in Hugging Face form")
-    add("--task", nargs="+", metavar="TASK", default=[], choices=trained,
-        help=f"of: {', '.join(trained)} (default: all under --data)")
-    add("--seed", nargs="+", type=int, default=[0])
-    add("--data", default="data/mini/tasks", help="folder that holds TASK/ folders")
-    add("--out", help="folder that gets finetune/ (default: the run; runs/NAME for a bare model)")
-    add("--size", choices=list(DEFAULTS), help="recipe (default: the run's own size, else base)")
-    add("--lr", type=float)
-    add("--epochs", type=float)
-    add("--batch", type=int, help="global batch, in rows")
-    add("--accumulate", type=data.positive, default=1, help="parts that a batch is worked off in, "
-        "so that it fits into memory: the same loss and gradient")
-    add("--max-length", type=int, help="tokens a text, special ones included; SQuAD: a window")
-    add("--stride", type=int, help="SQuAD: word pieces from one window to the next")
-    add("--null-threshold", type=float, help="SQuAD2: no answer where [CLS] scores this much above "
-        "the best text (best_f1_thresh of `evaluate.py squad`)")
-    add("--length-step", type=int, help="rows less apart in length, in tokens, may share a batch")
-    add("--warmup", type=float, help="share of the steps")
-    add("--weight-decay", type=float)
-    add("--eps", type=float, help="AdamW's epsilon")
-    add("--dropout", type=float)
-    add("--head-std", type=float, help="deviation of the task head's first weights")
-    add("--clip", type=float, default=1.0, help="gradient norm limit")
-    add("--train-limit", type=int, help="train on this many rows, the first of the file")
-    add("--split-dev", action="store_true", help="train on the first half of the dev file, score "
-        "on the second: for smoke runs without the training file")
-    add("--precision", choices=["auto", "bf16", "fp32"])
-    add("--device", default="auto", help="auto, cpu, cuda, mps")
-    add("--log-every", type=data.positive, default=100)
+    flag = parser.add_argument
+    flag("--model", default="runs/student", help="run folder, or BERT folder in Hugging Face form")
+    flag("--task", nargs="+", metavar="TASK", default=[], choices=trained,
+         help=f"of: {', '.join(trained)} (default: all under --data)")
+    flag("--seed", nargs="+", type=int, default=[0])
+    flag("--data", default="data/mini/tasks", help="folder that holds TASK/ folders")
+    flag("--out", help="folder that gets finetune/ (default: the run; runs/NAME for a bare model)")
+    flag("--size", choices=list(DEFAULTS), help="recipe (default: the run's own size, else base)")
+    flag("--lr", type=float, help="peak learning rate")
+    flag("--epochs", type=float)
+    flag("--batch", type=data.positive, help="rows, of all processes together")
+    flag("--accumulate", type=data.positive, default=1, help="parts that a batch is worked off in")
+    flag("--max-length", type=int, help="tokens a text, special ones included; SQuAD: a window")
+    flag("--stride", type=int, help="SQuAD: word pieces from one window to the next")
+    flag("--null-threshold", type=float, help="SQuAD2: no answer where [CLS] scores this much "
+         "above the best text (best_f1_thresh of `evaluate.py squad`)")
+    flag("--warmup", type=float, help="share of the steps")
+    flag("--weight-decay", type=float)
+    flag("--clip", type=float, default=1.0, help="largest gradient norm")
+    flag("--dropout", type=float)
+    flag("--head-std", type=float, help="deviation of the task head's first weights")
+    flag("--train-limit", type=data.positive, help="train on the first rows of the file alone")
+    flag("--split-dev", action="store_true", help="train on the first half of the dev file, score "
+         "on the second: for smoke runs without the training file")
+    flag("--precision", choices=["auto", "bf16", "fp32"], default="auto")
+    flag("--device", default="auto", help="auto, cpu, cuda, mps")
+    flag("--log-every", type=data.positive, default=100, help="steps")
     return parser.parse_args(argv)
 
 
 def locate_model(path):
     """--model -> (folder with config.json, folder that gets finetune/, size of the run or None)."""
-    path = Path(path)
-    folder = path / "model" if (path / "model" / "config.json").exists() else path
-    if not (folder / "config.json").exists():
-        raise UserError(f"no model in {path}: neither a finished run, as of `make teacher distill`,"
-                        f" nor a BERT in Hugging Face form")
-    args_path = folder.parent / "args.json"
-    if folder.name == "model" and args_path.exists():
-        arguments = data.read_json(args_path, "distill.py")["arguments"]
-        return folder, folder.parent, arguments.get("size")
-    return folder, Path("runs") / path.resolve().name if folder == path else path, None
+    run = Path(path)
+    if run.name == "model" and (run.parent / "args.json").exists():
+        run = run.parent
+    if (run / "model" / "config.json").exists():
+        size = None
+        if (run / "args.json").exists():
+            size = data.read_json(run / "args.json", "")["arguments"].get("size")
+        return run / "model", run, size
+    if (run / "config.json").exists():
+        return run, Path("runs") / run.resolve().name, None
+    raise UserError(f"no model in {path}: neither a finished run, as of `make teacher distill`, "
+                    f"nor a BERT in Hugging Face form")
 
 
 def settings_for(args, name, size, config):
     """Settings of one task: the size's column, the task's own, and the flags over both."""
     by_task = MINI_BY_TASK if size == "mini" else BY_TASK
     settings = {**DEFAULTS[size], **by_task.get(name, {})}
-    for key in settings:
+    for key in settings.keys() & vars(args).keys():
         if getattr(args, key) is not None:
             settings[key] = getattr(args, key)
-    if min(settings["batch"], settings["length_step"]) < 1 or settings["epochs"] <= 0:
-        raise UserError("--batch and --length-step are at least 1, --epochs above 0")
     length = min(settings["max_length"], config.max_position_embeddings)
     settings["max_length"] = length
     stride = settings.get("stride", 1)
@@ -926,8 +835,8 @@ def settings_for(args, name, size, config):
         raise UserError(f"--max-length {length} leaves no room for a --stride of {stride} beside "
                         f"a question")
     return {"model": str(args.model), "data": str(args.data), "task": name, "size": size,
-            **settings, "clip": args.clip, "train_limit": args.train_limit,
-            "split_dev": args.split_dev}
+            **settings, "clip": args.clip, "precision": args.precision,
+            "train_limit": args.train_limit, "split_dev": args.split_dev}
 
 
 # --------------------------------------------------------------------------------------------------
@@ -1027,8 +936,9 @@ def write_submission(folder, name, split, examples, answers):
     data.write_text(folder / file, "\n".join(lines) + "\n")
 
 
-def score_split(metrics, settings, split, examples, targets, meta, rows, scores, folder):
-    """A split's scores -> answers, which are written; what they are worth goes into metrics."""
+def score_split(metrics, settings, split, content, rows, scores, folder):
+    """Writes the answers of a split, a Split as read, and puts what they are worth into metrics."""
+    examples, targets, meta = content
     name = split if split in TASKS else settings["task"]   # AX and diagnostics are their own tasks
     kind = TASKS[name].kind
     if kind == "span":
@@ -1048,8 +958,7 @@ def score_split(metrics, settings, split, examples, targets, meta, rows, scores,
         return
     metrics[split] = score(name, targets, answers)
     if name.startswith("TRACIE"):
-        texts = [example.texts[0] for example in examples]
-        metrics[split].update(score_tracie(targets, answers, texts))
+        metrics[split] |= score_tracie(targets, answers, [example.texts[0] for example in examples])
     if name == "diagnostics":
         tags = [example.tags for example in examples]
         metrics["categories"] = score_categories(targets, answers, tags, meta)
@@ -1067,9 +976,8 @@ def finetune(settings, splits, rows, config, bert, encoder, processes, folder, l
              accumulate=1):
     """Trains a fresh head and the encoder from its loaded weights, writes the folder.
 
-    splits: {split: Split}; rows: {split: Rows}; config, bert: the loaded model; encoder: its state
-    dict as loaded; accumulate: parts of a batch. Returns what metrics.json holds. Raises UserError
-    at a non-finite loss.
+    splits: {split: Split}; rows: {split: Rows}; encoder: bert's state dict as loaded; accumulate:
+    parts of a batch. Returns what metrics.json holds. Raises UserError at a non-finite loss.
     """
     # --- setup
     start = time.time()
@@ -1111,8 +1019,7 @@ def finetune(settings, splits, rows, config, bert, encoder, processes, folder, l
     tracker = data.Tracker(["loss"], device)
     advice = f"{name} seed {seed}: try a lower --lr or --precision fp32"
     since = torch.zeros(1, device=device)   # sum of losses since the last log line
-    for step in tqdm(range(steps), desc=f"{name} seed {seed}", leave=False,
-                     disable=None if processes.master else True):   # None: on a terminal only
+    for step in range(steps):
         epoch, place = divmod(step, epoch_steps)
         if place == 0:
             batches = length_sorted_batches(train.lengths, settings["batch"], seed, epoch,
@@ -1156,11 +1063,13 @@ def finetune(settings, splits, rows, config, bert, encoder, processes, folder, l
     # --- evaluate: the last epoch's model, never the best one's
     metrics = {"task": name, "seed": seed, "train_rows": len(train), "steps": steps,
                "split_dev": settings["split_dev"], "majority": False, "parts": {}}
-    for split in [split for split in rows if split != "train"]:
+    for split, content in splits.items():
+        if split == "train":
+            continue
         scores = predict(kind, bert, head, rows[split], 4 * settings["batch"], processes,
                          autocast_type)
         if processes.master:
-            score_split(metrics, settings, split, *splits[split], rows[split], scores, folder)
+            score_split(metrics, settings, split, content, rows[split], scores, folder)
 
     # --- last save: metrics.json at the end, it says that the rest is there
     metrics["seconds"] = round(time.time() - start, 2)
@@ -1171,39 +1080,28 @@ def finetune(settings, splits, rows, config, bert, encoder, processes, folder, l
 
 
 def summary(metrics):
-    """One line on a finished run."""
-    scores = []
+    """One line on a finished run: the single number of each split."""
+    words = []
     for split, values in metrics.items():
-        if not isinstance(values, dict) or "chance" not in values:   # no split
-            continue
-        words = [split]
-        for metric, _ in TASKS[split if split in TASKS else metrics["task"]].metrics:
-            value = values[metric]
-            words.append(f"{metric} not defined" if value is None else f"{metric} {value:.3f}")
-        cells = metrics["parts"].get(split, {})
-        parts = [f"{part} {cells[part]['accuracy']:.3f}" for part in PARTS if part in cells]
-        if parts:
-            words.append(f"({', '.join(parts)})")
-        scores.append(" ".join(words))
-    text = "; ".join(scores) or "no labelled split"
+        if isinstance(values, dict) and "chance" in values:   # a split's
+            value = single_number(split if split in TASKS else metrics["task"], values)
+            shown = "not defined" if value is None else f"{value:.3f}"
+            words.append(f"{split} {shown}")
     stuck = "  ! one answer for every row" if metrics["majority"] else ""
-    return (f"{metrics['task']} seed {metrics['seed']}: {text}; "
+    return (f"{metrics['task']} seed {metrics['seed']}: {', '.join(words) or 'no labelled split'}; "
             f"{metrics['seconds']:.0f} s{stuck}")
 
 
 def tasks_of(args):
     """The tasks asked for; bare, all that --data has rows to train on."""
-    if args.task:
-        return args.task
     split = "dev" if args.split_dev else "train"
     names = []
     for name, task in TASKS.items():
-        folder = task_folder(args.data, name)
-        if folder and not task.answered_by and task.path(folder, split).exists():
+        if split in task.files and (task_folder(args.data, name) / task.files[split]).exists():
             names.append(name)
-    if not names:
+    if not args.task and not names:
         raise UserError(f"no task folder with a {split} file under {args.data}; {GET}")
-    return names
+    return args.task or names
 
 
 def main(argv=None):
@@ -1214,11 +1112,7 @@ def main(argv=None):
         sys.stdout = open(os.devnull, "w")   # every process reads the files, one talks of them
     torch.set_float32_matmul_precision("high")
     model_folder, run, run_size = locate_model(args.model)
-    source = "--size" if args.size else run
-    size = args.size or run_size
-    if size not in DEFAULTS:
-        source = "the default"
-        size = "base"
+    size = args.size or run_size or "base"
     config = model.read_config(model_folder)
     weights_hash = data.weights_hash(model_folder)
     bert = None
@@ -1246,7 +1140,7 @@ def main(argv=None):
         todo = processes.from_all(todo)[0]   # the master's folder is the only one written to
         if not todo:
             continue
-        print(f"{name}: recipe of size {size} ({source}): lr {recipe['lr']:g}, "
+        print(f"{name}: recipe of size {size}: lr {recipe['lr']:g}, "
               f"{recipe['epochs']:g} epochs, batch {recipe['batch']}", flush=True)
 
         # --- model, once for all tasks

@@ -5,7 +5,6 @@
 import json
 import multiprocessing
 import os
-import runpy
 import shutil
 import socket
 import subprocess
@@ -262,7 +261,7 @@ def test_run_learns_and_writes_every_file(run, capsys):
     assert args["arguments"]["lr"] == 3e-3 and args["arguments"]["seed"] == 0
     assert args["settled precision"] == "fp32" and "torch" in args
     assert json.loads((folder / "log.jsonl").read_text().splitlines()[-1])["step"] == 60
-    assert "RTE seed 1: dev accuracy" in capsys.readouterr().out
+    assert "RTE seed 1: dev " in capsys.readouterr().out
 
     # a rerun changes nothing and says so; other flags make it again
     before = (folder / "metrics.json").stat().st_mtime_ns
@@ -283,7 +282,7 @@ def test_other_weights_and_other_files_make_a_run_again(run, tmp_path, tiny_toke
     text = rte(16, True)
     write(path, text)
     start(own, "--task", "RTE")
-    assert "no dev split" in capsys.readouterr().out
+    assert "dev.tsv is missing" in capsys.readouterr().out
     write(path.with_name(".DS_Store.bin"), "a file manager's")
     start(own, "--task", "RTE")
     assert "complete, nothing to do" in capsys.readouterr().out
@@ -370,13 +369,6 @@ def test_machines_that_share_no_folder_take_the_same_seed(run, tmp_path, capfd):
     assert "process 1 on" in (said := capfd.readouterr().err) and "another model_sha256" in said
 
 
-def test_weights_that_are_not_finite_give_no_metrics(run, tmp_path):
-    """The last step's are in no loss any more."""
-    with pytest.raises(model.UserError, match="weight_norm (nan|inf) at step 0; RTE seed 0: try"):
-        start(run, "--task", "RTE", "--epochs", "0.01", "--lr", "1e30", "--warmup", 0, out=tmp_path)
-    assert not (tmp_path / "finetune/RTE/seed-0/metrics.json").exists()
-
-
 def test_regression_and_split_dev(run, tmp_path):
     start(run, "--task", "STS-B", "--epochs", 12, out=tmp_path)
     metrics = metrics_of(tmp_path / "finetune/STS-B/seed-0")
@@ -437,7 +429,7 @@ def test_majority_is_flagged(run, tmp_path, capsys, monkeypatch, task, scores):
     start(run, "--task", task, "--train-limit", 16, out=tmp_path)
     out = capsys.readouterr().out
     assert metrics_of(tmp_path / f"finetune/{task}/seed-0")["majority"] and "! one answer" in out
-    assert ("pearson not defined spearman not defined" in out) == (task == "STS-B")
+    assert ("dev not defined" in out) == (task == "STS-B")
 
 
 def test_first_loss_equals_transformers(run, tiny_tokenizer, transformers):
@@ -490,66 +482,46 @@ def test_every_parameter_moves(run, tmp_path, monkeypatch):
     assert not before and len(modules) == 2
 
 
-def test_non_finite_loss_stops_with_the_step(run, tmp_path):
-    with pytest.raises(model.UserError, match="at step [1-9][0-9]*; RTE seed 0: .* lower --lr"):
-        start(run, "--task", "RTE", "--lr", "1e38", "--warmup", 0, out=tmp_path)
+@pytest.mark.parametrize("lr, epochs, message", [
+    ("1e38", 6, "at step [1-9][0-9]*; RTE seed 0: .* lower --lr"),
+    ("1e30", 0.01, "weight_norm (nan|inf) at step 0; RTE seed 0: try")])   # in no loss any more
+def test_what_is_not_finite_stops_with_the_step(run, tmp_path, lr, epochs, message):
+    with pytest.raises(model.UserError, match=message):
+        start(run, "--task", "RTE", "--lr", lr, "--epochs", epochs, "--warmup", 0, out=tmp_path)
     assert not (tmp_path / "finetune/RTE/seed-0/metrics.json").exists()
 
 
 @pytest.mark.parametrize("flags, message", [
     (["--model", "nowhere"], "no model in nowhere: .*make teacher distill"),
-    (["--task", "WNLI"], "no folder WNLI"),
+    (["--task", "WNLI"], "WNLI/train.tsv is missing; `make data/tasks"),
     (["--data", "nowhere"], "no task folder with a train file under nowhere"),
-    (["--task", "RTE", "--batch", "0"], "--batch and --length-step are at least 1"),
-    (["--task", "RTE", "--train-limit", "0"], "tasks/RTE: no row is left to train on"),
     (["--task", "RTE", "--max-length", "3"], "max-length 3 leaves no room")])
 def test_mistakes_are_answered_in_words(run, flags, message):
     with pytest.raises(model.UserError, match=message):
         start(run, *flags)
 
 
-@pytest.mark.parametrize("task", ["GLUE", "diagnostics"])   # MNLI's model answers diagnostics
-def test_tasks_to_train_on_are_listed(run, capsys, task):
+def test_nothing_is_trained_on_diagnostics(run):
     with pytest.raises(SystemExit):
-        start(run, "--task", task)
-    assert "invalid choice" in capsys.readouterr().err
+        start(run, "--task", "diagnostics")
 
 
-def test_missing_files_are_named(run, tmp_path, capsys):
+def test_missing_files_are_named(run, tmp_path):
     write(tmp_path / "RTE/dev.tsv", rte(16, True))
     with pytest.raises(model.UserError, match="train.tsv is missing; .*--split-dev trains on"):
         start(run, "--data", tmp_path, "--task", "RTE", out=tmp_path)
     start(run, "--data", tmp_path, "--split-dev", out=tmp_path)
     assert metrics_of(tmp_path / "finetune/RTE/seed-0")["dev"]["n"] == 8
-    assert "no test split" in capsys.readouterr().out
     (tmp_path / "RTE/dev.tsv").rename(tmp_path / "RTE/train.tsv")
     with pytest.raises(model.UserError, match="dev.tsv is missing"):
         start(run, "--data", tmp_path, "--task", "RTE", "--split-dev", out=tmp_path)
 
 
-def test_a_readers_own_mistake_keeps_its_traceback(run, tmp_path, monkeypatch):
-    """Only what was raised for users becomes one sentence."""
-    flags = ["finetune.py", "--model", run, "--data", run.parent / "tasks", "--out", tmp_path]
-    script = str(ROOT / "finetune.py")
-    monkeypatch.setattr(sys, "argv", [str(flag) for flag in flags])
-
-    def wrong(_):
-        raise ValueError("mine")
-    with monkeypatch.context() as patch:
-        patch.setattr(data, "load_tokenizer", wrong)
-        with pytest.raises(ValueError, match="mine"):
-            runpy.run_path(script, run_name="__main__")
-    monkeypatch.setattr(sys, "argv", ["finetune.py", "--model", "nowhere"])
-    with pytest.raises(SystemExit, match="finetune.py: no model in nowhere"):
-        runpy.run_path(script, run_name="__main__")
-
-
-@pytest.mark.parametrize("recorded, flags, size, lr, source", [
-    ("mini", [], "mini", "0.001", "run"), ("base", [], "base", "0.0001", "run"),
-    ("mini", ["--size", "small"], "small", "0.0001", "--size"),
-    (None, [], "base", "0.0001", "the default")])
+@pytest.mark.parametrize("recorded, flags, size, lr", [
+    ("mini", [], "mini", "0.001"), ("base", [], "base", "0.0001"),
+    ("mini", ["--size", "small"], "small", "0.0001"), (None, [], "base", "0.0001")])
 def test_recipe_follows_the_run(run, tmp_path, tiny_tokenizer, capsys, monkeypatch, recorded, flags,
-                                size, lr, source):
+                                size, lr):
     """A narrow BERT that is not ours gets the paper's recipe, and which one it is is said."""
     save_model(tmp_path / "run/model", tiny_tokenizer)
     if recorded:
@@ -562,9 +534,7 @@ def test_recipe_follows_the_run(run, tmp_path, tiny_tokenizer, capsys, monkeypat
     monkeypatch.setattr(finetune, "finetune", no_run)
     finetune.main(["--model", str(tmp_path / "run"), "--data", str(run.parent / "tasks"),
                    "--task", "RTE", "--epochs", "1", "--device", "cpu", *flags])
-    source = tmp_path / "run" if source == "run" else source
-    expected = f"RTE: recipe of size {size} ({source}): lr {lr}, 1 epochs, batch "
-    assert expected in capsys.readouterr().out
+    assert f"RTE: recipe of size {size}: lr {lr}, 1 epochs, batch " in capsys.readouterr().out
     assert recipes[0]["size"] == size and recipes[0]["lr"] == float(lr)
 
 
@@ -574,6 +544,8 @@ def test_a_folder_named_model_belongs_to_its_run(run, tmp_path, tiny_tokenizer):
     place = (tmp_path / "run/model", tmp_path / "run", "mini")
     assert finetune.locate_model(tmp_path / "run") == place
     assert finetune.locate_model(tmp_path / "run/model") == place
+    (tmp_path / "run/args.json").unlink()
+    assert finetune.locate_model(tmp_path / "run") == (*place[:2], None)
     (tmp_path / "run/model").rename(tmp_path / "bert")
     assert finetune.locate_model(tmp_path / "bert") == (tmp_path / "bert", Path("runs/bert"), None)
 

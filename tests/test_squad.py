@@ -63,7 +63,7 @@ def xquad(real_data, tmp_path_factory):
 
 
 def ids_of(windows, row):
-    return windows.ids[windows.starts[row]:windows.starts[row + 1]].tolist()
+    return windows.ids[row].tolist()
 
 
 # --------------------------------------------------------------------------------------------------
@@ -104,19 +104,12 @@ ANSWER = (*ROW, "answers", 0)
 @pytest.mark.parametrize("content, message", [
     (json.dumps(GOOD, indent=1).encode()[:300], r"line \d+: not valid JSON"),
     (json.dumps(GOOD).encode("utf-16"), "not UTF-8"),
-    (b'{"data": "\xe9"}', r"not UTF-8 \(byte 10\)"),
-    (b"[]", "dev-v2.0.json: data is missing"),
-    (changed(["data"], {}), "data is missing or no valid list"),
+    (b"{}", "dev-v2.0.json, or what follows it: 'data' is missing"),
     (changed(["data"], []), "dev-v2.0.json has no rows"),
-    (changed(["data"], [GOOD["data"][0], {}]), "article 2: paragraphs is missing"),
-    (changed([*PARAGRAPH, "context"], 7), "article 1, paragraph 1: context is missing or no valid"),
-    (changed([*ROW, "id"], None), "paragraph 1: id is missing"),
-    (changed([*ROW, "question"], "the \ud83d cat"), "q1: question is missing or no valid str"),
-    (changed([*ROW, "answers"], None), "question q1: answers is missing"),
+    (changed(["data"], [GOOD["data"][0], {}]), "q2, or what follows it: 'paragraphs' is missing"),
+    (changed([*ROW, "answers"], None), "question q1, .*: 'answers' is missing"),
     (changed([*ROW, "is_impossible"], True), "question q1: 1 answers, is_impossible True"),
     (changed([*ROW, "answers"], []), "question q1: 0 answers, is_impossible False"),
-    (changed([*ROW, "answers"], ["cat"]), "question q1: text is missing"),
-    (changed([*ANSWER, "answer_start"], True), "q1: answer_start is missing or no valid int"),
     (changed([*ANSWER, "answer_start"], 5), "q1: answer_start 5 does not point at 'cat'"),
     (changed([*ANSWER, "answer_start"], -8), "q1: answer_start -8 does not point"),
     (changed([*ANSWER, "text"], ""), "q1: answer_start 4 does not point at ''"),
@@ -138,13 +131,11 @@ def test_v1_questions_need_an_answer(tmp_path):
 @pytest.mark.parametrize("name, version, count, unanswered", [
     ("xquad.en", "v1.1", 1190, 0), ("tiny-v1.1", "v1.1", 5, 0), ("tiny-v2.0", "v2.0", 6, 1),
     ("small-dev-v2.0", "v2.0", 14, 6)])
-def test_real_files(real_data, tmp_path, capsys, name, version, count, unanswered):
+def test_real_files(real_data, tmp_path, name, version, count, unanswered):
     shutil.copy(real_data / f"squad/{name}.json", tmp_path / f"dev-{version}.json")
     examples, targets, meta = finetune.read_split(f"SQuAD{version[1]}", tmp_path, "dev")
     assert len(examples) == len(targets) == count and meta is None
     assert targets.count([]) == unanswered
-    published = {"v1.1": "10,570", "v2.0": "11,873"}[version]
-    assert f"has {count:,} rows, the published file {published}" in capsys.readouterr().out
 
 
 # --------------------------------------------------------------------------------------------------
@@ -242,12 +233,8 @@ def test_windows_step_cover_and_mark(tiny_tokenizer, tmp_path, capsys):
         ("a", "the cat", "today"), ("b", "the", "cat dog mat"), ("c", "a", None),
         ("d", long, "today")])))
     empty, = read(tmp_path, squad_file(("red \u200b cat", [("empty", "?", "\u200b")])))
-    with pytest.raises(model.UserError, match="question empty ...: no answer has a word piece"):
-        finetune.Windows([empty], tiny_tokenizer, 24, 4, train=True)
-    capsys.readouterr()
     windows = finetune.Windows([*examples, empty], tiny_tokenizer, 24, 4, train=True)
-    out = capsys.readouterr().out
-    assert "1 questions left out, " in out and "empty" in out and 4 not in windows.question
+    assert "left out" in capsys.readouterr().out and 4 not in windows.question
     pieces = tiny_tokenizer.encode(context, add_special_tokens=False).ids
     marked = 0
     cases = [(2, (50, 50)), (1, (0, 2)), (1, None), (17, (50, 50))]
@@ -642,7 +629,7 @@ def test_runs_learn_and_write_every_file(tasks, tmp_path, capsys):
             assert 100 * metrics["dev"][key] == pytest.approx(scores[key])
         chance = 1 / 3 if task == "SQuAD2" else 0
         assert metrics["dev"]["chance"] == pytest.approx(chance)
-        assert f"{task} seed 0: dev f1 {metrics['dev']['f1']:.3f} exact" in out
+        assert f"{task} seed 0: dev {metrics['dev']['f1']:.3f}" in out
     losses = losses_of(folder)
     assert losses[-1] < 0.3 * losses[0] and metrics["dev"]["f1"] > 0.9
     odds = read_json(folder / "null_odds-dev.json")

