@@ -259,10 +259,6 @@ def table(args):
     if halved:
         print("* trained on half of the dev file (--split-dev): a smoke run")
     print("chance: always answering the most common label of the same rows")
-    for name, run in zip(names, args.runs):
-        spent = [f"{stage} {seconds:.0f} s" for stage, seconds in seconds_by_stage(run).items()]
-        if spent:
-            print(f"{name}: {', '.join(spent)}")
 
 
 # --------------------------------------------------------------------------------------------------
