@@ -1,7 +1,6 @@
 """Tables over seeds, SQuAD's scores, retrieval, probes, the paper's claims, one report page.
 
     python evaluate.py table runs/text-only runs/student runs/teacher      # a column a run
-    python evaluate.py table runs/student --fine --csv student.csv         # every seed's value
     python evaluate.py probe runs/text-only runs/student runs/teacher      # what a noun tells
     python evaluate.py retrieve runs/teacher runs/student                  # text -> held-out clips
     python evaluate.py squad dev-v2.0.json predictions.json --na-prob null_odds.json
@@ -12,7 +11,6 @@ Reads RUN/finetune/TASK/seed-N/metrics.json and RUN/log.jsonl. Printed numbers a
 """
 import argparse
 import base64
-import csv
 import functools
 import html
 import io
@@ -22,7 +20,6 @@ import shlex
 import shutil
 import statistics
 import sys
-from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -42,18 +39,11 @@ import model
 
 
 def read_results(run):
-    """What finetune.py wrote under a run folder -> {task: [metrics, ...]}, seeds in order."""
+    """The metrics.json files that finetune.py wrote under a run folder, by seed."""
     if not Path(run).is_dir():
         raise model.UserError(f"no run folder {run}; `python finetune.py --model RUN` fills one")
-    results = {}
-    for path in sorted(Path(run).glob("finetune/*/seed-*/metrics.json")):
-        metrics = data.read_json(path, "python finetune.py")
-        if metrics.get("task") not in finetune.TASKS:
-            raise model.UserError(f"{path} names no known task: it is not of finetune.py")
-        results.setdefault(metrics["task"], []).append(metrics)
-    for seeds in results.values():
-        seeds.sort(key=lambda metrics: metrics["seed"])
-    return results
+    paths = sorted(Path(run).glob("finetune/*/seed-*/metrics.json"))
+    return sorted([data.read_json(path, "") for path in paths], key=lambda metrics: metrics["seed"])
 
 
 def run_facts(run):
@@ -80,18 +70,13 @@ def read_log(run):
 
 
 def seconds_by_stage(run):
-    """Seconds spent on a run -> {"pretraining": s, "fine-tuning": s}; absent where none are known.
-
-    The clock of log.jsonl starts from 0 at each restart: the last value before each fall counts.
-    """
+    """{"pretraining": seconds, "fine-tuning": seconds} of a run; absent where none are known."""
     out = {}
-    clock = [line["seconds"] for line in read_log(run) if "seconds" in line]
-    if clock:
-        pairs = zip(clock, [*clock[1:], -1])
-        out["pretraining"] = sum(now for now, later in pairs if later < now)
-    spent = []
-    for seeds in read_results(run).values():
-        spent += [metrics["seconds"] for metrics in seeds]
+    clock = np.array([line["seconds"] for line in read_log(run) if "seconds" in line])
+    if len(clock):
+        falls = np.diff(clock, append=-1) < 0   # the clock starts from 0 at each restart
+        out["pretraining"] = float(clock[falls].sum())
+    spent = [metrics["seconds"] for metrics in read_results(run)]
     if spent:
         out["fine-tuning"] = sum(spent)
     return out
@@ -109,8 +94,7 @@ def t_interval(values):
     mean = statistics.fmean(values) if values else math.nan
     if len(values) < 2:
         return mean, math.nan, math.nan
-    error = statistics.stdev(values) / math.sqrt(len(values))
-    half = scipy.stats.t.ppf(0.975, len(values) - 1) * error
+    half = scipy.stats.t.ppf(0.975, len(values) - 1) * scipy.stats.sem(values)
     return mean, mean - half, mean + half
 
 
@@ -127,22 +111,23 @@ def span(ends):
 ACCURACY = "diagnostics accuracy"      # GLUE-diagnostics' categories, by MNLI's model
 MATTHEWS = "diagnostics Matthews"
 ROWS = ("overall", *finetune.PARTS, "dev", "dev-mismatched", "test", "start", "end", "story",
-        *finetune.COARSE)              # a task's rows in a table, in this order; then all others
+        *finetune.COARSE)              # a task's rows in a table, in this order
 
 
-def scored_rows(metrics, fine=False):
+def scored_rows(metrics):
     """Table rows of one metrics.json -> {(task, row): (value, chance, rows scored)}, fractions.
 
-    Parts of a mini task's test split; of a real task the dev splits, else the test split. `fine`:
-    also diagnostics' finer categories, "Logic: Negation".
+    Parts of a mini task's test split; of a real task the dev splits, else the test split.
     """
     task = metrics["task"]
     out = {}
-    for part, scores in metrics.get("parts", {}).get("test", {}).items():
-        if part in finetune.PARTS:
+    parts = metrics["parts"].get("test", {})
+    for part in finetune.PARTS:
+        if part in parts:
+            scores = parts[part]
             out[task, part] = (scores["accuracy"], scores["chance"], scores["n"])
-    if not out:
-        splits = [split for split in ("dev", "dev-mismatched") if split in metrics] or ["test"]
+    if not parts:
+        splits = ("dev", "dev-mismatched") if "dev" in metrics else ("test",)
         for split in splits:
             if split in metrics:
                 scores = metrics[split]
@@ -152,29 +137,28 @@ def scored_rows(metrics, fine=False):
         for row, count in (("start", "starts"), ("end", "ends"), ("story", "stories")):
             out[task, row] = (metrics["test"][row], None, metrics["test"][count])
     for name, scores in metrics.get("categories", {}).items():
-        if fine or ":" not in name:
+        if name in ROWS:   # not the finer ones, "Logic: Negation"
             out[ACCURACY, name] = (scores["accuracy"], scores["chance"], scores["n"])
             out[MATTHEWS, name] = (scores["matthews"], 0.0, scores["n"])
     return out
 
 
-def cells_of(results, fine=False):
+def cells_of(results):
     """One run's results -> {(task, row): [entry of a seed, ...]}, values and chances x 100.
 
     An entry is {"seed", "value" (None: not defined), "chance", "rows" (how many), "stuck" (True:
     all got one answer), "split_dev"}.
     """
     cells = {}
-    for seeds in results.values():
-        for metrics in seeds:
-            for key, (value, chance, count) in scored_rows(metrics, fine).items():
-                cells.setdefault(key, []).append({
-                    "seed": metrics["seed"],
-                    "value": None if value is None else 100 * value,
-                    "chance": None if chance is None else 100 * chance,
-                    "rows": count,
-                    "stuck": metrics["majority"],
-                    "split_dev": metrics.get("split_dev", False)})
+    for metrics in results:
+        for key, (value, chance, count) in scored_rows(metrics).items():
+            cells.setdefault(key, []).append({
+                "seed": metrics["seed"],
+                "value": None if value is None else 100 * value,
+                "chance": None if chance is None else 100 * chance,
+                "rows": count,
+                "stuck": metrics["majority"],
+                "split_dev": metrics.get("split_dev", False)})
     return cells
 
 
@@ -209,34 +193,24 @@ def show_points(values):
 def print_columns(labels, columns):
     """Prints a table, in blocks as wide as the terminal. columns: [(heading, [cell of a row])]."""
     width = shutil.get_terminal_size((100, 24)).columns
-    first = max(len(label) for label in labels)
-    blocks = [[]]
-    used = first
+    longest = max(len(label) for label in labels)
+    start = [label.ljust(longest) for label in ["", *labels]]
+    blocks = [start]
     for heading, cells in columns:
-        size = max(len(cell) for cell in [heading, *cells])
-        if blocks[-1] and used + 2 + size > width:
-            blocks.append([])
-            used = first
-        blocks[-1].append([cell.rjust(size) for cell in [heading, *cells]])
-        used += 2 + size
+        column = [heading, *cells]
+        size = max(len(cell) for cell in column)
+        if blocks[-1] != start and len(blocks[-1][0]) + 2 + size > width:
+            blocks.append(start)
+        blocks[-1] = [f"{line}  {cell:>{size}}" for line, cell in zip(blocks[-1], column)]
     for block in blocks:
-        for row, label in enumerate(["", *labels]):
-            cells = [column[row] for column in block]
-            print("  ".join([label.ljust(first), *cells]).rstrip())
-        print()
+        print(*[line.rstrip() for line in block], sep="\n", end="\n\n")
 
 
 def table_keys(rows):
     """The (task, row) of a table of these runs, each given as its cells, in their order."""
-    keys = {}
-    for cells in rows:
-        keys.update(dict.fromkeys(cells))
     tasks = [*finetune.TASKS, ACCURACY, MATTHEWS]
-
-    def place(key):
-        task, row = key
-        return tasks.index(task), ROWS.index(row) if row in ROWS else len(ROWS)
-    return sorted(keys, key=place)
+    keys = set().union(*rows)
+    return sorted(keys, key=lambda key: (tasks.index(key[0]), ROWS.index(key[1])))
 
 
 def once(values):
@@ -244,55 +218,47 @@ def once(values):
     return "/".join(sorted(set(values))) or "-"
 
 
+def entries_of(rows, key):
+    """The entries of one row of a table, of all runs."""
+    entries = []
+    for cells in rows:
+        entries += cells.get(key, [])
+    return entries
+
+
 def key_chance(rows, key):
     """Chance of one row as text."""
-    chances = []
-    for cells in rows:
-        for entry in cells.get(key, []):
-            if entry["chance"] is not None:
-                chances.append(f"{entry['chance']:.1f}")
-    return once(chances)
+    chances = [entry["chance"] for entry in entries_of(rows, key)]
+    return once(f"{chance:.1f}" for chance in chances if chance is not None)
 
 
 def table(args):
     """`table`: chance, then a column a run, from the metrics.json files that exist."""
     names = names_of(args.runs, args.names)
-    runs = [cells_of(read_results(run), args.fine) for run in args.runs]
+    runs = [cells_of(read_results(run)) for run in args.runs]
     keys = table_keys(runs)
     if not keys:
         raise model.UserError(f"no finetune/TASK/seed-N/metrics.json under {', '.join(args.runs)}; "
                               f"`python finetune.py --model {args.runs[0]}` makes them")
-    entries = []   # (run's name, key, entry) of every number
-    for name, cells in zip(names, runs):
-        for key in keys:
-            entries += [(name, key, entry) for entry in cells.get(key, [])]
-
     counts = []
     for key in keys:
-        counts.append(once(str(entry["rows"]) for _, other, entry in entries if other == key))
+        counts.append(once(str(entry["rows"]) for entry in entries_of(runs, key)))
     columns = [("chance", [key_chance(runs, key) for key in keys]), ("rows", counts)]
+    stuck = set()
+    halved = False
     for name, cells in zip(names, runs):
         columns.append((name, [show_cell(cells.get(key)) for key in keys]))
+        for (task, _), entries in cells.items():
+            stuck |= {f"{name} {task} seed {entry['seed']}" for entry in entries if entry["stuck"]}
+            halved |= any(entry["split_dev"] for entry in entries)
+
     print("x 100; mean ± standard deviation over n seeds\n")
     print_columns([" ".join(key) for key in keys], columns)
-
-    stuck = {f"{name} {key[0]} seed {entry['seed']}" for name, key, entry in entries
-             if entry["stuck"]}
     if stuck:
         print(f"! a seed that gives every row one answer: {', '.join(sorted(stuck))}")
-    if any(entry["split_dev"] for _, _, entry in entries):
+    if halved:
         print("* trained on half of the dev file (--split-dev): a smoke run")
     print("chance: always answering the most common label of the same rows")
-    for name, run in zip(names, args.runs):
-        spent = [f"{stage} {seconds:.0f} s" for stage, seconds in seconds_by_stage(run).items()]
-        if spent:
-            print(f"{name}: {', '.join(spent)}")
-    if args.csv:
-        with open(args.csv, "w", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file)
-            writer.writerow(["run", "task", "column", *entries[0][2]])
-            for name, key, entry in entries:
-                writer.writerow([name, *key, *entry.values()])
 
 
 # --------------------------------------------------------------------------------------------------
@@ -300,23 +266,14 @@ def table(args):
 
 
 def best_threshold(scores, answerable, predictions, odds):
-    """(best total, threshold): the most that scores add up to if odds above one threshold mean "".
-
-    Up through the odds, of equal ones in their order, from all unanswered: an answerable question
-    gains its score, any text for another one loses 1.
-    """
-    total = sum(not has for has in answerable.values())
-    best = total
-    threshold = 0.0
-    for question in [question for question in sorted(odds, key=odds.get) if question in scores]:
-        if answerable[question]:
-            total += scores[question]
-        elif predictions[question]:
-            total -= 1
-        if total > best:
-            best = total
-            threshold = odds[question]
-    return best, threshold
+    """(best total, threshold): the most that scores add up to if odds above it mean ""."""
+    order = [question for question in sorted(odds, key=odds.get) if question in scores]
+    # answered one by one: an answerable question gains its score, any text for another loses 1
+    gains = [scores[name] if answerable[name] else -bool(predictions[name]) for name in order]
+    unanswerable = list(answerable.values()).count(False)
+    totals = np.cumsum([unanswerable, *gains])
+    best = int(totals.argmax())   # the first of equal ones
+    return float(totals[best]), odds[order[best - 1]] if best else 0.0
 
 
 def squad_scores(dataset, predictions, na_probabilities=None):
@@ -324,33 +281,24 @@ def squad_scores(dataset, predictions, na_probabilities=None):
 
     dataset: a parsed SQuAD file or its "data"; predictions: {id: text}; na_probabilities: {id:
     probability or odds of no answer}: an answer above 1 counts as none, and best_exact, best_f1 and
-    their thresholds are searched for, from all unanswerable questions on. A question without a
-    prediction is named on stderr and left out, where the official script stops with a KeyError.
-    Raises UserError where nothing is predicted or a probability is missing.
+    their thresholds are searched for. Raises UserError where a question has no prediction or
+    probability.
     """
+    odds = na_probabilities
     answerable = {}
     raw = {"exact": {}, "f1": {}}
     for article in dataset["data"] if isinstance(dataset, dict) else dataset:
         for paragraph in article["paragraphs"]:
             for question in paragraph["qas"]:
                 name = question["id"]
+                if name not in predictions or (odds is not None and name not in odds):
+                    raise model.UserError(f"question {name} has no prediction or no probability: "
+                                          "are these of another file?")
                 golds = [answer["text"] for answer in question["answers"]]
+                exact, f1 = finetune.answer_scores(golds, predictions[name])
                 answerable[name] = bool(golds)
-                if name in predictions:
-                    exact, f1 = finetune.answer_scores(golds, predictions[name])
-                    raw["exact"][name] = exact
-                    raw["f1"][name] = f1
-                else:
-                    print(f"Missing prediction for {name}", file=sys.stderr)
-    answered = list(raw["exact"])
-    odds = na_probabilities
-    if not answered:
-        raise model.UserError("no question of the data set has a prediction: are these predictions "
-                              "of another file?")
-    if odds is not None and not odds.keys() >= set(answered):
-        lacking = [name for name in answered if name not in odds]
-        raise model.UserError(f"{len(lacking)} predictions have no probability of no answer, the "
-                              f"first is {lacking[0]}")
+                raw["exact"][name] = exact
+                raw["f1"][name] = f1
 
     def mean(metric, names):
         scores = []
@@ -358,9 +306,9 @@ def squad_scores(dataset, predictions, na_probabilities=None):
             unanswered = odds is not None and odds[name] > 1
             scores.append(float(not answerable[name]) if unanswered else raw[metric][name])
         return 100.0 * sum(scores) / len(scores)   # sum, as there: to the last digit
-    groups = {"": answered,
-              "HasAns_": [name for name in answered if answerable[name]],
-              "NoAns_": [name for name in answered if not answerable[name]]}
+    groups = {"": list(answerable),
+              "HasAns_": [name for name in answerable if answerable[name]],
+              "NoAns_": [name for name in answerable if not answerable[name]]}
     out = {}
     for prefix, names in groups.items():
         if names:
@@ -375,26 +323,15 @@ def squad_scores(dataset, predictions, na_probabilities=None):
     return out
 
 
-def read_by_question(path, kinds, what):
-    """{question id: value} of a JSON file of finetune.py, or of another program."""
-    values = data.read_json(path, "python finetune.py --task SQuAD1 SQuAD2")
-    if not isinstance(values, dict) or not all(isinstance(v, kinds) for v in values.values()):
-        raise model.UserError(f"{path} does not hold one {what} a question id")
-    return values
-
-
 def show_squad(args):
     """`squad`: prints squad_scores of a predictions file as JSON."""
+    made_by = "python finetune.py --task SQuAD1 SQuAD2"
     dataset = data.read_json(args.dataset, "make data/tasks/SQuAD2")
-    predictions = read_by_question(args.predictions, str, "text")
-    odds = read_by_question(args.na_prob, (int, float), "number") if args.na_prob else None
-    if not isinstance(dataset, dict) or "data" not in dataset:
+    predictions = data.read_json(args.predictions, made_by)
+    odds = data.read_json(args.na_prob, made_by) if args.na_prob else None
+    if "data" not in dataset:
         raise model.UserError(f"{args.dataset} is not a SQuAD file: it has no data")
-    try:
-        print(json.dumps(squad_scores(dataset, predictions, odds), indent=2))
-    except (KeyError, TypeError) as error:   # a field that is missing, or of another type
-        raise model.UserError(f"{args.dataset} is not a SQuAD file: {type(error).__name__} "
-                              f"{error}") from None
+    print(json.dumps(squad_scores(dataset, predictions, odds), indent=2))
 
 
 # --------------------------------------------------------------------------------------------------
@@ -403,22 +340,20 @@ def show_squad(args):
 
 def search(texts, videos):
     """Text i belongs to clip i; texts, videos: [N, D] -> (rank of the own clip, from 1, [N]; the
-    best three clips [N, 3]), on the CPU. Ties count against the text, and so does what is not a
-    number.
+    best three clips [N, 3]), on the CPU. Ties and nan count against the text.
     """
     if videos.device.type != "mps":   # which has no float64
         videos = videos.double()
-    # filled in: kept piece by piece, they would break up the free memory
-    ranks = torch.empty(len(texts), dtype=torch.long, device=videos.device)
-    best = ranks.new_empty(len(texts), min(3, len(videos)))
+    ranks = []
+    best = []
     for low in range(0, len(texts), 256):   # all scores of 30,000 clips would take 3.6 GB
         part = texts[low:low + 256].to(videos.dtype)
         # summed in float64, then rounded: a tie stays one wherever its clips stand
         scores = (part @ videos.T).float()                             # [256, N]
         own = scores.diagonal(low)[:, None]                            # [256, 1]
-        ranks[low:low + 256] = (~(scores < own)).sum(1)
-        best[low:low + 256] = scores.topk(best.shape[1]).indices
-    return ranks.cpu(), best.cpu()
+        ranks.append((~(scores < own)).sum(1))
+        best.append(scores.topk(min(3, len(videos))).indices)
+    return torch.cat(ranks).cpu(), torch.cat(best).cpu()
 
 
 def retrieval_metrics(ranks, best, pool):
@@ -431,23 +366,22 @@ def retrieval_metrics(ranks, best, pool):
     out["median rank"] = float(ranks.float().median())
     out["chance R@1"] = 1 / len(ranks)
     keys = {}
-    if all("shown" in row for row in pool):
+    if "shown" in pool[0]:
         keys["behaviour"] = [row["shown"]["behaviour"] for row in pool]
         keys["sight"] = ["/".join(row["shown"].values()) for row in pool]
     for name, key in keys.items():
         same = [key[own] == key[top] for own, top in enumerate(best[:, 0].tolist())]
-        sharing = Counter(key)
         out[f"R@1 same {name}"] = statistics.fmean(same)
-        out[f"exact R@1 knowing {name} alone"] = statistics.fmean(1 / sharing[k] for k in key)
+        out[f"exact R@1 knowing {name} alone"] = len(set(key)) / len(key)
     return out
 
 
-def retrieval_examples(ranks, best, pool, count=12):
-    """Texts with their best three clips, for the report: [{"index", "rank", "own", "top"}, ...].
+def retrieval_examples(ranks, best, pool):
+    """12 texts with their best three clips, for the report: [{"index", "rank", "own", "top"}, ...].
 
     Which texts depends on the pool's size alone: hits and misses alike, the same for every run.
     """
-    drawn = data.numpy_generator(0, "report").permutation(len(pool))[:count]
+    drawn = data.numpy_generator(0, "report").permutation(len(pool))[:12]
     examples = []
     for index in sorted(drawn.tolist()):
         top = [pool[other] for other in best[index].tolist()]
@@ -462,18 +396,18 @@ def openings(clips, tokenizer):
 
 
 def retrieval_pool(data_folder, bank, held_out, tokenizer):
-    """The clips to search among: a bank; else the mini world's retrieval.json; else openings."""
+    """The clips to search among: a bank's, each once; else the mini world's; else openings."""
     file = Path(bank or Path(data_folder) / "retrieval.json")
-    if bank is None and not file.exists():
+    if not bank and not file.exists():
         return openings(held_out, tokenizer)
-    pool = data.read_bank(file)
     valid = set(held_out.ids)
-    seen = [row["video"] for row in pool if row["video"] not in valid]
-    if seen:
-        raise model.UserError(
-            f"{file}: {len(seen)} of {len(pool)} clips are not of held-out videos, the first of "
-            f"{seen[0]}; `python data.py bank --data {data_folder} --split valid` makes a bank")
-    return pool
+    clips = {}
+    for row in data.read_bank(file):
+        if row["video"] not in valid:
+            raise model.UserError(f"{file}: {row['video']} is no held-out video; `python data.py "
+                                  f"bank --data {data_folder} --split valid` makes a bank")
+        clips.setdefault((row["video"], row["start"], row["end"]), row)
+    return list(clips.values())
 
 
 def trained_encoder(run):
@@ -492,27 +426,19 @@ def retrieval_vectors(rows, clips, tokenizer, bert, encoder, text_map):
     bert's device, where encoder and text_map must be, too.
     """
     device = bert.tokens.weight.device
-    out = []
+    means = []
+    texts = []
+    videos = []
     for low in range(0, len(rows), 256):   # a bank's features need not fit into memory
         batch = data.bank_batch(rows[low:low + 256], clips, tokenizer)
         tokens, mask, features, step_mask = [tensor.to(device) for tensor in batch]
         hidden = bert(tokens, mask)                                    # [256, L, H]
         real = ~data.special_mask(tokens, data.special_ids(tokenizer))   # True = counts
         mapped = text_map(hidden) if text_map else hidden
-        vectors = [model.sentence_vectors(hidden, real),               # [256, H]
-                   model.sentence_vectors(mapped, real),               # [256, D]
-                   F.normalize(encoder(features, step_mask), dim=-1)]  # [256, Hv]
-        if not out:   # as in search
-            out = [torch.empty(len(rows), part.shape[1], device=device) for part in vectors]
-        for whole, part in zip(out, vectors):
-            whole[low:low + 256] = part
-    means, texts, videos = out
-    # a clip of several rows keeps one vector: the last bit of a sum depends on its batch
-    first = {}   # clip -> its first row
-    places = []
-    for place, row in enumerate(rows):
-        places.append(first.setdefault((row["video"], row["start"], row["end"]), place))
-    return means, texts, videos[places]
+        means.append(model.sentence_vectors(hidden, real))             # [256, H]
+        texts.append(model.sentence_vectors(mapped, real))             # [256, D]
+        videos.append(F.normalize(encoder(features, step_mask), dim=-1))   # [256, Hv]
+    return torch.cat(means), torch.cat(texts), torch.cat(videos)
 
 
 def names_only(text, known, nouns):
@@ -635,21 +561,17 @@ def noun_vectors(folder, nouns, device="cpu"):
     bert.eval().to(device)
     tokenizer = data.load_tokenizer(folder)
     tokenizer.enable_padding(pad_id=config.pad_token_id)
-    texts = []
+    vectors = []
     for noun in nouns:
-        for template in data.SPOKEN:
+        texts = []
+        for template in data.SPOKEN:   # each names the noun once
             texts += [template.format(a=action, n=noun) for action in data.ACTIONS]
-    encoded = [encoding.ids for encoding in tokenizer.encode_batch(texts)]
-    tokens = torch.tensor(encoded)                                     # [N * sentences, L]
-    ids = torch.tensor([tokenizer.token_to_id(noun) for noun in nouns])
-    named = tokens.view(len(nouns), -1, tokens.shape[1]) == ids[:, None, None]
-    places = named.int().argmax(2).flatten()   # of the noun, its first, [N * sentences]
-    out = []
-    for part, place in zip(tokens.to(device).split(256), places.split(256)):
-        hidden = bert(part, part != config.pad_token_id)               # [256, L, H]
-        out.append(hidden[torch.arange(len(part)), place])             # [256, H]
-    vectors = torch.cat(out).view(len(nouns), -1, config.hidden_size)  # [N, sentences, H]
-    return vectors.mean(1).cpu().double().numpy()
+        encoded = [encoding.ids for encoding in tokenizer.encode_batch(texts)]
+        tokens = torch.tensor(encoded, device=device)                  # [sentences, L]
+        hidden = bert(tokens, tokens != config.pad_token_id)           # [sentences, L, H]
+        named = tokens == tokenizer.token_to_id(noun)                  # True = the noun
+        vectors.append(model.masked_mean(hidden, named).mean(0))       # [H]
+    return torch.stack(vectors).cpu().double().numpy()
 
 
 def probe(run, world, device="cpu"):
@@ -1867,8 +1789,6 @@ def main(argv=None):
     command = commands.add_parser("table", help="a column a run; rows: tasks and their parts")
     command.add_argument("runs", nargs="+", help="run folders")
     command.add_argument("--names", nargs="+", help="their names (default: the folders')")
-    command.add_argument("--fine", action="store_true", help="diagnostics' finer categories, too")
-    command.add_argument("--csv", help="also write every seed's value here")
     command.set_defaults(function=table)
 
     # --- squad
