@@ -1663,7 +1663,13 @@ def is_unicode(text):
 
 
 def subtitles(path):
-    """The captions of an .srt or .vtt file, without markup, a cue's lines joined."""
+    """The captions of an .srt or .vtt file, without markup, a cue's lines joined; or of a .csv with
+    columns text, start, end."""
+    if path.suffix.lower() == ".csv":
+        with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+            rows = list(csv.DictReader(file))
+        columns = {name: [row.get(name) for row in rows] for name in ("text", "start", "end")}
+        return check_captions(columns, path.stem, path)
     entry = {"text": [], "start": [], "end": []}
     for start, end, text in cues(path):
         entry["start"].append(start)
@@ -1716,15 +1722,16 @@ def clock_seconds(clock):
 
 def subtitle_files(folder, ids):
     """{id: path} of ID.srt, ID.vtt, ID.LANGUAGE.srt, ID.LANGUAGE.KIND.srt, one for each of the ids
-    that has some: without a language before English, English before others."""
+    that has some: without a language before English, English before others; ID.csv comes last."""
     ranked = {}   # {id: [(rank, path)]}
     for path in folder.iterdir():
         video = path.stem
         while video not in ids and Path(video).suffix:
             video = Path(video).stem
-        if video in ids and path.suffix.lower() in (".srt", ".vtt"):
+        kind = path.suffix.lower()
+        if video in ids and kind in (".srt", ".vtt", ".csv"):
             language = path.stem.removeprefix(video)
-            rank = (language != "", not language.startswith(".en"), path.name)
+            rank = (kind == ".csv", language != "", not language.startswith(".en"), path.name)
             ranked.setdefault(video, []).append((rank, path))
     return {video: min(ranked[video])[1] for video in sorted(ranked)}
 
@@ -1739,7 +1746,7 @@ def read_captions(source, ids):
     elif source.is_file() and source.suffix == ".json":
         entries = json_captions(source)
     else:
-        raise UserError(f"{source}: captions are a .json file, or a folder of .srt and .vtt")
+        raise UserError(f"{source}: captions are a .json file, or a folder of .srt, .vtt, .csv")
     return tqdm(entries, desc="captions", unit=" videos", total=len(ids))
 
 
@@ -2998,7 +3005,8 @@ def main():
     for command in (video, captions):
         command.add_argument("--videos", required=True, help="folder of films, ID.mp4, ID.mkv, ...")
         command.add_argument("--captions", help="JSON {id: {text: [], start: [], end: []}}, or a "
-                             "folder of ID.srt, ID.vtt, ID.LANGUAGE.vtt (default: the films')")
+                             "folder of ID.srt, ID.vtt, ID.LANGUAGE.vtt, ID.csv (default: that of "
+                             "the films)")
         command.add_argument("--held-out", type=int, help="films to validate on (default: a "
                              "fiftieth, at most 10,000)")
 

@@ -337,7 +337,19 @@ def test_caption_files_beside_videos(tmp_path):
             (tmp_path / name).touch()
     files = {video: path.name for video, path in data.subtitle_files(tmp_path, names).items()}
     assert files == {"a": "a.srt", "b": "b.VTT", "c": "c.en-US.vtt", "d": "d.en-orig.vtt",
-                     "e": "e.de.srt", "f.x": "f.x.SRT", "i": "i.en.sdh.srt"}
+                     "e": "e.de.srt", "f.x": "f.x.SRT", "g": "g.csv", "i": "i.en.sdh.srt"}
+
+
+def test_csv(tmp_path):
+    path = tmp_path / "v.csv"
+    path.write_text('start,end,text\n0.5,2,"mix, well"\n2,4.25,\n', encoding="utf-8-sig")
+    assert data.subtitles(path) == {"text": ["mix, well", ""], "start": [0.5, 2], "end": [2, 4.25]}
+    path.write_text("start,end,text\n0.5,soon,mix\n")
+    with pytest.raises(UserError, match="v.csv: video 'v', caption 0: needs text, start, end"):
+        data.subtitles(path)
+    path.write_text("begin,end,text\n0.5,2,mix\n")
+    with pytest.raises(UserError, match="v.csv: video 'v', caption 0: needs text, start, end"):
+        data.subtitles(path)
 
 
 def test_captions_of_no_known_form(tmp_path):
