@@ -1134,22 +1134,21 @@ def clip_pictures(path, start, end, fps, size):
 
 
 def wrapped_moments(weight, side):
-    """Centre of weights [N, S*S] over a picture, and each pixel's offset from it.
+    """Centre of weights [N, S*S] over a picture, and each column's and row's offset from it.
 
-    Returns x [N, 1], y [N, 1], dx [N, S*S], dy [N, S*S]; unit: the picture's side. All circular:
+    Returns x [N, 1], y [N, 1], dx [N, 1, S], dy [N, S, 1]; unit: the picture's side. All circular:
     the mini world's pictures wrap round; elsewhere this only moves the origin.
     """
-    rows, columns = np.mgrid[:side, :side].astype(np.float32)
+    rows, columns = np.mgrid[:side, :side].astype(np.float32) / side   # [S, S] each
     centres = []
-    offsets = []
-    for axis in (columns, rows):
-        axis = axis.reshape(-1) / side   # [S*S]
+    for axis in (columns.reshape(-1), rows.reshape(-1)):   # [S*S]
         sine = weight @ np.sin(2 * np.pi * axis)   # [N]
         cosine = weight @ np.cos(2 * np.pi * axis)
-        centre = np.arctan2(sine, cosine)[:, None] / (2 * np.pi)   # [N, 1]
-        centres.append(centre)
-        offsets.append((axis - centre + 0.5) % 1 - 0.5)   # [N, S*S]
-    return *centres, *offsets
+        centres.append(np.arctan2(sine, cosine)[:, None] / (2 * np.pi))   # [N, 1]
+    x, y = centres
+    dx = (columns[None, :1] - x[:, None] + 0.5) % 1 - 0.5   # [N, 1, S]
+    dy = (rows[None, :, :1] - y[:, None] + 0.5) % 1 - 0.5   # [N, S, 1]
+    return x, y, dx, dy
 
 
 def frame_descriptor(frames):
@@ -1164,12 +1163,14 @@ def frame_descriptor(frames):
     red, green, blue = rgb.transpose(3, 0, 1, 2)   # an axis of 3 is reduced ten times slower
     highest = np.maximum(np.maximum(red, green), blue)
     chroma = highest - np.minimum(np.minimum(red, green), blue)   # [N, S, S]
-    weight = np.where(chroma > 0.15, chroma, 0).reshape(N, -1)   # grey is background
-    total = weight.sum(1, keepdims=True) + 1e-3   # [N, 1]
-    x, y, dx, dy = wrapped_moments(weight, S)
-    xx = (weight * (dx * dx)).sum(1, keepdims=True) / total
-    yy = (weight * (dy * dy)).sum(1, keepdims=True) / total
-    xy = (weight * (dx * dy)).sum(1, keepdims=True) / total
+    weight = np.where(chroma > 0.15, chroma, 0)   # grey is background
+    x, y, dx, dy = wrapped_moments(weight.reshape(N, -1), S)
+    xx = (weight * (dx * dx)).reshape(N, -1).sum(1, keepdims=True)   # [N, 1]
+    yy = (weight * (dy * dy)).reshape(N, -1).sum(1, keepdims=True)
+    xy = (weight * (dx * dy)).reshape(N, -1).sum(1, keepdims=True)
+    weight = weight.reshape(N, -1)   # [N, S*S]
+    total = weight.sum(1, keepdims=True) + 1e-3
+    xx, yy, xy = xx / total, yy / total, xy / total
     spread = np.sqrt((xx - yy) ** 2 + 4 * xy ** 2)
     elongation = spread / (xx + yy + 1e-4)   # 0 round .. 1 a line
     colour = (weight[:, None] @ rgb.reshape(N, -1, 3))[:, 0] / total   # [N, 3]
@@ -1205,11 +1206,13 @@ def motion_descriptor(frames):
     # where something moves, and around it the equations of the flow
     energy = ((gx * gx + gy * gy) * np.abs(change)).reshape(pairs, -1)
     _, _, dx, dy = wrapped_moments(energy, S)
-    dx = (S / 8 * dx).reshape(pairs, S, S)   # unit: 8 pixels
-    dy = (S / 8 * dy).reshape(pairs, S, S)
-    near = (dx * dx + dy * dy < 4).astype(np.float32)   # 1 at the mover
-    columns = np.stack([gx, gx * dx, gx * dy, gy, gy * dx, gy * dy], -1)   # [N-1, S, S, 6]
-    columns = (columns * near[..., None]).reshape(pairs, S * S, 6)
+    dx = S / 8 * dx   # [N-1, 1, S], unit: 8 pixels
+    dy = S / 8 * dy   # [N-1, S, 1]
+    near = (dx * dx + dy * dy < 4).astype(np.float32)   # [N-1, S, S], 1 at the mover
+    nx = gx * near
+    ny = gy * near
+    columns = np.stack([nx, nx * dx, nx * dy, ny, ny * dx, ny * dy], -1)   # [N-1, S, S, 6]
+    columns = columns.reshape(pairs, S * S, 6)
     transposed = columns.transpose(0, 2, 1)
     normal = transposed @ columns + 1e-3 * np.eye(6, dtype=np.float32)   # [N-1, 6, 6]
     right = -(transposed @ change.reshape(pairs, -1, 1))   # [N-1, 6, 1]
@@ -2345,10 +2348,13 @@ def draw_path(properties, action, generator):
 
 
 def offsets(x, y):
-    """How far each pixel is from (x, y) [F, 1, 1], where the picture wraps round: two [F, S, S]."""
-    rows, columns = np.mgrid[:SIDE, :SIDE].astype(np.float32)
-    dx = (columns - x + SIDE / 2) % SIDE - SIDE / 2
-    dy = (rows - y + SIDE / 2) % SIDE - SIDE / 2
+    """How far each column and row is from (x, y) [F, 1, 1], where the picture wraps round.
+
+    Returns dx [F, 1, S], dy [F, S, 1].
+    """
+    places = np.arange(SIDE, dtype=np.float32)
+    dx = (places[None, None] - x + SIDE / 2) % SIDE - SIDE / 2
+    dy = (places[None, :, None] - y + SIDE / 2) % SIDE - SIDE / 2
     return dx, dy
 
 
@@ -2368,7 +2374,7 @@ def draw_clip(properties, action, generator):
     mark = np.clip(0.33 * radius - np.hypot(along - 0.62 * radius, across) + 0.5, 0, 1)[..., None]
 
     grey = generator.uniform(150, 235)
-    picture = np.full((CLIP_FRAMES, SIDE, SIDE, 3), grey, np.float32)
+    picture = np.full((CLIP_FRAMES, SIDE, SIDE, 1), grey, np.float32)
     for _ in range(generator.integers(0, 3)):
         place = generator.uniform(0, SIDE, 2)
         drift = generator.normal(0, 0.5, 2)
