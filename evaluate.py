@@ -32,6 +32,7 @@ import numpy as np
 import scipy.stats
 import torch
 import torch.nn.functional as F
+from tqdm import tqdm
 
 import data
 import distill
@@ -826,7 +827,7 @@ CLAIMS = {
     "10": Claim(
         "mechanism", "It gains on what is grounded: diagnostics' knowledge, PIQA, TRACIE; on the "
         "rest its mean is not worse",
-        [Part("nst+crd", "text-only", "Knowledge", ""),
+        [Part("nst+crd", "text-only", "knowledge", "MNLI"),
          Part("nst+crd", "text-only", tasks="PIQA"),
          Part("nst+crd", "text-only", tasks="TRACIE"),
          Part("nst+crd", "text-only", "ungrounded", "all", "not worse")],
@@ -883,9 +884,7 @@ def recipe(arm):
 
 def tasks_of(measure, tasks):
     """The tasks that a measure is a mean of."""
-    if measure == "Knowledge":
-        return ["MNLI"]
-    if measure not in ("dev", *finetune.PARTS):
+    if measure not in ("dev", "knowledge", *finetune.PARTS):
         return []
     return list(MINI_TASKS) if tasks == "all" else tasks.split()
 
@@ -945,33 +944,33 @@ def world_of(seed):
     return Path("data", f"mini-{seed}" if seed else "mini")
 
 
-def train_arm(arm, seed, folder):
-    """Trains an arm in one world. A stage that is complete returns at once."""
-    teacher = teacher_of(arm)
-    command = [word.format(teacher=f"{folder}/{teacher}") for word in flags_of(arm).split()]
-    command += ["--data", world_of(seed), "--size", "mini", "--seed", seed, "--out", folder / arm]
-    if arm not in TEACHERS:
-        command += ["--text", world_of(seed) / "text"]
-        if teacher:
-            command += ["--teacher", folder / teacher]
-    run_script(folder / f"{arm}.log", *command)
-
-
 def make_cell(arm, seed, tasks, folder, teacher):
-    """Trains an arm once its teacher, a future or None, is there; fine-tunes and measures it."""
+    """Trains an arm once its teacher's cell, a future or None, is made; fine-tunes and measures it.
+
+    A stage that is complete returns at once.
+    """
     if teacher:
         teacher.result()
-    if arm not in TEACHERS:
-        train_arm(arm, seed, folder)
-    run_script(folder / f"{arm}.log", "finetune.py", "--model", folder / arm,
-               "--data", world_of(seed) / "tasks", "--seed", seed, "--task", *tasks)
-    return measure_cell(arm, seed, folder / arm)
+    run = folder / arm
+    log = folder / f"{arm}.log"
+    world = world_of(seed)
+    teacher = folder / str(teacher_of(arm))
+    command = [word.format(teacher=teacher) for word in flags_of(arm).split()]
+    command += ["--data", world, "--size", "mini", "--seed", seed, "--out", run]
+    if arm in TRAINED:
+        command += ["--text", world / "text"]
+        if teacher_of(arm):
+            command += ["--teacher", teacher]
+    run_script(log, *command)
+    run_script(log, "finetune.py", "--model", run, "--data", world / "tasks", "--seed", seed,
+               "--task", *tasks)
+    return measure_cell(arm, seed, run)
 
 
 def measure_cell(arm, seed, run):
     """All that is known of one arm in one world, as values.jsonl holds it."""
     facts = run_facts(run)
-    sources = [facts]   # args.json of pretraining and fine-tuning
+    changed = " with changes" if facts.get("uncommitted changes") else ""
     tasks = {}
     for path in sorted(run.glob(f"finetune/*/seed-{seed}/metrics.json")):
         metrics = data.read_json(path, "")
@@ -980,11 +979,6 @@ def measure_cell(arm, seed, run):
         if "categories" in metrics:   # diagnostics, of filmed nouns
             scores["knowledge"] = metrics["categories"]["grounded"]
         tasks[metrics["task"]] = scores
-        sources.append(run_facts(path.parent))
-    commits = []
-    for source in sources:
-        changed = " with changes" if source.get("uncommitted changes") else ""
-        commits.append(f"{source.get('commit')}{changed}")
     world = data.read_json(world_of(seed) / "world.json", "python data.py mini")
     device = data.Processes().device
     retrieval = {"how": "not defined"}
@@ -994,11 +988,11 @@ def measure_cell(arm, seed, run):
         retrieval.pop(key, None)
     probed = probe(run, world, device)
     losses = [line["valid_mlm"] for line in read_log(run) if "valid_mlm" in line]
-    return {"arm": arm, "seed": seed, "flags": recipe(arm), "commit": once(commits),
-            "hardware": facts.get("hardware"), "threads": facts.get("threads"),
-            "seconds": seconds_by_stage(run), "tasks": tasks,
-            "probe": {name: groups["test"] for name, groups in probed.items()},
-            "retrieval": retrieval, "mlm": losses[-1]}
+    return {"arm": arm, "seed": seed, "flags": recipe(arm),
+            "commit": f"{facts.get('commit')}{changed}", "hardware": facts.get("hardware"),
+            "threads": facts.get("threads"), "seconds": seconds_by_stage(run),
+            "tasks": tasks, "retrieval": retrieval, "mlm": losses[-1],
+            "probe": {name: groups["test"] for name, groups in probed.items()}}
 
 
 def make_cells(cells, runs, jobs):
@@ -1014,29 +1008,22 @@ def make_cells(cells, runs, jobs):
         if cell["flags"] != recipe(arm) or not cell["tasks"].keys() >= set(tasks):
             missing[arm, seed] = tasks
     pool = ThreadPoolExecutor(jobs)
-    # teachers are started first: what waits for one never keeps it from running
-    teachers = {}
-    for arm, seed in missing:
-        teacher = teacher_of(arm)
+    started = {}
+    # teachers first: what waits for one never keeps it from running
+    for arm, seed in sorted(missing, key=lambda key: key[0] in TRAINED):
         folder = Path(runs, f"world-{seed}")
         folder.mkdir(parents=True, exist_ok=True)
-        if teacher and (teacher, seed) not in teachers:
-            teachers[teacher, seed] = pool.submit(train_arm, teacher, seed, folder)
-    started = {}
-    for (arm, seed), tasks in missing.items():
-        teacher = teachers.get((teacher_of(arm), seed))
-        cell = pool.submit(make_cell, arm, seed, tasks, Path(runs, f"world-{seed}"), teacher)
-        started[cell] = f"world {seed}, {arm}"
+        teacher = started.get((teacher_of(arm), seed))
+        started[arm, seed] = pool.submit(make_cell, arm, seed, missing[arm, seed], folder, teacher)
     failed = 0
     try:
-        for cell in as_completed(started):
+        for cell in tqdm(as_completed(started.values()), total=len(started), unit="cell"):
             if cell.exception():
                 failed += 1
-                print(f"{started[cell]}: not made: {cell.exception()!r}", flush=True)
-            else:
-                with open(file, "a", encoding="utf-8") as values:
-                    values.write(json.dumps(cell.result()) + "\n")
-                print(f"{started[cell]}: made", flush=True)
+                tqdm.write(f"not made: {cell.exception()!r}")
+                continue
+            with open(file, "a", encoding="utf-8") as values:
+                values.write(json.dumps(cell.result()) + "\n")
     finally:   # at Ctrl-C the scripts that run save and stop; no other starts
         pool.shutdown(cancel_futures=True)
     return failed
@@ -1061,7 +1048,7 @@ def measured(cell, measure, tasks):
     """A cell's (value, chance) in one measure, x 100; None where cell or value was not made.
 
     grounded, ungrounded, unfilmed: accuracy on test nouns, mean of the tasks; dev: grounded, on
-    validation nouns. Knowledge: diagnostics' grounded rows. probe: on test nouns; tasks: a
+    validation nouns. knowledge: MNLI's grounded diagnostics. probe: on test nouns; tasks: a
     property, "dynamic", "static" or "all". MLM: loss in nats, not x 100. Else of retrieval.json.
     """
     if cell is None:
@@ -1077,7 +1064,7 @@ def measured(cell, measure, tasks):
         scores.append((cell["retrieval"][measure], cell["retrieval"]["chance R@1"]))
     elif cell["tasks"].keys() >= set(tasks_of(measure, tasks)):
         for name in tasks_of(measure, tasks):
-            score = cell["tasks"][name][measure.lower()]
+            score = cell["tasks"][name][measure]
             scores.append((score["accuracy"], score["chance"]))
     if not scores:
         return None
@@ -1340,7 +1327,7 @@ tbody th { position: sticky; left: 0; background: Canvas; max-width: 40vw }
 .clips { grid-template-columns: repeat(auto-fill, minmax(120px, 1fr)); gap: 12px }
 figure { margin: 0; min-width: 0 }
 figcaption { font-weight: bold }
-figcaption span { display: block }
+small { display: block }
 .key, .rows, small { font: .9rem system-ui, sans-serif; color: var(--soft) }
 svg { width: 100% }
 svg text { font: 12px system-ui, sans-serif; fill: var(--soft) }
@@ -1412,11 +1399,11 @@ def line_plot(title, series):
     every = np.concatenate([points for _, _, points, _ in series])   # [N, 2]
     (left, low), (right, high) = every.min(0), every.max(0)
     shapes = [
-        tag("line", x1=48, x2=354, y1=6, y2=6, stroke="var(--line)"),
-        tag("line", x1=48, x2=354, y1=180, y2=180, stroke="var(--line)"),
-        tag("text", f"{high:.3g}", x=44, y=10, text_anchor="end"),
-        tag("text", f"{low:.3g}", x=44, y=184, text_anchor="end"),
-        tag("text", f"{left:g}", x=48, y=197),
+        tag("line", x1=60, x2=354, y1=6, y2=6, stroke="var(--line)"),
+        tag("line", x1=60, x2=354, y1=180, y2=180, stroke="var(--line)"),
+        tag("text", f"{high:.3g}", x=56, y=10, text_anchor="end"),
+        tag("text", f"{low:.3g}", x=56, y=184, text_anchor="end"),
+        tag("text", f"{left:g}", x=60, y=197),
         tag("text", f"{right:g}", x=354, y=197, text_anchor="end")]
     key = {}
     words = []
@@ -1424,7 +1411,7 @@ def line_plot(title, series):
         points = np.array(sorted(points))
         words.append(f"{name}: {points[-1, 1]:.4g} at {points[-1, 0]:g}")
         points = points[::-(len(points) // 200 + 1)]   # a long log is thinned, from its end
-        xs = np.interp(points[:, 0], (left, right), (48, 354)).round(1)
+        xs = np.interp(points[:, 0], (left, right), (60, 354)).round(1)
         ys = np.interp(points[:, 1], (low, high), (180, 6)).round(1)
         dashed = {**paint(colour), "stroke_dasharray": DASHES[colour % len(DASHES)]}
         if hollow:
@@ -1456,7 +1443,6 @@ def interval_plots(figures):
 
     def picture(values, colour, reference):
         mean, low, high = t_interval(values)
-        full = {**paint(colour), "fill": COLOURS[colour % len(COLOURS)]}
         shapes = [tag("line", x1=at(reference), x2=at(reference), y1=0, y2=24,
                       stroke="var(--soft)", stroke_dasharray="3 3")]
         if len(values) > 1:
@@ -1464,7 +1450,7 @@ def interval_plots(figures):
             shapes += [tag("circle", cx=at(value), cy=12, r=3, **paint(colour))
                        for value in values]
         if values:
-            shapes.append(tag("circle", cx=at(mean), cy=12, r=4, **full))
+            shapes.append(tag("circle", cx=at(mean), cy=12, r=4, fill=paint(colour)["stroke"]))
         words = f"mean {mean:.1f}, interval {low:.1f} to {high:.1f}"
         return tag("svg", tag("title", words), *shapes, role="img")
 
@@ -1625,7 +1611,7 @@ def clip_uri(path, start, end):
     return "data:video/mp4;base64," + base64.b64encode(file.getvalue()).decode()
 
 
-def show_clip(row, labels, films):
+def show_clip(row, label, own, films):
     """A figure of one clip; where there is no film, the reason stands in its place."""
     place = f"{row['video']}, {row['start']:g} to {row['end']:g} s"
     words = f"{row['noun']}: {', '.join(row['shown'].values())}" if "shown" in row else place
@@ -1634,26 +1620,22 @@ def show_clip(row, labels, films):
             raise data.VideoError(f"no film {row['video']}")
         uri = clip_uri(films[row["video"]], row["start"], row["end"])
         clip = tag("video", src=uri, muted="", loop="", playsinline="", controls="",
-                   preload="metadata", aria_label=f"{', '.join(labels)}: {place}")
+                   preload="metadata", aria_label=f"{label}: {place}")
     except data.VideoError as error:
         clip = tag("p", error)
-    caption = tag("figcaption", *[tag("span", label) for label in labels], tag("small", words))
-    return tag("figure", clip, caption, class_="true" if "true clip" in labels else "")
+    caption = tag("figcaption", label, tag("small", words))
+    return tag("figure", clip, caption, class_="true" if row == own else "")
 
 
 def show_text(text, answers, films):
     """One text with its true clip and each run's best three. answers: {run: its example}."""
-    clips = {}   # (video, start) -> (row, its labels): a clip is shown once
+    own = next(iter(answers.values()))["own"]
+    figures = [show_clip(own, "true clip", own, films)]
     ranks = []
     for name, example in answers.items():
+        for place, row in enumerate(example["top"], 1):
+            figures.append(show_clip(row, f"{name}: {place}", own, films))
         ranks.append(f"{name} ranks the true clip {example['rank']}")
-        places = [("true clip", example["own"])]
-        places += zip((f"{name}: 1st", f"{name}: 2nd", f"{name}: 3rd"), example["top"])
-        for label, row in places:
-            _, labels = clips.setdefault((row["video"], row["start"]), (row, []))
-            if label not in labels:
-                labels.append(label)
-    figures = [show_clip(row, labels, films) for row, labels in clips.values()]
     return tag("article", tag("h3", "“", text, "”"), tag("p", "; ".join(ranks), "."),
                tag("div", *figures, class_="clips"))
 

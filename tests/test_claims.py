@@ -171,13 +171,13 @@ def test_measures_are_of_the_right_things():
     for measure, tasks, value, chance in (
             ("grounded", "PIQA", 60, 50), ("grounded", "SST-2 PIQA", 70, 50),
             ("grounded", "all", (8 * 80 + 60) / 9, 50), ("ungrounded", "all", 90, 50),
-            ("unfilmed", "SST-2 PIQA", 40, 50), ("Knowledge", "", 80, 50),
+            ("unfilmed", "SST-2 PIQA", 40, 50), ("knowledge", "MNLI", 80, 50),
             ("probe", "dynamic", 100, 50), ("probe", "static", 25, (25 + 50 + 50) / 3),
             ("probe", "colour", 25, 25), ("R@1", "", 30, 100 / 288)):
         result = evaluate.measured(one, measure, tasks)
         assert result == (pytest.approx(value), pytest.approx(chance)), (measure, tasks)
     assert evaluate.measured(one, "MLM", "")[0] == 2.5
-    for measure, tasks in (("R@1", ""), ("grounded", "MNLI"), ("Knowledge", "")):
+    for measure, tasks in (("R@1", ""), ("grounded", "MNLI"), ("knowledge", "MNLI")):
         assert evaluate.measured(cell("nst", 0, 0.5), measure, tasks) is None
 
 
@@ -245,15 +245,15 @@ def test_a_cell_holds_its_own_seed_alone(tmp_path, monkeypatch):
         parts = {split: {"grounded": {"accuracy": accuracy}} for split in ("dev", "test")}
         metrics = {"task": "QNLI", "seed": seed, "seconds": 1, "parts": parts, "majority": True}
         data.write_json(place / "metrics.json", metrics)
-        data.write_json(place / "args.json", {"commit": "abd", "uncommitted changes": True})
-    data.write_json(run / "args.json", {"arguments": {"objective": []}, "commit": "abc"})
+    data.write_json(run / "args.json", {"arguments": {"objective": []}, "commit": "abc",
+                                      "uncommitted changes": True})
     (run / "log.jsonl").write_text('{"valid_mlm": 3.0}\n{"valid_mlm": 2.5}\n')
     Path("data/mini-3").mkdir(parents=True)
     data.write_json("data/mini-3/world.json", {})
     written = evaluate.measure_cell("text-only", 3, run)
     score = {"accuracy": 0.6}
     assert written["tasks"] == {"QNLI": {"dev": score, "grounded": score, "stuck": True}}
-    assert written["commit"] == "abc/abd with changes"   # of pretraining and of fine-tuning
+    assert written["commit"] == "abc with changes"
     assert written["probe"] == {"lift": 0.125}
     assert written["retrieval"] == {"how": "not defined"} and written["mlm"] == 2.5
 
@@ -346,10 +346,9 @@ def test_what_is_there_is_not_made_again(tmp_path, monkeypatch):
         == evaluate.recipe("of-text-teacher")
     ran.clear()
     assert evaluate.make_cells(cells, "runs", 2) == 0 and ran == []
-    # more tasks are asked for; its teacher's stage has the last word on the teacher's run
+    # more tasks are asked for
     assert evaluate.make_cells({("nst+crd", 0): ["SST-2", "PIQA", "MNLI"]}, "runs", 1) == 0
-    assert ran == [("teacher.py", "teacher"), ("distill.py", "nst+crd"),
-                   ("finetune.py", "nst+crd")]
+    assert ran == [("distill.py", "nst+crd"), ("finetune.py", "nst+crd")]
 
 
 def test_a_teacher_that_its_stage_refuses_has_no_students(tmp_path, monkeypatch, capsys):
@@ -362,13 +361,13 @@ def test_a_teacher_that_its_stage_refuses_has_no_students(tmp_path, monkeypatch,
     monkeypatch.setattr(evaluate, "measure_cell", lambda arm, seed, run: cell(arm, seed, 0.5))
     runs = tmp_path / "runs of mine"
     (runs / "world-0" / "teacher").mkdir(parents=True)   # of an earlier time
-    cells = {("crd", 0): ["SST-2"], ("text-only", 0): ["SST-2"]}
-    assert evaluate.make_cells(cells, runs, 2) == 1
+    cells = {("crd", 0): ["SST-2"], ("text-only", 0): ["SST-2"], ("teacher", 0): ["SST-2"]}
+    assert evaluate.make_cells(cells, runs, 2) == 2
     assert list(evaluate.read_values(runs / "values.jsonl")) == [("text-only", 0)]
     log = runs / "world-0" / "teacher.log"
     assert log.read_text() == "this is teacher.py\nother flags\n"
-    printed = capsys.readouterr().out
-    assert re.search(rf"world 0, crd: not made: .*teacher.py failed, see {log}", printed)
+    assert f"teacher.py failed, see {log}" in capsys.readouterr().out
+    assert not (runs / "world-0" / "crd.log").exists()
     with pytest.raises(model.UserError, match="3 cells were not made"):
         evaluate.main(["claims", "--make", "2", "--claims", "8", "--seeds", "0", "--runs",
                        str(runs)])
@@ -392,18 +391,19 @@ def test_claims_run_and_resume(mini, tmp_path, monkeypatch):
     monkeypatch.setattr(evaluate, "run_script", run_script)
     monkeypatch.setattr(evaluate, "ThreadPoolExecutor", InOrder)
     values = Path("runs/values.jsonl")
+    cells = {("crd", 0): ["PIQA"], ("teacher", 0): ["PIQA"]}
 
     def make():
-        assert evaluate.make_cells({("crd", 0): ["PIQA"]}, "runs", 1) == 0
+        assert evaluate.make_cells(cells, "runs", 1) == 0
         one = evaluate.read_values(values)["crd", 0]
         return [one[key] for key in ("tasks", "probe", "retrieval", "flags")]
     first = make()
     assert set(first[0]) == {"PIQA"}
     assert first[2]["how"].startswith("mean of e_s")
-    assert ran == ["teacher.py", "distill.py", "finetune.py"]
-    assert make() == first and len(ran) == 3
+    assert ran == ["teacher.py", "finetune.py", "distill.py", "finetune.py"]
+    assert make() == first and len(ran) == 4
     # values, a fine-tuning, a student's end are lost: these are made, to the digit
     values.unlink()
     shutil.rmtree("runs/world-0/crd/finetune/PIQA")
     Path("runs/world-0/crd/model/distill_heads.pt").unlink()
-    assert make() == first and len(ran) == 6
+    assert make() == first and len(ran) == 8
