@@ -981,11 +981,10 @@ def measure_cell(arm, seed, run):
         tasks[metrics["task"]] = scores
     world = data.read_json(world_of(seed) / "world.json", "python data.py mini")
     device = data.Processes().device
-    retrieval = {"how": "not defined"}
+    retrieval = {}
     if trained_encoder(run):
-        retrieval = retrieve(run, world_of(seed), device=device)
-    for key in ("pool", "ranks", "data", "examples"):
-        retrieval.pop(key, None)
+        found = retrieve(run, world_of(seed), device=device)
+        retrieval = {key: value for key, value in found.items() if isinstance(value, float)}
     probed = probe(run, world, device)
     losses = [line["valid_mlm"] for line in read_log(run) if "valid_mlm" in line]
     return {"arm": arm, "seed": seed, "flags": recipe(arm),
@@ -1015,12 +1014,13 @@ def make_cells(cells, runs, jobs):
         folder.mkdir(parents=True, exist_ok=True)
         teacher = started.get((teacher_of(arm), seed))
         started[arm, seed] = pool.submit(make_cell, arm, seed, missing[arm, seed], folder, teacher)
+    keys = {cell: key for key, cell in started.items()}
     failed = 0
     try:
-        for cell in tqdm(as_completed(started.values()), total=len(started), unit="cell"):
+        for cell in tqdm(as_completed(keys), total=len(keys), unit="cell"):
             if cell.exception():
                 failed += 1
-                tqdm.write(f"not made: {cell.exception()!r}")
+                tqdm.write(f"{keys[cell]} not made: {cell.exception()!r}")
                 continue
             with open(file, "a", encoding="utf-8") as values:
                 values.write(json.dumps(cell.result()) + "\n")
