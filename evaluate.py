@@ -1325,7 +1325,7 @@ tbody th { position: sticky; left: 0; background: Canvas; max-width: 40vw }
 .grid, .clips { display: grid; gap: 32px;
   grid-template-columns: repeat(auto-fit, minmax(min(100%, 420px), 1fr)) }
 .clips { grid-template-columns: repeat(auto-fill, minmax(120px, 1fr)); gap: 12px }
-figure { margin: 0; min-width: 0 }
+figure { margin: 0; min-width: 0; max-width: 640px }
 figcaption { font-weight: bold }
 small { display: block }
 .key, .rows, small { font: .9rem system-ui, sans-serif; color: var(--soft) }
