@@ -16,10 +16,12 @@ import html
 import io
 import json
 import math
-import shlex
 import shutil
 import statistics
+import subprocess
 import sys
+from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,6 +30,7 @@ import numpy as np
 import scipy.stats
 import torch
 import torch.nn.functional as F
+from tqdm import tqdm
 
 import data
 import distill
@@ -692,24 +695,21 @@ class Claim(NamedTuple):
     parts: list
     controls: tuple = ()   # claims that stand beside it
     arms: tuple = ()       # more arms to run
-    note: str = ""         # what a mini world decides by the way it is made
 
 
 CLAIMS = {
     "1": Claim(
-        "mechanism", "A student distilled from video beats a text-only student of the same size, "
+        "mechanism", "A student distilled from video beats a text-only one of the same size, "
         "tokens and steps",
         [Part("nst+crd", "text-only"),
          Part("nst+crd", "text-only", tasks="all")],
         controls=("pairs", "unfilmed")),
     "2": Claim(
-        "mechanism", "It beats a student distilled from a text-only teacher: same captions, no "
-        "video",
+        "mechanism", "It beats a student of a text-only teacher: same captions, no video",
         [Part("nst+crd", "of-text-teacher")],
         controls=("pairs", "unfilmed")),
     "3": Claim(
-        "mechanism", "It beats two-stage pretraining, judged at the longest text stage (4,000 "
-        "steps)",
+        "mechanism", "It beats two-stage pretraining, at the longest text stage (4,000 steps)",
         [Part("distilled-4000", "two-stage-4000")],
         arms=(*CURVE["two-stage"], *CURVE["distilled"])),
     "4": Claim(
@@ -717,12 +717,11 @@ CLAIMS = {
         [Part("nst+crd", "voken")],
         controls=("vokens",)),
     "5": Claim(
-        "mechanism", "A video teacher beats an image teacher on dynamic properties, not on static "
-        "ones",
+        "mechanism", "A video teacher beats an image teacher on dynamic properties only; partly by "
+        "construction: in a mini world one frame tells no behaviour",
         [Part("teacher", "image-teacher"),
          Part("teacher", "image-teacher", "probe", "dynamic"),
-         Part("teacher", "image-teacher", "probe", "static", "no better")],
-        note="partly by construction: in a mini world one frame tells no behaviour"),
+         Part("teacher", "image-teacher", "probe", "static", "no better")]),
     "6": Claim(
         "magnitude", "NST and CRD each beat soft labels and regression; NST + CRD beats each",
         [Part("nst", "soft-label"),
@@ -732,28 +731,26 @@ CLAIMS = {
          Part("nst+crd", "nst"),
          Part("nst+crd", "crd")]),
     "7": Claim(
-        "magnitude", "2D and 3D features together beat either",
+        "magnitude", "2D and 3D features together beat either; partly by construction: in a mini "
+        "world a behaviour is a movement, and SST-2 and PIQA ask behaviours alone",
         [Part("teacher", "2d-teacher"),
          Part("teacher", "3d-teacher"),
          Part("teacher", "2d-teacher", "probe", "all"),
-         Part("teacher", "3d-teacher", "probe", "all")],
-        note="partly by construction: in a mini world a behaviour is a movement, and SST-2 and "
-             "PIQA ask behaviours alone"),
+         Part("teacher", "3d-teacher", "probe", "all")]),
     "8": Claim(
         "magnitude", "A distillation head beats none",
         [Part("nst+crd", "no-head")]),
     "9": Claim(
-        "mechanism", "The student, which never saw a frame, finds videos from text: above chance, "
-        "below its teacher",
+        "mechanism", "The student finds videos from text: above chance, below its teacher",
         [Part("crd", "chance", "R@1", ""),
          Part("regression", "chance", "R@1", ""),
          Part("teacher", "crd", "R@1", ""),
          Part("teacher", "regression", "R@1", ""),
-         Part("nst", "chance", "ridge R@1", "", "shown")]),
+         Part("nst", "chance", "ridge map, R@1, new nouns", "", "shown")]),
     "10": Claim(
         "mechanism", "It gains on what is grounded: diagnostics' knowledge, PIQA, TRACIE; on the "
         "rest its mean is not worse",
-        [Part("nst+crd", "text-only", "Knowledge", ""),
+        [Part("nst+crd", "text-only", "knowledge", "MNLI"),
          Part("nst+crd", "text-only", tasks="PIQA"),
          Part("nst+crd", "text-only", tasks="TRACIE"),
          Part("nst+crd", "text-only", "ungrounded", "all", "not worse")],
@@ -773,15 +770,14 @@ CLAIMS = {
          Part("nst+crd-of-hinge", "nst-of-hinge", tasks="MNLI"),
          Part("nst+crd-of-hinge", "crd-of-hinge", tasks="MNLI")]),
     "pairs": Claim(
-        "control", "Control: a student of a teacher of shuffled video-caption pairs is as the "
-        "text-only one",
+        "control", "A student of a teacher of shuffled video-caption pairs is as the text-only one",
         [Part("of-shuffled-teacher", "text-only", question="no effect")]),
     "vokens": Claim(
-        "control", "Control: students of shuffled and of random vokens are as the text-only one",
+        "control", "Students of shuffled and of random vokens are as the text-only one",
         [Part("voken-shuffled", "text-only", question="no effect"),
          Part("voken-random", "text-only", question="no effect")]),
     "unfilmed": Claim(
-        "control", "Control: nobody knows the nouns that no clip shows",
+        "control", "Nobody knows the nouns that no clip shows",
         [Part("teacher", "chance", "unfilmed", question="no effect"),
          Part("nst+crd", "chance", "unfilmed", question="no effect"),
          Part("text-only", "chance", "unfilmed", question="no effect")]),
@@ -796,6 +792,7 @@ def teacher_of(arm):
 
 
 def flags_of(arm):
+    """The script that trains an arm, and its flags."""
     if arm in TEACHERS:
         return f"teacher.py {TEACHERS[arm]}".strip()
     _, flags, ratio = TRAINED[arm]
@@ -803,52 +800,51 @@ def flags_of(arm):
 
 
 def recipe(arm):
-    """Flags of an arm and of its teacher: what its value file agrees with."""
-    arms = dict.fromkeys([teacher_of(arm) or arm, arm])
-    return "; ".join(flags_of(each) for each in arms)
+    """Flags of an arm and of its teacher: what its values were made with."""
+    teacher = teacher_of(arm)
+    return flags_of(arm) if teacher in (None, arm) else f"{flags_of(teacher)}; {flags_of(arm)}"
 
 
 def tasks_of(measure, tasks):
     """The tasks that a measure is a mean of."""
-    if measure == "Knowledge":
-        return ["MNLI"]
-    if measure not in ("dev", *finetune.PARTS):
+    if measure not in ("dev", "knowledge", *finetune.PARTS):
         return []
     return list(MINI_TASKS) if tasks == "all" else tasks.split()
 
 
-def with_controls(claims):
+# --- cells: an arm in a world
+
+
+def with_controls(names):
     """Claims (none: all), then the controls that stand beside them."""
-    controls = []
-    for name in claims or ALL:
-        controls += CLAIMS[name].controls
-    return list(dict.fromkeys([*(claims or ALL), *sorted(controls, key=ALL.index)]))
+    names = list(names or ALL)
+    beside = set()
+    for name in names:
+        beside.update(CLAIMS[name].controls)
+    return names + [name for name in ALL if name in beside.difference(names)]
 
 
-def cells_for(claims, seeds):
-    """What claims need: {(arm, seed): tasks}, in the order in which they are run."""
-    if "weights" in claims and min(seeds) < 100:
+def cells_for(names, seeds):
+    """What claims need: {(arm, seed): tasks}."""
+    if "weights" in names and min(seeds) < 100:
         raise model.UserError('weights are chosen on worlds that are never reported: '
                               'SEEDS="100 101"')
-    needed = {}   # arm -> tasks
-
-    def need(arm, tasks):
-        needed[arm] = {*needed.get(arm, ()), *tasks}
-    two = TWO.split()
-    for claim in with_controls(claims):
-        for part in CLAIMS[claim].parts:
+    needed = defaultdict(set)   # arm -> tasks
+    for name in with_controls(names):
+        for arm in CLAIMS[name].arms:
+            needed[arm].update(TWO.split())
+        for part in CLAIMS[name].parts:
             tasks = tasks_of(part.measure, part.tasks)
             for arm in (part.arm, part.against):
-                if "of-hinge" in arm:   # these need no other; whether the teacher knows it is asked
-                    need(arm, tasks)
-                    need(teacher_of(arm), tasks)
-                elif arm != "chance":
-                    need(arm, [*two, *tasks])
-        for arm in CLAIMS[claim].arms:
-            need(arm, two)
+                needed[arm].update(tasks)
+                if "of-hinge" in arm:   # does their teacher know what they are asked?
+                    needed[teacher_of(arm)].update(tasks)
+                else:
+                    needed[arm].update(TWO.split())
+    needed.pop("chance", None)
     for arm in list(needed):
         if teacher_of(arm):   # what a teacher knows itself stands beside its students
-            need(teacher_of(arm), two)
+            needed[teacher_of(arm)].update(TWO.split())
     cells = {}
     for seed in seeds:
         for arm, tasks in needed.items():
@@ -856,149 +852,142 @@ def cells_for(claims, seeds):
     return cells
 
 
-def value_file(runs, arm, seed):
-    return Path(runs) / "values" / f"seed-{seed}" / f"{arm}.json"
+def run_script(log, *command):
+    """Runs one of our scripts; its output is added to the log. Raises UserError where it fails."""
+    script = Path(__file__).with_name(command[0])
+    with open(log, "a", encoding="utf-8") as file:
+        failed = subprocess.call([sys.executable, script, *map(str, command[1:])],
+                                 stdout=file, stderr=subprocess.STDOUT)
+    if failed:
+        raise model.UserError(f"{command[0]} failed, see {log}")
 
 
-def is_made(file, arm, tasks):
-    """Has an arm's value file all these tasks, made with the arm's flags?"""
-    if not file.exists():
-        return False
-    cell = data.read_json(file, "make claims")
-    return cell["flags"] == recipe(arm) and cell["tasks"].keys() >= set(tasks)
+def world_of(seed):
+    """The folder of a mini world, as the Makefile names it."""
+    return Path("data", f"mini-{seed}" if seed else "mini")
 
 
-def logged(command, folder, name, after=""):
-    """A shell line that writes to folder/name.log, whose end it shows where it fails."""
-    log = f"{folder}/{name}.log"
-    return (f"mkdir -p {folder} && {{ {command}; }} >> {log} 2>&1{after} "
-            f"|| {{ echo {log}:; tail -n 5 {log}; exit 1; }}")
+def make_cell(arm, seed, tasks, folder, teacher):
+    """Trains an arm once its teacher's cell, a future or None, is made; fine-tunes and measures it.
 
-
-def stage_command(arm, seed, folder):
-    """The command that trains an arm; folder: of its world's runs."""
-    teacher = teacher_of(arm)
-    given = f"--data data/mini-{seed} --size mini --seed {seed} --out {folder}/{arm}"
-    if arm not in TEACHERS:
-        given += f" --text data/mini-{seed}/text"
-        if teacher:
-            given += f" --teacher {folder}/{teacher}"
-    return f"{sys.executable} {flags_of(arm).format(teacher=f'{folder}/{teacher}')} {given}"
-
-
-def plan(phase, cells, runs):
-    """The shell commands of a phase, worlds, teachers or arms, for the cells without a value file.
-
-    Complete stages return at once, and refuse runs of other flags. TEACHER.done: the teacher's
-    stage was content with its run in this `make claims`; what is made of the run needs that.
+    A stage that is complete returns at once.
     """
-    python = sys.executable
-    lines = {}   # as a set in order: arms share worlds and teachers
-    for (arm, seed), tasks in cells.items():
-        if is_made(value_file(runs, arm, seed), arm, tasks):
-            continue
-        world = f"data/mini-{seed}"
-        folder = f"{shlex.quote(str(runs))}/world-{seed}"
-        teacher = teacher_of(arm)
-        if phase == "worlds" and not Path(world, "bank.json").exists():
-            vocab = f"--vocab {world}/tokenizer.json"
-            steps = [f"mini --seed {seed} --out {world}",
-                     f"video --videos {world}/videos --streams frame motion --out {world}",
-                     f"captions --videos {world}/videos --captions {world}/caption.json {vocab} "
-                     f"--out {world}",
-                     f"text --train {world}/text/train.txt --valid {world}/text/valid.txt {vocab} "
-                     f"--out {world}/text",
-                     f"bank --data {world} --clips 1152 --block 32 --seed {seed}"]
-            commands = " && ".join(f"{python} data.py {step}" for step in steps)
-            lines[logged(commands, folder, "world")] = None
-        if phase == "teachers" and teacher:
-            done = f"{folder}/{teacher}.done"
-            stage = f"rm -f {done} && {stage_command(teacher, seed, folder)}"
-            lines[logged(stage, folder, teacher, f" && touch {done}")] = None
-        if phase == "arms":
-            steps = [f"cat {folder}/{teacher}.done"] if teacher else []
-            if arm not in TEACHERS:
-                steps.append(stage_command(arm, seed, folder))
-            steps.append(f"{python} finetune.py --model {folder}/{arm} --data {world}/tasks "
-                         f"--seed {seed} --task {' '.join(tasks)}")
-            cell = f"{python} evaluate.py cell {arm} --seed {seed} --runs {shlex.quote(str(runs))}"
-            lines[logged(" && ".join(steps), folder, arm, f" && {cell}")] = None
-    return list(lines)
+    if teacher:
+        teacher.result()
+    run = folder / arm
+    log = folder / f"{arm}.log"
+    world = world_of(seed)
+    teacher = folder / str(teacher_of(arm))
+    command = [word.format(teacher=teacher) for word in flags_of(arm).split()]
+    command += ["--data", world, "--size", "mini", "--seed", seed, "--out", run]
+    if arm in TRAINED:
+        command += ["--text", world / "text"]
+        if teacher_of(arm):
+            command += ["--teacher", teacher]
+    run_script(log, *command)
+    run_script(log, "finetune.py", "--model", run, "--data", world / "tasks", "--seed", seed,
+               "--task", *tasks)
+    return measure_cell(arm, seed, run)
 
 
-def make_cell(args):
-    """`cell`: gathers what is known of one arm in one world into its value file."""
-    run = Path(args.runs) / f"world-{args.seed}" / args.arm
-    world = Path(f"data/mini-{args.seed}")
+def measure_cell(arm, seed, run):
+    """All that is known of one arm in one world, as values.jsonl holds it."""
     facts = run_facts(run)
-    sources = [facts]   # args.json of pretraining and fine-tuning
+    changed = " with changes" if facts.get("uncommitted changes") else ""
     tasks = {}
-    for path in sorted(run.glob(f"finetune/*/seed-{args.seed}/metrics.json")):
+    for path in sorted(run.glob(f"finetune/*/seed-{seed}/metrics.json")):
         metrics = data.read_json(path, "")
         scores = {**metrics["parts"]["test"], "dev": metrics["parts"]["dev"]["grounded"],
                   "stuck": metrics["majority"]}
-        scores.pop("grounded_by_property", None)
         if "categories" in metrics:   # diagnostics, of filmed nouns
             scores["knowledge"] = metrics["categories"]["grounded"]
         tasks[metrics["task"]] = scores
-        sources.append(run_facts(path.parent))
-    commits = {}   # as a set in order
-    for source in sources:
-        changed = " with changes" if source.get("uncommitted changes") else ""
-        commits[f"{source.get('commit')}{changed}"] = None
-    device = data.Processes(args.device).device
-    retrieval = {"how": "not defined"}
+    world = data.read_json(world_of(seed) / "world.json", "python data.py mini")
+    device = data.Processes().device
+    retrieval = {}
     if trained_encoder(run):
-        retrieval = retrieve(run, world, device=device)
-    for key in ("pool", "ranks", "data", "examples"):
-        retrieval.pop(key, None)
-    probed = probe(run, data.read_json(world / "world.json", "python data.py mini"), device)
-    cell = {"arm": args.arm, "seed": args.seed, "flags": recipe(args.arm),
-            "commit": "/".join(commits), "hardware": facts.get("hardware"),
-            "threads": facts.get("threads"), "seconds": seconds_by_stage(run), "tasks": tasks,
-            "probe": {name: groups["test"] for name, groups in probed.items()},
-            "retrieval": retrieval}
-    for line in read_log(run):
-        cell["mlm"] = line.get("valid_mlm", cell.get("mlm"))   # the last one
-    file = value_file(args.runs, args.arm, args.seed)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    data.write_text(file, json.dumps(cell) + "\n")
-    shown = [f"{task} {100 * scores['grounded']['accuracy']:.1f}"
-             for task, scores in tasks.items()]
-    print(f"seed {args.seed}, {args.arm}: grounded {', '.join(shown)}")
+        found = retrieve(run, world_of(seed), device=device)
+        retrieval = {key: value for key, value in found.items() if isinstance(value, float)}
+    probed = probe(run, world, device)
+    losses = [line["valid_mlm"] for line in read_log(run) if "valid_mlm" in line]
+    return {"arm": arm, "seed": seed, "flags": recipe(arm),
+            "commit": f"{facts.get('commit')}{changed}", "hardware": facts.get("hardware"),
+            "threads": facts.get("threads"), "seconds": seconds_by_stage(run),
+            "tasks": tasks, "retrieval": retrieval, "mlm": losses[-1],
+            "probe": {name: groups["test"] for name, groups in probed.items()}}
 
 
-SEARCHED = {   # measure -> its name in retrieval.json
-    "R@1": "R@1", "R@1 new nouns": "R@1, new nouns", "ridge R@1": "ridge map, R@1, new nouns"}
-ARMS_ARE = ("mean ± standard deviation over seeds; accuracy in %, probes' of test nouns; R@1 of "
-            "text to video; MLM in nats on held-out text (teachers: captions)")
-SHOWN = [("grounded", TWO), ("ungrounded", TWO), ("unfilmed", TWO)]   # measures and tasks
-SHOWN += [("probe", name) for name in data.PROPERTIES]
-SHOWN += [(measure, "") for measure in (*SEARCHED, "MLM")]
+def make_cells(cells, runs, jobs):
+    """Makes what RUNS/values.jsonl lacks of these cells, `jobs` at once. Returns how many failed.
+
+    A cell is added as soon as it is made. One that fails stops none but those it is the teacher of.
+    """
+    file = Path(runs, "values.jsonl")
+    known = read_values(file) if file.exists() else {}
+    missing = {}
+    for (arm, seed), tasks in cells.items():
+        cell = known.get((arm, seed), {"flags": None})
+        if cell["flags"] != recipe(arm) or not cell["tasks"].keys() >= set(tasks):
+            missing[arm, seed] = tasks
+    pool = ThreadPoolExecutor(jobs)
+    started = {}
+    # teachers first: what waits for one never keeps it from running
+    for arm, seed in sorted(missing, key=lambda key: key[0] in TRAINED):
+        folder = Path(runs, f"world-{seed}")
+        folder.mkdir(parents=True, exist_ok=True)
+        teacher = started.get((teacher_of(arm), seed))
+        started[arm, seed] = pool.submit(make_cell, arm, seed, missing[arm, seed], folder, teacher)
+    keys = {cell: key for key, cell in started.items()}
+    failed = 0
+    try:
+        for cell in tqdm(as_completed(keys), total=len(keys), unit="cell"):
+            if cell.exception():
+                failed += 1
+                tqdm.write(f"{keys[cell]} not made: {cell.exception()!r}")
+                continue
+            with open(file, "a", encoding="utf-8") as values:
+                values.write(json.dumps(cell.result()) + "\n")
+    finally:   # at Ctrl-C the scripts that run save and stop; no other starts
+        pool.shutdown(cancel_futures=True)
+    return failed
+
+
+def read_values(file):
+    """Cells of known arms from a file of one a line, the last of each: {(arm, seed): cell}."""
+    if not Path(file).exists():
+        raise model.UserError(f"no values in {file}; `make claims` makes them")
+    cells = {}
+    for line in Path(file).read_text(encoding="utf-8").splitlines():
+        cell = json.loads(line)
+        if cell["arm"] in TEACHERS or cell["arm"] in TRAINED:
+            cells[cell["arm"], cell["seed"]] = cell
+    return dict(sorted(cells.items()))
+
+
+# --- judging
 
 
 def measured(cell, measure, tasks):
     """A cell's (value, chance) in one measure, x 100; None where cell or value was not made.
 
-    grounded, ungrounded, unfilmed: accuracy, mean of the tasks; dev: the same of validation nouns.
-    Knowledge: of diagnostics' grounded rows. probe: on test nouns; tasks: a property, "dynamic",
-    "static" or "all". R@1 and the like: see SEARCHED. MLM: held-out loss in nats, not x 100.
+    grounded, ungrounded, unfilmed: accuracy on test nouns, mean of the tasks; dev: grounded, on
+    validation nouns. knowledge: MNLI's grounded diagnostics. probe: on test nouns; tasks: a
+    property, "dynamic", "static" or "all". MLM: loss in nats, not x 100. Else of retrieval.json.
     """
     if cell is None:
         return None
     if measure == "MLM":
         return cell["mlm"], math.nan
-    retrieval = cell["retrieval"]
-    scores = []   # (accuracy, chance)
+    scores = []   # (value, chance)
     if measure == "probe":
         for name, accuracy in cell["probe"].items():
             if tasks in ("all", name, "dynamic" if name in data.DYNAMIC else "static"):
                 scores.append((accuracy, 1 / len(data.PROPERTIES[name][1])))
-    elif SEARCHED.get(measure) in retrieval:
-        scores.append((retrieval[SEARCHED[measure]], retrieval["chance R@1"]))
+    elif measure in cell["retrieval"]:
+        scores.append((cell["retrieval"][measure], cell["retrieval"]["chance R@1"]))
     elif cell["tasks"].keys() >= set(tasks_of(measure, tasks)):
         for name in tasks_of(measure, tasks):
-            score = cell["tasks"][name][measure.lower()]
+            score = cell["tasks"][name][measure]
             scores.append((score["accuracy"], score["chance"]))
     if not scores:
         return None
@@ -1006,55 +995,48 @@ def measured(cell, measure, tasks):
     return 100 * statistics.fmean(value), 100 * statistics.fmean(chance)
 
 
-def values_of(cells, arm, seeds, measure, tasks):
-    """An arm's values, of the seeds that have one."""
-    results = [measured(cells.get((arm, seed)), measure, tasks) for seed in seeds]
+def values_of(cells, arm, measure, tasks):
+    """An arm's values, a seed each."""
+    results = [measured(cell, measure, tasks) for (other, _), cell in cells.items()
+               if other == arm]
     return [result[0] for result in results if result]
 
 
-def arm_rows(cells, seeds):
-    """What each arm reached -> {arm: {"measure tasks": [a number a seed]}} of SHOWN."""
-    out = {}
-    for arm in [*TEACHERS, *STUDENTS]:
-        for measure, tasks in SHOWN:
-            values = values_of(cells, arm, seeds, measure, tasks)
-            if values:
-                out.setdefault(arm, {})[f"{measure} {tasks}".strip()] = values
-    return out
+MARGINS = {"better": 0, "not worse": -2}   # points that a difference has to exceed
 
 
 def verdict_of(question, low, high):
     """The verdict of a 95 % interval, in points. No effect: a wide one around 0 is not enough."""
-    holds = {"better": low > 0, "not worse": low > -2, "no better": high < 2,
-             "no effect": low <= 0 <= high and abs(low + high) / 2 <= 4}
-    fails = {"better": high < 2, "not worse": high < 0, "no better": low > 0,
-             "no effect": low > 0 or high < 0}
-    if holds[question]:
+    if question == "no better":   # seen from the other arm: not worse
+        return verdict_of("not worse", -high, -low)
+    if question == "no effect":
+        holds = low <= 0 <= high and abs(low + high) / 2 <= 4
+        fails = low > 0 or high < 0
+    else:
+        holds = low > MARGINS[question]
+        fails = high < MARGINS[question] + 2
+    if holds:
         return "holds"
-    return "fails" if fails[question] else "not decided"
+    return "fails" if fails else "not decided"
 
 
 def p_of(question, differences):
     """Twice the one-sided p of Student's t-test, at most 1; None for "no effect"."""
-    bounds = {"better": 0, "not worse": -2, "no better": 2}
-    if question not in bounds:
+    if question == "no effect":
         return None
-    toward = statistics.fmean(differences) - bounds[question]
     if question == "no better":
-        toward = -toward
-    error = statistics.stdev(differences) / math.sqrt(len(differences))
-    t = toward / (error or 1e-9)   # without any spread p is 0 or 1
-    return min(1.0, float(2 * scipy.stats.t.sf(t, len(differences) - 1)))
+        return p_of("not worse", [-difference for difference in differences])
+    test = scipy.stats.ttest_1samp(differences, MARGINS[question], alternative="greater")
+    return min(1.0, 2 * float(test.pvalue))
 
 
 def holm(values):
-    """Holm's correction of p-values (None: no test): the k-th smallest of m times m - k + 1."""
-    order = sorted((p, index) for index, p in enumerate(values) if p is not None)
-    out = [None] * len(values)
+    """Holm's correction of p-values {name: p}: the k-th smallest of m times m - k + 1."""
+    out = {}
     highest = 0.0
-    for rank, (p, index) in enumerate(order):
-        highest = max(highest, min(1.0, (len(order) - rank) * p))
-        out[index] = highest
+    for rank, name in enumerate(sorted(values, key=values.get)):
+        highest = max(highest, min(1.0, (len(values) - rank) * values[name]))
+        out[name] = highest
     return out
 
 
@@ -1072,7 +1054,9 @@ def judge(part, cells, seeds):
     mean, low, high = t_interval(differences)
     p = None
     verdict = "one seed" if pairs else "not run"
-    if len(pairs) > 1 and part.question != "shown":
+    if part.question == "shown":
+        verdict = "-"
+    elif len(pairs) > 1:
         verdict = verdict_of(part.question, low, high)
         p = p_of(part.question, differences)
     if pairs and "of-hinge" in part.arm:
@@ -1080,128 +1064,101 @@ def judge(part, cells, seeds):
         if known["mean"] < 10:
             verdict = "teacher carries no signal"
     name = f"{part.measure} {part.tasks}".strip()
-    return {"name": f"{name}: {part.arm} - {part.against}", "kind": part.question,
-            "seeds": list(pairs), "a": [ours for ours, _ in pairs.values()],
-            "b": [theirs for _, theirs in pairs.values()], "values": differences, "mean": mean,
-            "low": low, "high": high, "p": p,
-            "verdict": "-" if part.question == "shown" else verdict}
+    return {"name": f"{name}: {part.arm} - {part.against}", "question": part.question,
+            "pairs": pairs, "values": differences, "mean": mean, "low": low, "high": high, "p": p,
+            "verdict": verdict}
 
 
 WORST = ("teacher carries no signal", "fails", "not run", "one seed", "not decided", "holds", "-")
 
 
 def judge_claims(cells, names, seeds):
-    """Claims with parts and verdicts, and claim 3's curve, as claims.json holds them."""
-    claims = []
-    largest = []   # p of a joined claim (Berger's intersection-union test), None: not corrected
+    """Claims with their parts and verdicts, as claims.json holds them."""
+    judged = {}
+    largest = {}   # p of a joined claim (Berger's intersection-union test)
     for name in names:
         claim = CLAIMS[name]
         parts = [judge(part, cells, seeds) for part in claim.parts]
-        tests = [part["p"] for part in parts if part["kind"] != "shown"]
-        corrected = claim.kind in ("mechanism", "magnitude") and None not in tests
-        largest.append(max(tests) if corrected else None)
-        verdicts = [*[part["verdict"] for part in parts], "holds"]
-        worst = min(verdicts, key=WORST.index)
-        claims.append({"number": name, "text": claim.text, "kind": claim.kind, "note": claim.note,
-                       "parts": parts, "verdict": worst})
-    verdicts = {}
-    for claim, p in zip(claims, holm(largest)):
-        if claim["verdict"] == "holds" and p is not None and p >= 0.05:
-            claim["verdict"] = "not decided"
-        claim["holm"] = p
-        claim["of"] = len(largest) - largest.count(None)
-        verdicts[claim["number"]] = claim["verdict"]
-    for claim in claims:   # controls that do not hold
-        claim["controls"] = {name: verdicts[name] for name in CLAIMS[claim["number"]].controls
-                             if verdicts.get(name, "holds") != "holds"}
-    return {"claims": claims, "curve": curve_of(cells, seeds)}
+        verdicts = [part["verdict"] for part in parts]
+        judged[name] = {"number": name, "text": f"{claim.text} ({claim.kind})", "parts": parts,
+                        "verdict": min(verdicts, key=WORST.index, default="-")}
+        tests = [part["p"] for part in parts if part["question"] != "shown"]
+        if claim.kind in ("mechanism", "magnitude") and None not in tests:
+            largest[name] = max(tests)
+    corrected = holm(largest)
+    for name, p in corrected.items():
+        if judged[name]["verdict"] == "holds" and p >= 0.05:
+            judged[name]["verdict"] = "not decided"
+    for name, claim in judged.items():
+        claim["said"] = claim["verdict"]
+        if name in corrected:
+            claim["said"] += f", p {corrected[name]:.2g} corrected over {len(corrected)} claims"
+        for control in CLAIMS[name].controls:
+            if judged[control]["verdict"] != "holds":
+                claim["said"] += f"; its control {control}: {judged[control]['verdict']}"
+    return list(judged.values())
 
 
-def curve_of(cells, seeds):
-    """Claim 3's curve, of the seeds that have both arms of a length; {} where none has."""
-    curve = {"steps": list(LENGTHS), "two-stage": [], "distilled": []}
-    for arms in zip(CURVE["two-stage"], CURVE["distilled"]):
-        both = [seed for seed in seeds if cells.keys() >= {(arms[0], seed), (arms[1], seed)}]
-        curve["two-stage"].append(values_of(cells, arms[0], both, "grounded", TWO))
-        curve["distilled"].append(values_of(cells, arms[1], both, "grounded", TWO))
-    return curve if any(curve["two-stage"]) else {}
+# --- showing
+
+ARMS_ARE = ("mean ± standard deviation over worlds; accuracy in %, probes' of test nouns; R@1 of "
+            "text to video; MLM in nats on held-out text (teachers: captions)")
+SHOWN = [   # measures and tasks
+    ("grounded", TWO), ("ungrounded", TWO), ("unfilmed", TWO),
+    *[("probe", name) for name in data.PROPERTIES],
+    ("R@1", ""), ("R@1, new nouns", ""), ("ridge map, R@1, new nouns", ""), ("MLM", "")]
 
 
-def read_values(source):
-    """Cells of known arms in a folder of value files, or one file of lines: {(arm, seed): cell}."""
-    source = Path(source)
-    if not source.exists():
-        raise model.UserError(f"no value files in {source}; `make claims` makes them")
-    cells = {}
-    for path in source.glob("seed-*/*.json") if source.is_dir() else [source]:
-        for line in path.read_text(encoding="utf-8").splitlines():
-            cell = json.loads(line)
-            if cell["arm"] in TEACHERS or cell["arm"] in TRAINED:
-                cells[cell["arm"], cell["seed"]] = cell
-    return dict(sorted(cells.items()))
+def arm_rows(cells):
+    """What each arm reached -> {arm: {"measure tasks": [a number a seed]}} of SHOWN."""
+    out = {}
+    for arm in [*TEACHERS, *STUDENTS]:
+        row = {}
+        for measure, tasks in SHOWN:
+            row[f"{measure} {tasks}".strip()] = values_of(cells, arm, measure, tasks)
+        if any(row.values()):
+            out[arm] = row
+    return out
 
 
-def said_of(claim):
-    """A claim's verdict, with what took it away or which of its controls do not hold."""
-    text = claim["verdict"]
-    parts = {part["verdict"] for part in claim["parts"]}
-    if text == "not decided" and parts <= {"holds", "-"}:
-        text += f", its p after Holm's correction is {claim['holm']:.2g}"
-    if claim["verdict"] == "holds":
-        for name, verdict in claim["controls"].items():
-            text += f"; its control {name}: {verdict}"
-    return text
+def effect_of(part):
+    """"+36.5 [+26.6, +46.5] holds" of a judged part; without worlds its verdict alone."""
+    if not part["values"]:
+        return part["verdict"]
+    return f"{part['mean']:+.1f}{span((part['low'], part['high']))} {part['verdict']}"
+
+
+def print_claims(judged):
+    """Each claim's verdict, then its parts."""
+    for claim in judged:
+        print(f"\n{claim['number']}. {claim['text']}: {claim['said']}")
+        for part in claim["parts"]:
+            p = "" if part["p"] is None else f", p {part['p']:.2g}"
+            print(f"   {part['name']:<62} {part['question']:<9}  {effect_of(part)}, "
+                  f"n={len(part['values'])}{p}")
 
 
 def print_grid(cells):
     """Accuracy on validation nouns of each arm of TUNED at each gradient ratio."""
     seeds = sorted({seed for _, seed in cells})
-    if not seeds:
-        return
     print(f"\ngrounded {TWO} on validation nouns, x 100, by gradient ratio; worlds {seeds}\n")
-    columns = [(f"ratio {ratio}", []) for ratio in RATIOS]
-    for ratio, (_, texts) in zip(RATIOS, columns):
+    columns = []
+    for ratio in RATIOS:
+        texts = []
         for name in TUNED:
-            values = values_of(cells, f"{name}@{ratio}", seeds, "dev", TWO)
+            values = values_of(cells, f"{name}@{ratio}", "dev", TWO)
             texts.append(f"{show_points(values)} (n={len(values)})")
+        columns.append((f"ratio {ratio}", texts))
     columns.append(("STUDENTS has", [str(STUDENTS[name][2]) for name in TUNED]))
     print_columns(list(TUNED), columns)
-
-
-def print_claims(judged):
-    """Each claim's verdict, its parts with both arms by seed; then the curve of claim 3."""
-    for claim in judged["claims"]:
-        title = f"\n{claim['number']}. {claim['text']} ({claim['kind']}): {said_of(claim).upper()}"
-        if claim["holm"] is not None:
-            title += f", p {claim['holm']:.2g} corrected over {claim['of']} claims"
-        print(title)
-        if claim["note"]:
-            print(f"   {claim['note']}")
-        for part in claim["parts"]:
-            print(f"   {part['name']}; {part['kind']}")
-            if not part["seeds"]:
-                print("      not run")
-                continue
-            interval = span((part["low"], part["high"]))
-            p = "" if part["p"] is None else f", p {part['p']:.2g}"
-            print(f"      {part['mean']:+.1f}{interval}, n={len(part['seeds'])}{p}: "
-                  f"{part['verdict']}")
-            by_seed = zip(part["seeds"], part["a"], part["b"])
-            print("      " + "  ".join(f"seed {seed}: {a:.1f}, {b:.1f}" for seed, a, b in by_seed))
-    if judged["curve"]:
-        print(f"\ngrounded {TWO} by steps of the text stage")
-        for kind in CURVE:
-            for steps, values in zip(LENGTHS, judged["curve"][kind]):
-                print(f"   {kind:<10}{steps:>5}: {show_points(values)}")
 
 
 def print_arms(cells, rows):
     """Every arm in every measure, and what stuck."""
     print(f"\nEvery arm: {ARMS_ARE}\n")
     columns = []
-    for measure, tasks in SHOWN:
-        name = f"{measure} {tasks}".strip()
-        columns.append((name, [show_points(row.get(name, [])) for row in rows.values()]))
+    for measure in next(iter(rows.values())):
+        columns.append((measure, [show_points(row[measure]) for row in rows.values()]))
     print_columns(list(rows), columns)
     stuck = []
     for (arm, seed), cell in cells.items():
@@ -1212,47 +1169,56 @@ def print_arms(cells, rows):
 
 
 def claims(args):
-    """`claims`: judges the value files of the worlds asked for; all but 1 to 99 chose settings."""
+    """`claims`: makes the cells that are missing (--make), then judges those that are there.
+
+    Unless --seeds names worlds, these are 1 to 99: all others chose settings.
+    """
+    failed = 0
+    if args.make:
+        failed = make_cells(cells_for(args.claims, args.seeds), args.runs, args.make)
     grid = {}
     cells = {}
     other = []
-    for (arm, seed), cell in read_values(args.values or Path(args.runs) / "values").items():
+    for (arm, seed), cell in read_values(args.values or Path(args.runs, "values.jsonl")).items():
         if cell["flags"] != recipe(arm):
             other.append(f"{arm} seed {seed}")
         elif arm in GRID:
             grid[arm, seed] = cell
         elif seed in (args.seeds or range(1, 100)):
             cells[arm, seed] = cell
-    print_grid(grid)
-    if args.claims == ["weights"]:
-        return
+    if grid:
+        print_grid(grid)
+    if args.claims != ["weights"]:
+        judge_worlds(args, cells)
+    if other:
+        print(f"! left out, made with other flags: {', '.join(other)}")
+    if failed:
+        raise model.UserError(f"{failed} cells were not made; the same command tries them again")
+
+
+def judge_worlds(args, cells):
+    """Prints the claims asked for, judged from these cells, and writes them as JSON."""
     if not cells:
         raise model.UserError(f"no values of worlds {args.seeds or '1 to 99'} made with the arms' "
                               f"flags; `make claims` makes them, --seeds names worlds")
     seeds = sorted({seed for _, seed in cells})
     judged = judge_claims(cells, with_controls(args.claims), seeds)
-    rows = arm_rows(cells, seeds)
+    rows = arm_rows(cells)
     print_claims(judged)
     print_arms(cells, rows)
-    if other:
-        print(f"! left out, made with other flags: {', '.join(other)}")
-    commit = once(str(cell["commit"]) for cell in cells.values())
-    hardware = once(str(cell["hardware"]) for cell in cells.values())
-    threads = once(str(cell["threads"]) for cell in cells.values())
+    facts = {"seeds": seeds}
+    for key in ("commit", "hardware", "threads"):
+        facts[key] = once(str(cell[key]) for cell in cells.values())
     hours = sum(sum(cell["seconds"].values()) for cell in cells.values()) / 3600
-    print(f"\n{len(cells)} cells, {hours:.1f} hours of training, {threads} thread each; commit "
-          f"{commit}; {hardware}")
+    print(f"\n{len(cells)} cells, {hours:.1f} hours of training, {facts['threads']} thread each; "
+          f"commit {facts['commit']}; {facts['hardware']}")
     if args.out or not args.values:
-        made = {"commit": commit, "hardware": hardware, "seeds": seeds, "arms": rows, **judged}
-        # JSON has no nan: an interval of one seed has no ends
-        made = json.loads(json.dumps(made), parse_constant=lambda _: None)
-        data.write_json(args.out or Path(args.runs) / "claims.json", made)
+        data.write_json(args.out or Path(args.runs, "claims.json"),
+                        {**facts, "claims": judged, "arms": rows})
 
 
 # --------------------------------------------------------------------------------------------------
-# Report
-#
-# One HTML file that needs nothing else. `tag` escapes all text that is not Raw.
+# Report: one HTML file that needs nothing else. `tag` escapes all text that is not Raw.
 
 CLIP_SECONDS = 4
 COLOURS = "#1f82c8", "#d2601a", "#16916a", "#c0569a", "#7c6fd6", "#967a14"   # on light and dark
@@ -1282,9 +1248,9 @@ tbody th { position: sticky; left: 0; background: Canvas; max-width: 40vw }
 .grid, .clips { display: grid; gap: 32px;
   grid-template-columns: repeat(auto-fit, minmax(min(100%, 420px), 1fr)) }
 .clips { grid-template-columns: repeat(auto-fill, minmax(120px, 1fr)); gap: 12px }
-figure { margin: 0; min-width: 0 }
+figure { margin: 0; min-width: 0; max-width: 640px }
 figcaption { font-weight: bold }
-figcaption span { display: block }
+small { display: block }
 .key, .rows, small { font: .9rem system-ui, sans-serif; color: var(--soft) }
 svg { width: 100% }
 svg text { font: 12px system-ui, sans-serif; fill: var(--soft) }
@@ -1335,9 +1301,7 @@ def tag(name, *content, **attributes):
 
 
 def html_table(header, rows):
-    """A table in a box that scrolls by itself; a row's first cell names it. "" of no rows."""
-    if not rows:
-        return ""
+    """A table in a box that scrolls by itself; a row's first cell names it."""
     body = []
     for first, *others in rows:
         cells = [tag("td", str(cell).replace(" ± ", "\u00a0±\u00a0")) for cell in others]
@@ -1347,40 +1311,34 @@ def html_table(header, rows):
     return tag("div", table, class_="wide", tabindex=0, role="group", aria_label=header[0])
 
 
-def axis(values):
-    """Ends of an axis for these values, with some room, and about five round numbers on it."""
-    room = 0.05 * (max(values) - min(values)) or 1.0
-    low = min(values) - room
-    high = max(values) + room
-    steps = 10.0 ** math.floor(math.log10(high - low)) * np.array([0.2, 0.5, 1, 2])
-    step = steps[(high - low) / steps <= 6].min()
-    ticks = step * np.arange(math.ceil(low / step), math.floor(high / step) + 1)
-    return (low, high), ticks.round(9)
+def paint(colour):
+    """Attributes of a line in one of the colours."""
+    return {"stroke": COLOURS[colour % len(COLOURS)], "stroke_width": 2, "fill": "none"}
 
 
 def line_plot(title, series):
-    """A figure of lines. series: [(name, colour, [(x, y)], hollow)]; hollow: circles only."""
+    """A figure of lines, its axes named at their ends. series: [(name, colour, [(x, y)], hollow)];
+    hollow: circles alone."""
     every = np.concatenate([points for _, _, points, _ in series])   # [N, 2]
-    x_ends, x_ticks = axis(every[:, 0])
-    y_ends, y_ticks = axis(every[:, 1])
-    shapes = []
+    (left, low), (right, high) = every.min(0), every.max(0)
+    shapes = [
+        tag("line", x1=60, x2=354, y1=6, y2=6, stroke="var(--line)"),
+        tag("line", x1=60, x2=354, y1=180, y2=180, stroke="var(--line)"),
+        tag("text", f"{high:.3g}", x=56, y=10, text_anchor="end"),
+        tag("text", f"{low:.3g}", x=56, y=184, text_anchor="end"),
+        tag("text", f"{left:g}", x=60, y=197),
+        tag("text", f"{right:g}", x=354, y=197, text_anchor="end")]
     key = {}
     words = []
-    for x, place in zip(x_ticks, np.interp(x_ticks, x_ends, (44, 354)).round(1)):
-        shapes.append(tag("text", f"{x:g}", x=place, y=197, text_anchor="middle"))
-    for y, place in zip(y_ticks, np.interp(y_ticks, y_ends, (180, 6)).round(1)):
-        shapes.append(tag("line", x1=44, x2=354, y1=place, y2=place, stroke="var(--line)"))
-        shapes.append(tag("text", f"{y:g}", x=38, y=place + 4, text_anchor="end"))
     for name, colour, points, hollow in series:
-        paint = {"stroke": COLOURS[colour % 6], "stroke_width": 2, "fill": "none"}
-        dashed = {**paint, "stroke_dasharray": DASHES[colour % 4]}
         points = np.array(sorted(points))
         words.append(f"{name}: {points[-1, 1]:.4g} at {points[-1, 0]:g}")
         points = points[::-(len(points) // 200 + 1)]   # a long log is thinned, from its end
-        xs = np.interp(points[:, 0], x_ends, (44, 354)).round(1)
-        ys = np.interp(points[:, 1], y_ends, (180, 6)).round(1)
+        xs = np.interp(points[:, 0], (left, right), (60, 354)).round(1)
+        ys = np.interp(points[:, 1], (low, high), (180, 6)).round(1)
+        dashed = {**paint(colour), "stroke_dasharray": DASHES[colour % len(DASHES)]}
         if hollow:
-            shapes += [tag("circle", cx=x, cy=y, r=3, **paint) for x, y in zip(xs, ys)]
+            shapes += [tag("circle", cx=x, cy=y, r=3, **paint(colour)) for x, y in zip(xs, ys)]
         else:
             path = " ".join(f"{x},{y}" for x, y in zip(xs, ys))
             shapes.append(tag("polyline", points=path, **dashed))
@@ -1392,112 +1350,79 @@ def line_plot(title, series):
     return tag("figure", tag("figcaption", title), picture, key)
 
 
-def grid(figures):
-    return tag("div", *figures, class_="grid") if figures else ""
-
-
 def interval_plots(figures):
-    """Figures of values on one axis. figures: [(title, rows)]; a row: (name, text, values, colour,
-    reference or None). Hollow dots: values; full: their mean; bar: its 95 % interval."""
-    if not figures:
-        return ""
+    """Figures of values on one axis. figures: {title: rows}; a row: (name, text, values, colour,
+    reference). Hollow dots: values; full: their mean; bar: its 95 % interval; dashed: reference."""
     numbers = []
-    for _, rows in figures:
+    for rows in figures.values():
         for _, _, values, _, reference in rows:
-            numbers += [*values, *t_interval(values), math.nan if reference is None else reference]
-    ends, ticks = axis([number for number in numbers if not math.isnan(number)])
+            numbers += [*values, reference]
+    if not numbers:
+        return ""
+    ends = min(numbers), max(numbers)
 
     def at(x):
-        return f"{np.interp(x, ends, (2, 98)):.1f}%"
+        return f"{np.interp(x, ends, (3, 97)):.1f}%"
 
     def picture(values, colour, reference):
         mean, low, high = t_interval(values)
-        paint = {"stroke": COLOURS[colour % 6], "stroke_width": 2, "fill": "Canvas"}
-        shapes = []
-        for x in ticks:
-            shapes.append(tag("line", x1=at(x), x2=at(x), y1=0, y2=24, stroke="var(--line)"))
-        if reference is not None:
-            shapes.append(tag("line", x1=at(reference), x2=at(reference), y1=0, y2=24,
-                              stroke="var(--soft)", stroke_dasharray="3 3"))
+        shapes = [tag("line", x1=at(reference), x2=at(reference), y1=0, y2=24,
+                      stroke="var(--soft)", stroke_dasharray="3 3")]
         if len(values) > 1:
-            shapes.append(tag("line", x1=at(low), x2=at(high), y1=12, y2=12, **paint))
-            shapes += [tag("circle", cx=at(value), cy=12, r=3, **paint) for value in values]
+            shapes.append(tag("line", x1=at(low), x2=at(high), y1=12, y2=12, **paint(colour)))
+            shapes += [tag("circle", cx=at(value), cy=12, r=3, **paint(colour))
+                       for value in values]
         if values:
-            shapes.append(tag("circle", cx=at(mean), cy=12, r=5, fill=COLOURS[colour % 6]))
+            shapes.append(tag("circle", cx=at(mean), cy=12, r=4, fill=paint(colour)["stroke"]))
         words = f"mean {mean:.1f}, interval {low:.1f} to {high:.1f}"
         return tag("svg", tag("title", words), *shapes, role="img")
 
-    labels = [tag("text", f"{x:g}", x=at(x), y=14, text_anchor="middle") for x in ticks]
-    scale = tag("li", tag("svg", *labels, aria_hidden="true"))
+    axis = tag("li", tag("span", f"{ends[0]:.0f}"), tag("span", f"{ends[1]:.0f}"))
     drawn = []
-    for title, rows in figures:
+    for title, rows in figures.items():
         items = []
         for name, text, *numbers in rows:
             items.append(tag("li", tag("span", name), tag("span", text), picture(*numbers)))
-        rows = tag("ul", *items, scale, class_="rows")
+        rows = tag("ul", *items, axis, class_="rows")
         drawn.append(tag("figure", tag("figcaption", title), rows))
-    return grid(drawn)
+    return tag("div", *drawn, class_="grid")
 
 
-def union(rows):
-    """All keys of these dicts or lists, in the order in which they first appear."""
-    keys = {}
-    for row in rows:
-        keys.update(dict.fromkeys(row))
-    return list(keys)
+# --- sections: "" where there is nothing to show
 
 
-def result(names, facts, cells):
-    """(The result in one sentence, its picture) of runs: their names, args.json and cells.
+def result(names, cells):
+    """(The result in one sentence, its picture): grounded questions, else real tasks' scores.
 
-    Grounded questions count, else real tasks' scores: of the first student and the first text-only
-    run, on the tasks of both; else of the first run that has some."""
-    grounded = [key for key in table_keys(cells) if key[1] == "grounded"]
-    keys = grounded or [key for key in table_keys(cells) if key[1] in ("dev", "test")]
-    student = "the student that never saw a frame"
-    plain = "the text-only student"
-    scores = {}   # who -> {key: mean over seeds}, of the first such run
-    for name, about, row in zip(names, facts, cells):
-        arguments = about.get("arguments", {})
-        who = student if arguments.get("objective") else name
-        if arguments.get("objective") == [] and not arguments.get("init"):
-            who = plain
-        means = {}
+    The sentence is of the tasks that all runs have which have any.
+    """
+    keys = table_keys(cells)
+    grounded = [key for key in keys if key[1] == "grounded"]
+    keys = grounded or [key for key in keys if key[1] in ("dev", "test")]
+    means = {}   # name -> {key: mean over seeds}
+    figures = {}
+    for colour, (name, row) in enumerate(zip(names, cells)):
         for key in keys:
-            values = [entry["value"] for entry in row.get(key, []) if entry["value"] is not None]
-            if values:
-                means[key] = statistics.fmean(values)
-        if means:
-            scores.setdefault(who, means)
-    told = [who for who in (student, plain) if who in scores] or list(scores)[:1]
-    shared = keys
-    for who in told:
-        shared = [key for key in shared if key in scores[who]]
-    if told and not shared:   # no task in common
-        told = told[:1]
-        shared = list(scores[told[0]])
-    if not told:
-        return "No result yet: `python finetune.py --model RUN` fine-tunes a run.", ""
-    texts = []
-    for who in told:
-        mean = statistics.fmean(scores[who][key] for key in shared)
-        texts.append(f"{who} got {mean:.1f} %")
-    tasks = "one task" if len(shared) == 1 else f"the mean of {len(shared)} tasks"
-    sentence = f"On {tasks}, {', '.join(texts)}."
-    if grounded:
-        chance = once([key_chance(cells, key) for key in shared])
-        sentence = (f"Of the questions that only film answers, {', '.join(texts)}; chance is "
-                    f"{chance} %.")
-    figures = []
-    for key in keys:
-        rows = []
-        for colour, (name, row) in enumerate(zip(names, cells)):
             entries = row.get(key, [])
             values = [entry["value"] for entry in entries if entry["value"] is not None]
-            chance = entries[0]["chance"] if entries else None
-            rows.append((name, show_cell(entries), values, colour, chance))
-        figures.append((f"{' '.join(key)}, chance {key_chance(cells, key)}", rows))
-    return sentence, interval_plots(figures)
+            if values:
+                means.setdefault(name, {})[key] = statistics.fmean(values)
+                title = f"{' '.join(key)}, chance {key_chance(cells, key)}"
+                figures.setdefault(title, []).append(
+                    (name, show_cell(entries), values, colour, entries[0]["chance"]))
+    shared = keys
+    for scores in means.values():
+        shared = [key for key in shared if key in scores]
+    if not shared:
+        return "No task has a result of all these runs yet.", interval_plots(figures)
+    texts = []
+    for name, scores in means.items():
+        texts.append(f"{name} got {statistics.fmean(scores[key] for key in shared):.1f} %")
+    asked = "Of the questions that only film answers"
+    if not grounded:
+        asked = f"In the mean of {', '.join(task for task, _ in shared)}"
+    chance = once(key_chance(cells, key) for key in shared)
+    return f"{asked}, {', '.join(texts)}; chance is {chance} %.", interval_plots(figures)
 
 
 def report_results(names, cells):
@@ -1506,94 +1431,88 @@ def report_results(names, cells):
     for key in table_keys(cells):
         shown = [show_cell(row.get(key)) for row in cells]
         rows.append([" ".join(key), key_chance(cells, key), *shown])
-    return html_table(["task", "chance", *names], rows)
+    return html_table(["task", "chance", *names], rows) if rows else ""
 
 
-def report_probes(names, probed):
-    """A figure a property, of nouns seen in clips and never filmed. probed: {run: probe.json}."""
-    figures = []
-    for name in union(probed.values()):
-        chance = 100 / len(data.PROPERTIES[name][1])
-        rows = []
-        for nouns in ("test", "unfilmed"):
-            for run, row in probed.items():
-                value = 100 * row[name][nouns]
-                text = f"{value:.1f}"
-                rows.append((f"{run}, {nouns} nouns", text, [value], names.index(run), chance))
-        figures.append((f"{name}, chance {chance:g}", rows))
+def read_each(file, names, runs):
+    """{name: what the run's file holds} of the runs that have it."""
+    return {name: data.read_json(run / file, "") for name, run in zip(names, runs)
+            if (run / file).exists()}
+
+
+def report_probes(names, runs):
+    """A figure a property, of nouns seen in clips and never filmed."""
+    figures = {}
+    for name, probed in read_each("probe.json", names, runs).items():
+        for key, accuracy in probed.items():
+            chance = 100 / len(data.PROPERTIES[key][1])
+            for nouns in ("test", "unfilmed"):
+                value = 100 * accuracy[nouns]
+                figures.setdefault(f"{key}, chance {chance:g}", []).append(
+                    (f"{name}, {nouns} nouns", f"{value:.1f}", [value], names.index(name), chance))
     return interval_plots(figures)
 
 
-def report_curves(runs, names):
+def report_curves(names, runs):
     """A plot a logged quantity of pretraining, and a task's loss; hollow: the held-out values."""
-    plots = {}   # title -> series
-    for colour, (run, name) in enumerate(zip(runs, names)):
-        for folder in sorted(Path(run).glob("finetune/*/seed-*")):
+    plots = defaultdict(list)   # title -> series
+    for colour, (name, run) in enumerate(zip(names, runs)):
+        for folder in sorted(run.glob("finetune/*/seed-*")):
             points = [(line["step"], line["loss"]) for line in read_log(folder)]
             if points:
-                title = f"{folder.parent.name} loss"
-                plots.setdefault(title, []).append((name, colour, points, False))
-        curves = {}
+                plots[f"{folder.parent.name} loss"].append((name, colour, points, False))
+        curves = defaultdict(dict)   # quantity -> {step: value}
         for line in read_log(run):
             for key, value in line.items():
                 if type(value) in (int, float) and math.isfinite(value):   # no bool
-                    curves.setdefault(key, {})[line.get("step", 0)] = value
+                    curves[key][line["step"]] = value
         for key in curves.keys() - {"step", "seconds", "lr", "valid_pool"}:
             title = key.removeprefix("valid_").replace("_", " ")
-            points = list(curves[key].items())
-            plots.setdefault(title, []).append((name, colour, points, "valid_" in key))
-    return grid([line_plot(title, plots[title]) for title in sorted(plots)])
+            plots[title].append((name, colour, list(curves[key].items()), "valid_" in key))
+    figures = [line_plot(title, plots[title]) for title in sorted(plots)]
+    return tag("div", *figures, class_="grid") if figures else ""
 
 
-def report_claims(claims):
-    """A figure a claim: its parts' differences over worlds, and the verdicts; then every arm."""
-    figures = []
-    for claim in claims.get("claims", []):
+def report_claims(judged):
+    """A figure a claim: its parts' differences over worlds; claim 3's curve."""
+    if not judged:
+        return ""
+    figures = {}
+    for claim in judged["claims"]:
         rows = []
         for part in claim["parts"]:
-            text = "not run"
-            if part["values"]:
-                text = f"{part['mean']:+.1f}{span((part['low'], part['high']))} {part['verdict']}"
             colour = {"holds": 2, "fails": 1}.get(part["verdict"], 0)
-            rows.append((f"{part['name']} ({part['kind']})", text, part["values"], colour, 0))
-        kind = "; ".join(filter(None, (claim["kind"], claim["note"])))
-        title = f"{claim['number']}. {claim['text']} ({kind}): {said_of(claim)}"
-        figures.append((title, rows))
-    if not figures:
-        return ""
-    arms = claims["arms"]
-    measures = union(arms.values())
-    rows = []
-    for arm, values in arms.items():
-        rows.append([arm, *[show_points(values.get(measure, [])) for measure in measures]])
-    worlds = ", ".join(map(str, claims["seeds"]))
-    source = f"Worlds {worlds}; commit {claims['commit']}; {claims['hardware']}."
-    every = tag("p", f"Every arm: {ARMS_ARE}.")
-    return tag("div", interval_plots(figures), tag("p", source), every,
-               html_table(["arm", *measures], rows))
+            name = f"{part['name']} ({part['question']})"
+            rows.append((name, effect_of(part), part["values"], colour, 0))
+        figures[f"{claim['number']}. {claim['text']}: {claim['said']}"] = rows
+    worlds = ", ".join(map(str, judged["seeds"]))
+    source = f"Worlds {worlds}; commit {judged['commit']}; {judged['hardware']}."
+    return tag("div", interval_plots(figures), claim_3_curve(judged["arms"]), tag("p", source))
 
 
-def report_forgetting(curve):
+def claim_3_curve(arms):
     """Two-stage pretraining against distillation over the steps of the text stage."""
     series = []
-    for colour, name in enumerate(sorted(curve.keys() - {"steps"})):
+    for colour, (kind, lengths) in enumerate(CURVE.items()):
         means = []
         every = []
-        for steps, worlds in zip(curve["steps"], curve[name]):
-            every += [(steps, value) for value in worlds]
-            if worlds:
-                means.append((steps, np.mean(worlds)))
-        series += [(name, colour, means, False), (name, colour, every, True)]
-    return grid([line_plot("Grounded questions", series)]) if series else ""
+        for steps, arm in zip(LENGTHS, lengths):
+            values = arms.get(arm, {}).get(f"grounded {TWO}", [])
+            every += [(steps, value) for value in values]
+            if values:
+                means.append((steps, statistics.fmean(values)))
+        if means:
+            series += [(kind, colour, means, False), (kind, colour, every, True)]
+    return line_plot(f"Claim 3: grounded {TWO} by steps of text", series) if series else ""
 
 
-def films_of(folder, given=None):
-    """{id: path} of a data folder's films, in `given` or where splits.json says; {} if gone."""
-    splits = Path(folder) / "splits.json"
-    if not given and splits.exists():
-        given = data.read_json(splits, "python data.py captions").get("videos")
-    given = Path(given or Path(folder) / "videos")
-    return data.film_files(given) if given.is_dir() else {}
+def films_of(folder):
+    """{id: path} of the films that a data folder was made of; {} where they are gone."""
+    splits = Path(folder, "splits.json")
+    if not splits.exists():
+        return {}
+    videos = Path(data.read_json(splits, "")["videos"])
+    return data.film_files(videos) if videos.is_dir() else {}
 
 
 @functools.cache
@@ -1601,12 +1520,13 @@ def clip_uri(path, start, end):
     """Seconds start..end of a film, at most CLIP_SECONDS, as a data: URI of a small MP4: H.264, 10
     frames a second, the short side 112 pixels. Raises data.VideoError."""
     pictures = data.clip_pictures(path, start, min(end, start + CLIP_SECONDS), 10, 112)
+    height, width, _ = pictures[0].shape
     file = io.BytesIO()
     with av.open(file, "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=10, options={"crf": "30"})
         stream.pix_fmt = "yuv420p"
-        stream.height = pictures[0].shape[0] // 2 * 2   # yuv420p halves the colours' sides
-        stream.width = pictures[0].shape[1] // 2 * 2
+        stream.height = height // 2 * 2   # yuv420p halves the colours' sides
+        stream.width = width // 2 * 2
         for picture in pictures:
             picture = np.ascontiguousarray(picture[:stream.height, :stream.width])
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
@@ -1614,128 +1534,69 @@ def clip_uri(path, start, end):
     return "data:video/mp4;base64," + base64.b64encode(file.getvalue()).decode()
 
 
-def show_clip(row, labels, films):
+def show_clip(row, label, own, films):
     """A figure of one clip; where there is no film, the reason stands in its place."""
     place = f"{row['video']}, {row['start']:g} to {row['end']:g} s"
     words = f"{row['noun']}: {', '.join(row['shown'].values())}" if "shown" in row else place
     try:
         if row["video"] not in films:
-            raise data.VideoError(f"no film {row['video']} (--videos names their folder)")
+            raise data.VideoError(f"no film {row['video']}")
         uri = clip_uri(films[row["video"]], row["start"], row["end"])
         clip = tag("video", src=uri, muted="", loop="", playsinline="", controls="",
-                   preload="metadata", aria_label=f"{', '.join(labels)}: {place}")
+                   preload="metadata", aria_label=f"{label}: {place}")
     except data.VideoError as error:
         clip = tag("p", error)
-    caption = tag("figcaption", *[tag("span", label) for label in labels], tag("small", words))
-    return tag("figure", clip, caption, class_="true" if "true clip" in labels else "")
+    caption = tag("figcaption", label, tag("small", words))
+    return tag("figure", clip, caption, class_="true" if row == own else "")
 
 
 def show_text(text, answers, films):
     """One text with its true clip and each run's best three. answers: {run: its example}."""
-    clips = {}   # (video, start) -> (row, its labels): a clip is shown once
+    own = next(iter(answers.values()))["own"]
+    figures = [show_clip(own, "true clip", own, films)]
     ranks = []
     for name, example in answers.items():
+        for place, row in enumerate(example["top"], 1):
+            figures.append(show_clip(row, f"{name}: {place}", own, films))
         ranks.append(f"{name} ranks the true clip {example['rank']}")
-        places = [("true clip", example["own"])]
-        places += zip((f"{name}: 1st", f"{name}: 2nd", f"{name}: 3rd"), example["top"])
-        for label, row in places:
-            _, labels = clips.setdefault((row["video"], row["start"]), (row, []))
-            if label not in labels:
-                labels.append(label)
-    figures = [show_clip(row, labels, films) for row, labels in clips.values()]
     return tag("article", tag("h3", "“", text, "”"), tag("p", "; ".join(ranks), "."),
                tag("div", *figures, class_="clips"))
 
 
-def report_clips(searched, count, videos=None):
-    """`count` texts with their clips, then retrieval's numbers. searched: {run: retrieval.json}."""
+def report_clips(names, runs):
+    """Texts with the clips that they found, then retrieval's numbers."""
+    searched = read_each("retrieval.json", names, runs)
     if not searched:
         return ""
-    texts = {}   # runs that searched the same pool share a text
+    texts = defaultdict(dict)   # runs that searched the same clips share a text
+    scores = []
     for name, search in searched.items():
-        for example in search.get("examples", []):
-            key = (search["data"], example["index"], example["own"]["text"])
-            texts.setdefault(key, {})[name] = example
+        for example in search["examples"]:
+            texts[search["data"], example["index"], example["own"]["text"]][name] = example
+        shares = [f"{key} {100 * value:.1f} %" for key, value in search.items()
+                  if isinstance(value, float) and key != "median rank"]
+        scores.append([name, search["how"], search["pool"], ", ".join(shares)])
     articles = []
-    for (folder, _, text), answers in list(texts.items())[:count]:
-        articles.append(show_text(text, answers, films_of(folder, videos)))
-    rows = []
-    for key in union(searched.values()):
-        if key not in ("examples", "ranks", "data"):
-            row = [key]
-            for search in searched.values():
-                value = search.get(key, "-")
-                share = isinstance(value, float) and key != "median rank"
-                row.append(f"{100 * value:.1f} %" if share else value)
-            rows.append(row)
+    for (folder, _, text), answers in texts.items():
+        articles.append(show_text(text, answers, films_of(folder)))
     play = tag("label", tag("input", type="checkbox", id="play"), " play the clips in view")
-    return tag("div", play, grid(articles),
-               html_table(["text to film", *searched], rows))
+    return tag("div", play, tag("div", *articles, class_="grid"),
+               html_table(["run", "text beside video", "among", "found"], scores))
 
 
-def report_runs(runs, names, facts):
-    """What was run: steps, seconds, versions and flags, a column a run."""
-    columns = []
-    for run, about in zip(runs, facts):
-        column = {"steps done": max([line.get("step", 0) for line in read_log(run)], default=0)}
-        for stage, seconds in seconds_by_stage(run).items():
-            column[f"{stage}, seconds"] = round(seconds)
-        columns.append({**column, **about.get("arguments", {}), **about})
-    rows = []
-    for key in union(columns):
-        if key not in ("arguments", "inputs"):
-            rows.append([key, *[column.get(key, "-") for column in columns]])
-    rows.sort(key=lambda row: len(set(map(str, row[1:]))) == 1)
-    return html_table(["run", *names], rows)
-
-
-def read_each(file, names, runs):
-    """{name: what the run's file holds} of the runs that have it."""
-    return {name: data.read_json(run / file, "python evaluate.py")
-            for name, run in zip(names, runs) if (run / file).exists()}
-
-
-def report_sections(args, runs, names, facts, cells, claims):
-    """[(name, heading, the command that makes it or "", what to look for, content or "")]"""
-    folders = [about.get("arguments", {}).get("data") for about in facts]
-    folder = next(filter(None, folders), "data/mini")
-    every = " ".join(map(str, runs))
-    if folder != "data/mini":
-        every += f" --data {folder}"
-    probe = f"python evaluate.py probe {every}"
-    if Path(folder).exists() and not Path(folder, "world.json").exists():
-        probe = ""   # films of one's own have no known properties
-    searched = read_each("retrieval.json", names, runs)
-    probed = read_each("probe.json", names, runs)
-    return [
-        ("clips", "Clips found by text", f"python evaluate.py retrieve {every}",
-         "A text should bring the true clip (green) first; texts were drawn before any score was "
-         "seen.",
-         report_clips(searched, args.texts, args.videos)),
-        ("results", "Results", f"python finetune.py --model {runs[0]}",
-         "The student should lead where only film answers (grounded) and stand at chance on nouns "
-         "never filmed. !: a seed that gives every row one answer; *: trained on half a dev file.",
-         report_results(names, cells)),
-        ("probes", "Probes", probe,
-         "What a noun's vector tells of the thing, by a linear map that never saw that noun.",
-         report_probes(names, probed)),
-        ("curves", "Training", "make",
-         "By step; hollow: held-out text or clips (r1, median rank: within a batch).",
-         report_curves(runs, names)),
-        ("claims", "Claims", "make claims",
-         "Differences of two arms in points; hollow: a world. Magnitudes need the paper's scale.",
-         report_claims(claims)),
-        ("forgetting", "Forgetting", "",
-         "By steps of text: two-stage pretraining should forget what film taught it. Hollow: a "
-         "world.",
-         report_forgetting(claims.get("curve", {}))),
-        ("runs", "What was run", "", "What differs comes first.", report_runs(runs, names, facts)),
-    ]
+def report_runs(names, runs, facts):
+    """What was run: steps, seconds, versions and flags of each run, folded."""
+    out = []
+    for name, run, about in zip(names, runs, facts):
+        steps = max([line["step"] for line in read_log(run)], default=0)
+        about = {"steps": steps, "seconds": seconds_by_stage(run), **about}
+        out.append(tag("details", tag("summary", name), tag("pre", json.dumps(about, indent=1))))
+    return tag("div", *out)
 
 
 def report(args):
-    """`report`: writes one HTML file from what the run folders hold; no model is loaded. Names what
-    is missing with the command that makes it; the last line is the result."""
+    """`report`: writes one HTML file from what the run folders hold; no model is loaded. Names the
+    commands whose results are missing; the last line is the result."""
     given = [Path(run) for run in args.runs or sorted(Path("runs").glob("*"))]
     runs = [run for run in given if (run / "args.json").exists() or (run / "finetune").exists()]
     absent = [str(run) for run in given if not run.exists()]
@@ -1745,39 +1606,48 @@ def report(args):
     names = names_of(runs, args.names)
     facts = [run_facts(run) for run in runs]
     cells = [cells_of(read_results(run)) for run in runs]
-    judged = [args.claims, *beside.glob("claims.json"), *beside.glob("*/claims.json")]
-    judged = next(filter(None, judged), None)
-    claims = data.read_json(judged, "make claims") if judged else {}
-
+    file = Path(args.claims or beside / "claims" / "claims.json")
+    judged = data.read_json(file, "make claims") if args.claims or file.exists() else {}
+    sections = [   # heading, what makes it, what to look for, content
+        ("Clips", "evaluate.py retrieve",
+         "A text should bring the true clip (green) first; texts were drawn before any score was "
+         "seen.",
+         report_clips(names, runs)),
+        ("Results", "finetune.py",
+         "The student should lead where only film answers (grounded) and stand at chance on nouns "
+         "never filmed. !: a seed that gives every row one answer; *: trained on half a dev file.",
+         report_results(names, cells)),
+        ("Probes", "evaluate.py probe",
+         "What a noun's vector tells of the thing, by a linear map that never saw that noun.",
+         report_probes(names, runs)),
+        ("Training", "make",
+         "By step; hollow: held-out text or clips (r1, median rank: within a batch).",
+         report_curves(names, runs)),
+        ("Claims", "make claims",
+         "Differences of two arms in points; hollow: a world. Magnitudes need the paper's scale.",
+         report_claims(judged)),
+        ("Runs", "", "What was run.", report_runs(names, runs, facts))]
     links = []
     shown = []
     missing = []
-    sections = report_sections(args, runs, names, facts, cells, claims)
-    for name, heading, command, look, content in sections:
+    for heading, command, look, content in sections:
         if content:
-            links.append(tag("li", tag("a", heading, href=f"#{name}")))
-            shown.append(tag("section", tag("h2", heading), tag("p", look), content, id=name))
-        elif command:
-            missing.append(f"No {name}: `{command}` makes them. ")
-    sentence, picture = result(names, facts, cells)
-    legend = ("Hollow: seeds; full: their mean; bar: its 95 % interval; dashed: chance. A mini "
-              "world shows whether the mechanism works, not what HowTo100M does for GLUE. ")
+            links.append(tag("li", tag("a", heading, href=f"#{heading}")))
+            shown.append(tag("section", tag("h2", heading), tag("p", look), content, id=heading))
+        else:
+            missing.append(f"No {heading.lower()} yet: `{command}` makes them. ")
+    sentence, picture = result(names, cells)
+    legend = ("A student never saw a frame. Hollow: seeds; full: their mean; bar: its 95 % "
+              "interval; dashed: chance. A mini world shows whether the mechanism works, not what "
+              "HowTo100M does for GLUE. ")
     head = tag("div", tag("h1", sentence.replace(" %", "\u00a0%")), tag("p", legend, *missing),
                tag("nav", tag("ul", *links)))
-    page = tag("header", head, picture) + tag("main", *shown)
     out = Path(args.out or beside / "report.html")
-    data.write_text(out, PAGE.replace("BODY", page))
-    clips = page.count("<video")
-    print(f"{out}: {out.stat().st_size / 1e6:.2f} MB, {clips} clips", *missing, sentence, sep="\n")
+    data.write_text(out, PAGE.replace("BODY", tag("header", head, picture) + tag("main", *shown)))
+    print(f"{out}: {out.stat().st_size / 1e6:.2f} MB", *missing, sentence, sep="\n")
 
 
 # --------------------------------------------------------------------------------------------------
-
-
-def show_plan(args):
-    """`plan`: prints the commands of a phase, one a line."""
-    for line in plan(args.phase, cells_for(args.claims, args.seeds), args.runs):
-        print(line)
 
 
 def main(argv=None):
@@ -1785,20 +1655,17 @@ def main(argv=None):
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
 
-    # --- table
     command = commands.add_parser("table", help="a column a run; rows: tasks and their parts")
     command.add_argument("runs", nargs="+", help="run folders")
     command.add_argument("--names", nargs="+", help="their names (default: the folders')")
     command.set_defaults(function=table)
 
-    # --- squad
     command = commands.add_parser("squad", help="exact and F1, as SQuAD's official script counts")
     command.add_argument("dataset", help="the data set's JSON")
     command.add_argument("predictions", help="JSON, id -> text")
     command.add_argument("--na-prob", help="JSON, id -> probability or odds of no answer")
     command.set_defaults(function=show_squad)
 
-    # --- retrieve
     command = commands.add_parser("retrieve", help="text-to-video retrieval among held-out clips")
     command.add_argument("runs", nargs="+", help="run folders; one at least with a video encoder")
     command.add_argument("--data", default="data/mini", help="the data folder")
@@ -1807,46 +1674,28 @@ def main(argv=None):
     command.add_argument("--device", default="auto", help="auto, cpu, cuda, mps")
     command.set_defaults(function=show_retrieval)
 
-    # --- probe
     command = commands.add_parser("probe", help="linear probes of the mini world's properties")
     command.add_argument("runs", nargs="+", help="run folders")
     command.add_argument("--data", default="data/mini", help="the mini world's folder")
     command.add_argument("--device", default="auto", help="auto, cpu, cuda, mps")
     command.set_defaults(function=show_probes)
 
-    # --- claims
-    command = commands.add_parser("claims", help="the paper's comparisons over seeds")
-    command.add_argument("--runs", default="runs/claims", help="holds values/, what `cell` wrote")
+    command = commands.add_parser("claims", help="the paper's comparisons over worlds")
+    command.add_argument("--runs", default="runs/claims", help="holds values.jsonl, claims.json")
     command.add_argument("--seeds", nargs="+", type=int, help="worlds (default: all of 1 to 99)")
     command.add_argument("--claims", nargs="+", choices=CLAIMS, default=[], metavar="CLAIM",
                          help=f"of {', '.join(CLAIMS)} (default: all claims)")
-    command.add_argument("--values", help="judge this folder or JSON-lines file; writes only --out")
+    command.add_argument("--make", type=data.positive, metavar="N", help="first train and measure "
+                         "what is missing for --seeds, N runs at once")
+    command.add_argument("--values", help="judge this file instead; writes only --out")
     command.add_argument("--out", help="the JSON file (default: RUNS/claims.json)")
     command.set_defaults(function=claims)
 
-    command = commands.add_parser("plan", help="the shell commands of `make claims`, one a line")
-    command.add_argument("phase", choices=["worlds", "teachers", "arms"], help="in this order")
-    command.add_argument("--seeds", nargs="+", type=int, required=True, help="one world each")
-    command.add_argument("--claims", nargs="+", choices=CLAIMS, default=[], metavar="CLAIM",
-                         help=f"of {', '.join(CLAIMS)} (default: all claims)")
-    command.add_argument("--runs", default="runs/claims")
-    command.set_defaults(function=show_plan)
-
-    command = commands.add_parser("cell", help="one arm in one world -> its value file")
-    command.add_argument("arm", choices=[*TEACHERS, *TRAINED], metavar="arm")
-    command.add_argument("--seed", type=int, required=True)
-    command.add_argument("--runs", default="runs/claims")
-    command.add_argument("--device", default="auto", help="auto, cpu, cuda, mps")
-    command.set_defaults(function=make_cell)
-
-    # --- report
     command = commands.add_parser("report", help="one HTML file of all the run folders hold")
     command.add_argument("runs", nargs="*", help="run folders (default: those in runs/)")
     command.add_argument("--names", nargs="+", help="their names (default: the folders')")
     command.add_argument("--out", help="the file (default: report.html beside the first run)")
-    command.add_argument("--texts", type=int, default=12, help="texts shown, at most 12")
-    command.add_argument("--videos", help="their folder (default: as retrieve used it)")
-    command.add_argument("--claims", help="what `claims` wrote (default: beside the runs)")
+    command.add_argument("--claims", help="claims.json (default: in claims/ beside the first run)")
     command.set_defaults(function=report)
 
     args = parser.parse_args(argv)

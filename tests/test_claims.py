@@ -1,15 +1,13 @@
-"""The plan of `make claims` and its judgement: cells made by hand, and a whole run of tiny stages.
+"""The claims' cells, made and resumed by stages of a few steps, and their judgement.
 
     python -m pytest tests/test_claims.py
 """
 import importlib
 import json
 import re
-import shlex
 import shutil
 import statistics
-import subprocess
-import sys
+from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
@@ -34,7 +32,7 @@ def cell(arm, seed, grounded, ungrounded=1.0, unfilmed=0.5, tasks=("SST-2", "PIQ
     scores = {task: {**parts, "stuck": False} for task in tasks}
     if "MNLI" in tasks:
         scores["MNLI"]["knowledge"] = parts["grounded"]
-    retrieval = {"R@1": r1, "chance R@1": 1 / 288} if r1 else {"how": "not defined"}
+    retrieval = {"R@1": r1, "chance R@1": 1 / 288} if r1 else {}
     return {"arm": arm, "seed": seed, "flags": evaluate.recipe(arm), "commit": "abc",
             "hardware": "2 x CPU", "threads": 1, "mlm": 2.5, "seconds": {"pretraining": 60},
             "tasks": scores, "probe": dict.fromkeys(data.PROPERTIES, 0.9), "retrieval": retrieval}
@@ -56,11 +54,10 @@ def near(value):
 
 
 def keep(runs, *cells):
-    """Value files as `make claims` leaves them."""
-    for one in cells:
-        file = evaluate.value_file(runs, one["arm"], one["seed"])
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(one) + "\n")
+    """Values as `make claims` leaves them."""
+    runs.mkdir(parents=True, exist_ok=True)
+    with open(runs / "values.jsonl", "a") as file:
+        file.writelines(json.dumps(one) + "\n" for one in cells)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -80,7 +77,7 @@ def test_a_part_is_the_paired_interval_of_its_differences():
     assert judged["p"] == pytest.approx(2 * scipy.stats.t.sf(36 / error, 2))
     # a seed that lacks one arm is left out, not counted as zero
     del cells["text-only", 1]
-    assert evaluate.judge(part, cells, WORLDS)["seeds"] == [0, 2]
+    assert list(evaluate.judge(part, cells, WORLDS)["pairs"]) == [0, 2]
     assert evaluate.judge(part, cells, [0])["verdict"] == "one seed"
     assert evaluate.judge(Part("nst", "text-only"), cells, [0])["verdict"] == "not run"
 
@@ -114,34 +111,35 @@ def test_a_difference_the_other_way_is_no_evidence():
 
 
 def test_holm_by_hand():
-    assert evaluate.holm([0.01, None, 0.04, 0.03]) == pytest.approx([0.03, None, 0.06, 0.06])
-    assert evaluate.holm([0.6, 0.7]) == pytest.approx([1.0, 1.0])
+    corrected = evaluate.holm({"a": 0.01, "b": 0.04, "c": 0.03})
+    assert corrected == pytest.approx({"a": 0.03, "b": 0.06, "c": 0.06})
+    assert evaluate.holm({"a": 0.6, "b": 0.7}) == pytest.approx({"a": 1.0, "b": 1.0})
 
 
 def test_a_joined_claim_holds_if_each_part_does():
     cells = cells_of(nst=(0.60, 0.70, 0.80), crd=near(0.9), nst_crd=(0.95,) * 3,
                      soft_label=(0.5,) * 3, regression=(0.5,) * 3)   # nst's p is 0.074
-    judged = evaluate.judge_claims(cells, ["6"], WORLDS)["claims"][0]
+    judged = evaluate.judge_claims(cells, ["6"], WORLDS)[0]
     verdicts = [part["verdict"] for part in judged["parts"]]
     assert verdicts == ["not decided"] * 2 + ["holds"] * 4
     assert judged["verdict"] == "not decided"
-    assert judged["holm"] == pytest.approx(max(part["p"] for part in judged["parts"]))
+    assert judged["said"] == "not decided, p 0.074 corrected over 1 claims"   # its parts' largest
     # one part that fails settles it, whatever was not run; then there is no p of the whole
     cells = cells_of(nst=near(0.5), soft_label=(0.6,) * 3)
-    judged = evaluate.judge_claims(cells, ["6"], WORLDS)["claims"][0]
-    assert (judged["verdict"], judged["holm"]) == ("fails", None)
+    judged = evaluate.judge_claims(cells, ["6"], WORLDS)[0]
+    assert judged["said"] == "fails"
 
 
-def test_holms_correction_takes_a_verdict_away():
+def test_holms_correction_takes_a_verdict_away(monkeypatch):
+    for name in ("8", "4"):
+        monkeypatch.setitem(evaluate.CLAIMS, name, evaluate.CLAIMS[name]._replace(controls=()))
     # 20 +- 6.2: t = 20 / (6.2 / 3 ** .5) = 5.59, p = 0.031; twice that beside another claim
     cells = cells_of(nst_crd=(0.638, 0.7, 0.762), no_head=(0.5,) * 3, voken=(0.5, 1.0, 0.7))
-    first, second = evaluate.judge_claims(cells, ["8", "4"], WORLDS)["claims"]
+    first, _ = evaluate.judge_claims(cells, ["8", "4"], WORLDS)
     assert first["parts"][0]["verdict"] == "holds"
     assert first["parts"][0]["p"] == pytest.approx(0.0306, abs=5e-4)
-    assert first["holm"] == pytest.approx(2 * first["parts"][0]["p"])
-    assert first["of"] == 2
-    assert evaluate.said_of(first) == "not decided, its p after Holm's correction is 0.061"
-    alone = evaluate.judge_claims(cells, ["8"], WORLDS)["claims"][0]
+    assert first["said"] == "not decided, p 0.061 corrected over 2 claims"
+    alone = evaluate.judge_claims(cells, ["8"], WORLDS)[0]
     assert alone["verdict"] == "holds"
 
 
@@ -150,29 +148,19 @@ def test_a_control_that_does_not_hold_stands_beside_its_claim():
                      of_shuffled_teacher=near(0.6), teacher=near(0.8))
     names = evaluate.with_controls(["2"])
     assert names == ["2", "pairs", "unfilmed"]
-    claim, _, unfilmed = evaluate.judge_claims(cells, names, WORLDS)["claims"]
+    claim, _, unfilmed = evaluate.judge_claims(cells, names, WORLDS)
     assert unfilmed["verdict"] == "holds"
-    assert evaluate.said_of(claim) == "holds; its control pairs: fails"
-
-
-def test_the_curve_of_claim_3_is_of_worlds_that_have_both_lines():
-    cells = {("two-stage-500", 1): cell("two-stage-500", 1, 0.6),
-             ("two-stage-500", 2): cell("two-stage-500", 2, 0.6),
-             ("distilled-500", 2): cell("distilled-500", 2, 0.7),
-             ("nst+crd", 1): cell("nst+crd", 1, 0.7)}
-    curve = evaluate.judge_claims(cells, ["3"], [1, 2])["curve"]
-    assert curve["two-stage"] == [[pytest.approx(60)], [], [], []]
-    assert curve["distilled"] == [[pytest.approx(70)], [], [], []]
+    assert claim["said"].startswith("holds, p ")
+    assert claim["said"].endswith("over 1 claims; its control pairs: fails")
 
 
 def test_a_hinge_teacher_without_signal_is_said():
     cells = cells_of(nst_crd_of_hinge=near(0.8), text_only=near(0.5), hinge_teacher=near(0.55))
-    claim = evaluate.judge_claims(cells, ["1h"], WORLDS)["claims"][0]
+    claim = evaluate.judge_claims(cells, ["1h"], WORLDS)[0]
     assert claim["verdict"] == "teacher carries no signal"
     cells.update(cells_of(hinge_teacher=near(0.7)))
-    claim = evaluate.judge_claims(cells, ["1h"], WORLDS)["claims"][0]
-    assert claim["verdict"] == "holds"
-    assert claim["holm"] is None   # not one of the paper's claims: no correction
+    claim = evaluate.judge_claims(cells, ["1h"], WORLDS)[0]
+    assert claim["said"] == "holds"   # not one of the paper's claims: no correction
 
 
 def test_measures_are_of_the_right_things():
@@ -183,21 +171,21 @@ def test_measures_are_of_the_right_things():
     for measure, tasks, value, chance in (
             ("grounded", "PIQA", 60, 50), ("grounded", "SST-2 PIQA", 70, 50),
             ("grounded", "all", (8 * 80 + 60) / 9, 50), ("ungrounded", "all", 90, 50),
-            ("unfilmed", "SST-2 PIQA", 40, 50), ("Knowledge", "", 80, 50),
+            ("unfilmed", "SST-2 PIQA", 40, 50), ("knowledge", "MNLI", 80, 50),
             ("probe", "dynamic", 100, 50), ("probe", "static", 25, (25 + 50 + 50) / 3),
             ("probe", "colour", 25, 25), ("R@1", "", 30, 100 / 288)):
         result = evaluate.measured(one, measure, tasks)
         assert result == (pytest.approx(value), pytest.approx(chance)), (measure, tasks)
     assert evaluate.measured(one, "MLM", "")[0] == 2.5
-    for measure, tasks in (("R@1", ""), ("grounded", "MNLI"), ("Knowledge", "")):
+    for measure, tasks in (("R@1", ""), ("grounded", "MNLI"), ("knowledge", "MNLI")):
         assert evaluate.measured(cell("nst", 0, 0.5), measure, tasks) is None
 
 
 # --------------------------------------------------------------------------------------------------
-# Value files
+# Values
 
 
-def test_claims_are_judged_from_value_files(tmp_path, capsys):
+def test_claims_are_judged_from_values(tmp_path, capsys):
     arms = {"nst+crd": 0.8, "text-only": 0.5, "of-text-teacher": 0.52, "of-shuffled-teacher": 0.5,
             "teacher": 0.8}
     for arm, value in arms.items():
@@ -209,18 +197,17 @@ def test_claims_are_judged_from_value_files(tmp_path, capsys):
     keep(tmp_path, {**cell("text-only", 4, 0.1), "flags": "distill.py --objective none --lr 1"})
     evaluate.main(["claims", "--claims", "2", "--runs", str(tmp_path)])
     first = capsys.readouterr().out
-    assert re.search(r"^2\. .*: HOLDS, p ", first, re.M)
-    assert re.search(r"^pairs\. .*: HOLDS$", first, re.M)
-    assert "seed 1: 80.0, 52.0  seed 2: 80.3, 52.3  seed 3: 81.2, 53.2" in first
-    assert "+28.0 [+28.0, +28.0], n=3" in first
+    assert re.search(r"^2\. .*: holds, p ", first, re.M)
+    assert re.search(r"^pairs\. .*: holds$", first, re.M)
+    assert "+28.0 [+28.0, +28.0] holds, n=3, p " in first
     assert "! left out, made with other flags: text-only seed 4\n" in first
     assert "counts as it is: nst SST-2 seed 1\n" in first
     judged = json.loads((tmp_path / "claims.json").read_text())
     assert [claim["number"] for claim in judged["claims"]] == ["2", "pairs", "unfilmed"]
     assert judged["arms"]["nst+crd"]["grounded SST-2 PIQA"] == pytest.approx([80.0, 80.3, 81.2])
-    # the same from one file of them all
-    lines = tmp_path / "values.jsonl"
-    lines.write_text("".join(path.read_text() for path in tmp_path.glob("values/*/*.json")))
+    # the same from a file elsewhere
+    lines = tmp_path / "elsewhere.jsonl"
+    shutil.copy(tmp_path / "values.jsonl", lines)
     again = tmp_path / "again.json"
     evaluate.main(["claims", "--claims", "2", "--values", str(lines), "--out", str(again)])
     assert capsys.readouterr().out == first
@@ -229,7 +216,7 @@ def test_claims_are_judged_from_value_files(tmp_path, capsys):
     elsewhere = ["claims", "--values", str(lines), "--runs", str(tmp_path / "other"), "--seeds"]
     evaluate.main([*elsewhere, "1"])
     assert not (tmp_path / "other").exists()
-    assert re.search(r"^5\. .*: NOT RUN$", capsys.readouterr().out, re.M)
+    assert re.search(r"^5\. .*: not run$", capsys.readouterr().out, re.M)
     with pytest.raises(model.UserError, match=r"no values of worlds \[7\]"):
         evaluate.main([*elsewhere, "7"])
     with pytest.raises(model.UserError, match="make claims"):
@@ -241,9 +228,9 @@ def test_kept_values_are_of_the_arms_as_they_are(capsys):
         assert one["flags"] == evaluate.recipe(one["arm"])
     evaluate.main(["claims", "--values", str(KEPT)])
     printed = capsys.readouterr().out
-    assert re.search(r"^1\. A student distilled from video.*: HOLDS, p 0.0041 corrected over 10",
+    assert re.search(r"^1\. A student distilled from video.*: holds, p 0.0041 corrected over 10",
                      printed, re.M)
-    assert "+36.5 [+26.6, +46.5], n=5, p 0.00051: holds" in printed
+    assert "+36.5 [+26.6, +46.5] holds, n=5, p 0.00051" in printed
     row = next(line for line in printed.splitlines() if line.startswith("nst "))
     assert row.split() == "nst 57.1 ± 6.4 (n=2) 56.4 ± 2.8 (n=2) 68.0 ± 2.0 (n=2) 30".split()
 
@@ -258,21 +245,21 @@ def test_a_cell_holds_its_own_seed_alone(tmp_path, monkeypatch):
         parts = {split: {"grounded": {"accuracy": accuracy}} for split in ("dev", "test")}
         metrics = {"task": "QNLI", "seed": seed, "seconds": 1, "parts": parts, "majority": True}
         data.write_json(place / "metrics.json", metrics)
-        data.write_json(place / "args.json", {"commit": "abd", "uncommitted changes": True})
-    data.write_json(run / "args.json", {"arguments": {"objective": []}, "commit": "abc"})
+    data.write_json(run / "args.json", {"arguments": {"objective": []}, "commit": "abc",
+                                      "uncommitted changes": True})
+    (run / "log.jsonl").write_text('{"valid_mlm": 3.0}\n{"valid_mlm": 2.5}\n')
     Path("data/mini-3").mkdir(parents=True)
     data.write_json("data/mini-3/world.json", {})
-    evaluate.main(["cell", "text-only", "--seed", "3", "--runs", "runs"])
-    written = evaluate.read_values("runs/values")["text-only", 3]
+    written = evaluate.measure_cell("text-only", 3, run)
     score = {"accuracy": 0.6}
     assert written["tasks"] == {"QNLI": {"dev": score, "grounded": score, "stuck": True}}
-    assert written["commit"] == "abc/abd with changes"   # of pretraining and of fine-tuning
+    assert written["commit"] == "abc with changes"
     assert written["probe"] == {"lift": 0.125}
-    assert written["retrieval"] == {"how": "not defined"}
+    assert written["retrieval"] == {} and written["mlm"] == 2.5
 
 
 # --------------------------------------------------------------------------------------------------
-# Planning
+# Making cells
 
 
 def test_every_arm_has_a_claim_and_every_claim_its_arms():
@@ -319,87 +306,104 @@ def test_cells_ask_for_what_a_claim_needs():
         evaluate.cells_for(["weights"], [1, 100])
 
 
-def test_plan_leaves_out_what_is_there(tmp_path, monkeypatch):
+class InOrder:
+    """Stands for the pool of threads: stages in this process want the main one."""
+
+    def __init__(self, jobs):
+        pass
+
+    def submit(self, function, *given):
+        future = Future()
+        try:
+            future.set_result(function(*given))
+        except model.UserError as error:
+            future.set_exception(error)
+        return future
+
+    def shutdown(self, cancel_futures):
+        pass
+
+
+def test_what_is_there_is_not_made_again(tmp_path, monkeypatch):
+    """Two at once; scripts are stood in for by a list of what would have run."""
     monkeypatch.chdir(tmp_path)
-    cells = evaluate.cells_for(["2"], [0])
-    assert len(evaluate.plan("arms", cells, "runs")) == len(cells)
-    assert len(evaluate.plan("worlds", cells, "runs")) == 1
-    teachers = evaluate.plan("teachers", cells, "runs")
-    assert ["--contrastive none" in line for line in teachers].count(True) == 1
-    assert ["--shuffle-pairs" in line for line in teachers].count(True) == 1
-    keep("runs", cell("teacher", 0, 0.8), cell("text-only", 0, 0.5))
-    assert len(evaluate.plan("arms", cells, "runs")) == len(cells) - 2
-    # the teacher is still asked, since its student needs it
-    assert len(evaluate.plan("teachers", cells, "runs")) == len(teachers)
-    # more tasks are asked for, or its flags were others: made again
-    more = {("text-only", 0): ["SST-2", "PIQA", "MNLI"]}
-    assert len(evaluate.plan("arms", more, "runs")) == 1
-    keep("runs", {**cell("teacher", 0, 0.8), "flags": "teacher.py --lr 1"})
-    assert len(evaluate.plan("arms", cells, "runs")) == len(cells) - 1
-    Path("data/mini-0").mkdir(parents=True)
-    Path("data/mini-0/bank.json").touch()
-    assert evaluate.plan("worlds", cells, "runs") == []
+    ran = []
+    monkeypatch.setattr(evaluate, "run_script", lambda log, *command: ran.append(
+        (command[0], Path(log).stem)))
+    monkeypatch.setattr(evaluate, "measure_cell", lambda arm, seed, run: cell(arm, seed, 0.5))
+    cells = evaluate.cells_for(["2"], [0, 1])
+    keep(Path("runs"), cell("text-only", 0, 0.5), cell("text-only", 1, 0.5),
+         {**cell("of-text-teacher", 0, 0.5), "flags": "distill.py --lr 1"})
+    assert evaluate.make_cells(cells, "runs", 2) == 0
+    teachers = ["shuffled-teacher", "teacher", "text-teacher"]
+    assert sorted(ran) == sorted(
+        2 * [("teacher.py", name) for name in teachers]
+        + 2 * [("distill.py", name) for name in ("nst+crd", "of-shuffled-teacher",
+                                                 "of-text-teacher")]
+        + 2 * [("finetune.py", arm) for arm, seed in cells if seed == 0 and arm != "text-only"])
+    assert evaluate.read_values("runs/values.jsonl").keys() == cells.keys()
+    assert evaluate.read_values("runs/values.jsonl")["of-text-teacher", 0]["flags"] \
+        == evaluate.recipe("of-text-teacher")
+    ran.clear()
+    assert evaluate.make_cells(cells, "runs", 2) == 0 and ran == []
+    # more tasks are asked for
+    assert evaluate.make_cells({("nst+crd", 0): ["SST-2", "PIQA", "MNLI"]}, "runs", 1) == 0
+    assert ran == [("distill.py", "nst+crd"), ("finetune.py", "nst+crd")]
 
 
-def test_a_teacher_that_its_stage_refuses_has_no_students(tmp_path, monkeypatch):
-    """A teacher of other flags may lie there: its stage refuses it, and nothing is made of it."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "executable", "sh stage.sh")
-    Path("stage.sh").write_text('echo "$@"; [ "$1" != teacher.py ] || [ -e works ]\n')
-    cells = {("crd", 0): ["SST-2"], ("text-only", 0): ["SST-2"]}
-    runs = "runs of mine"
-    Path(runs, "world-0").mkdir(parents=True)
-    Path(runs, "world-0", "teacher.done").touch()   # of an earlier time
-
-    def run(phase):
-        """(what is printed, the return code) of a phase's lines."""
-        printed = ""
-        codes = []
-        for line in evaluate.plan(phase, cells, runs):
-            done = subprocess.run(["sh", "-c", line], capture_output=True, text=True)
-            printed += done.stdout + done.stderr
-            codes.append(done.returncode)
-        return printed, codes
-    printed, codes = run("teachers")
-    assert codes == [1]
-    assert "teacher.log:\nteacher.py --data data/mini-0" in printed
-    printed, codes = run("arms")
-    assert codes == [1, 0]   # the others go on
-    assert "crd.log:\ncat: " in printed
-    assert "evaluate.py cell text-only" in printed
-    Path("works").touch()
-    assert run("teachers")[1] == [0]
-    assert run("arms")[1] == [0, 0]
-    log = Path(runs, "world-0", "crd.log").read_text()
-    assert log.index("distill.py --objective crd") < log.index("finetune.py --model")
+def test_a_teacher_that_its_stage_refuses_has_no_students(tmp_path, monkeypatch, capsys):
+    """The other cells are made; the log holds what the script said."""
+    for name in ("teacher.py", "distill.py", "finetune.py"):
+        (tmp_path / name).write_text(f"print('this is {name}')\n")
+    with open(tmp_path / "teacher.py", "a") as file:
+        file.write("raise SystemExit('other flags')\n")
+    monkeypatch.setattr(evaluate, "__file__", str(tmp_path / "evaluate.py"))
+    monkeypatch.setattr(evaluate, "measure_cell", lambda arm, seed, run: cell(arm, seed, 0.5))
+    runs = tmp_path / "runs of mine"
+    (runs / "world-0" / "teacher").mkdir(parents=True)   # of an earlier time
+    cells = {("crd", 0): ["SST-2"], ("text-only", 0): ["SST-2"], ("teacher", 0): ["SST-2"]}
+    assert evaluate.make_cells(cells, runs, 2) == 2
+    assert list(evaluate.read_values(runs / "values.jsonl")) == [("text-only", 0)]
+    log = runs / "world-0" / "teacher.log"
+    assert log.read_text() == "this is teacher.py\nother flags\n"
+    assert f"teacher.py failed, see {log}" in capsys.readouterr().out
+    assert not (runs / "world-0" / "crd.log").exists()
+    with pytest.raises(model.UserError, match="3 cells were not made"):
+        evaluate.main(["claims", "--make", "2", "--claims", "8", "--seeds", "0", "--runs",
+                       str(runs)])
 
 
 def test_claims_run_and_resume(mini, tmp_path, monkeypatch):
-    """The stages of a plan with a few steps: all of them, nothing, then what was lost."""
+    """The stages with a few steps: all of them, nothing, then what was lost."""
     (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "mini-0").symlink_to(mini)
+    (tmp_path / "data" / "mini").symlink_to(mini)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(data, "SPOKEN", data.SPOKEN[:2])   # sentences of a probe: ten take seconds
-    short = {"teacher": ["--steps", "2", "--batch", "16"],
-             "distill": ["--steps", "2", "--batch", "8", "--crd-queue", "64", "--warmup", "1"],
-             "finetune": ["--train-limit", "16", "--epochs", "1"]}
-    cells = {("crd", 0): ["PIQA"]}
+    short = {"teacher.py": ["--steps", "2", "--batch", "16"],
+             "distill.py": ["--steps", "2", "--batch", "8", "--crd-queue", "64", "--warmup", "1"],
+             "finetune.py": ["--train-limit", "16", "--epochs", "1"]}
+    ran = []
+
+    def run_script(log, script, *flags):
+        ran.append(script)
+        stage = importlib.import_module(script.removesuffix(".py"))
+        stage.main([*map(str, flags), *short[script]])
+    monkeypatch.setattr(evaluate, "run_script", run_script)
+    monkeypatch.setattr(evaluate, "ThreadPoolExecutor", InOrder)
+    values = Path("runs/values.jsonl")
+    cells = {("crd", 0): ["PIQA"], ("teacher", 0): ["PIQA"]}
 
     def make():
-        """Runs the stages that a plan names, here; returns the values that came out."""
-        for phase in ("teachers", "arms"):
-            for line in evaluate.plan(phase, cells, "runs"):
-                for stage, flags in re.findall(r"(\w+)\.py ([^;&|]*)", line):
-                    main = importlib.import_module(stage).main
-                    main([*shlex.split(flags), *short.get(stage, [])])
-        one = evaluate.read_values("runs/values")["crd", 0]
+        assert evaluate.make_cells(cells, "runs", 1) == 0
+        one = evaluate.read_values(values)["crd", 0]
         return [one[key] for key in ("tasks", "probe", "retrieval", "flags")]
     first = make()
     assert set(first[0]) == {"PIQA"}
-    assert first[2]["how"].startswith("mean of e_s")
-    assert evaluate.plan("arms", cells, "runs") == []
-    # a value file, a fine-tuning, a student's end are lost: these are made, to the digit
-    evaluate.value_file("runs", "crd", 0).unlink()
+    assert first[2]["chance R@1"] < 0.1 and "how" not in first[2]
+    assert ran == ["teacher.py", "finetune.py", "distill.py", "finetune.py"]
+    assert make() == first and len(ran) == 4
+    # values, a fine-tuning, a student's end are lost: these are made, to the digit
+    values.unlink()
     shutil.rmtree("runs/world-0/crd/finetune/PIQA")
     Path("runs/world-0/crd/model/distill_heads.pt").unlink()
-    assert make() == first
+    assert make() == first and len(ran) == 8

@@ -33,7 +33,7 @@ case "$*" in
 *"data.py text"*) mkdir -p $out; touch $out/valid.json;;
 *teacher.py*) mkdir -p $out/model; touch $out/model/video_encoder.pt;;
 *distill.py*) mkdir -p $out/model; touch $out/model/distill_heads.pt;;
-*"evaluate.py plan"*) cat $3 2>/dev/null || true;;
+*"data.py bank"*) touch $4/bank.json;;
 esac
 """
 
@@ -199,25 +199,32 @@ def test_paper_scale(project):
     assert calls[1].endswith("--out runs/howto100m-wiki-base/student")
 
 
-def test_claims_run_their_plan_in_phases(project):
-    """A command may hold quotes; one that fails does not stop the others, but counts."""
-    Path("worlds").write_text("./python world 'a b'\n")
-    Path("arms").write_text("./python arm 1\nexit 255\nkill -9 $$\n./python arm \"2\"\n")
-    code, said, calls = make("claims", "SEEDS=3 4", "CLAIMS=1 2")
-    chosen = "--runs runs/claims --seeds 3 4 --claims 1 2"
-    assert calls[:3] == [f"evaluate.py plan worlds {chosen}", "world a b",
-                         f"evaluate.py plan teachers {chosen}"]
-    assert sorted(calls[4:6]) == ["arm 1", "arm 2"]
-    assert calls[6] == f"evaluate.py claims {chosen}"
-    assert code != 0 and "some runs failed" in said
-    Path("arms").write_text("")
+def test_claims_make_their_worlds_then_what_is_missing_then_a_report(project):
+    code, said, calls = make("claims", "SEEDS=3 0", "CLAIMS=1 2", "JOBS=3")
+    assert code == 0, said
+    once = ["data.py bank", "data.py captions", "data.py mini", "data.py text", "data.py video"]
+    assert sorted(stages(calls)) == sorted(2 * once)
+    assert "data.py mini --seed 0 --out data/mini" in calls
+    chosen = "--make 3 --runs runs/claims --seeds 3 0 --claims 1 2"
+    assert calls[-1] == f"evaluate.py claims {chosen}"
     for arm in ("text-only", "teacher", "frozen"):
         Path("runs/claims/world-3", arm).mkdir(parents=True)
     Path("runs/claims/claims.json").touch()
     code, said, calls = make("claims", "SEEDS=3 4")
     assert code == 0 and calls[-1] == (
-        "evaluate.py report runs/claims/world-3/teacher runs/claims/world-3/text-only "
-        "--claims runs/claims/claims.json --out runs/claims/report.html")
+        "evaluate.py report --claims runs/claims/claims.json --out runs/claims/report.html "
+        "runs/claims/world-3/teacher runs/claims/world-3/text-only")
+
+
+def test_claims_that_fail_count_and_are_reported(project, monkeypatch):
+    Path("runs/claims").mkdir(parents=True)
+    Path("runs/claims/claims.json").touch()
+    for failing in ("evaluate.py claims", "data.py mini --seed 3"):
+        monkeypatch.setenv("FAILING", failing)
+        code, said, calls = make("claims", "SEEDS=3 4")
+        assert (code != 0) == (failing == "evaluate.py claims")   # which knows what lacks its world
+        assert calls[-1].startswith("evaluate.py report")
+        assert "data.py mini --seed 4 --out data/mini-4" in calls or Path("data/mini-4").exists()
 
 
 # --------------------------------------------------------------------------------------------------
