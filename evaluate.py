@@ -1356,7 +1356,8 @@ def interval_plots(figures):
     numbers = []
     for rows in figures.values():
         for _, _, values, _, reference in rows:
-            numbers += [*values, reference]
+            numbers += [*values, *t_interval(values), reference]
+    numbers = [number for number in numbers if not math.isnan(number)]
     if not numbers:
         return ""
     ends = min(numbers), max(numbers)
@@ -1417,12 +1418,12 @@ def result(names, cells):
         return "No task has a result of all these runs yet.", interval_plots(figures)
     texts = []
     for name, scores in means.items():
-        texts.append(f"{name} got {statistics.fmean(scores[key] for key in shared):.1f} %")
-    asked = "Of the questions that only film answers"
+        texts.append(f"{name} {statistics.fmean(scores[key] for key in shared):.1f} %")
+    asked = "No student ever saw a frame. Right of the questions that only film answers"
     if not grounded:
         asked = f"In the mean of {', '.join(task for task, _ in shared)}"
     chance = once(key_chance(cells, key) for key in shared)
-    return f"{asked}, {', '.join(texts)}; chance is {chance} %.", interval_plots(figures)
+    return f"{asked}: {', '.join(texts)}; chance {chance} %.", interval_plots(figures)
 
 
 def report_results(names, cells):
@@ -1637,9 +1638,8 @@ def report(args):
         else:
             missing.append(f"No {heading.lower()} yet: `{command}` makes them. ")
     sentence, picture = result(names, cells)
-    legend = ("A student never saw a frame. Hollow: seeds; full: their mean; bar: its 95 % "
-              "interval; dashed: chance. A mini world shows whether the mechanism works, not what "
-              "HowTo100M does for GLUE. ")
+    legend = ("Hollow: seeds; full: their mean; bar: its 95 % interval; dashed: chance. A mini "
+              "world shows whether the mechanism works, not what HowTo100M does for GLUE. ")
     head = tag("div", tag("h1", sentence.replace(" %", "\u00a0%")), tag("p", legend, *missing),
                tag("nav", tag("ul", *links)))
     out = Path(args.out or beside / "report.html")

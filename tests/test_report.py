@@ -204,15 +204,15 @@ MINI_PLAIN = {("QNLI", "grounded"): entries(50.0), ("PIQA", "grounded"): entries
 REAL = {("RTE", "dev"): entries(60.0), ("STS-B", "dev"): entries(80.0, 90.0),
         ("MNLI", "dev-mismatched"): entries(1.0)}
 REAL_PLAIN = {("RTE", "dev"): entries(61.0), ("MNLI", "dev"): entries(1.0)}
-FILM = "Of the questions that only film answers, "
+FILM = "No student ever saw a frame. Right of the questions that only film answers: "
 
 
 @pytest.mark.parametrize("cells, sentence", [
-    ([MINI, MINI_PLAIN], FILM + "run 0 got 90.0 %, run 1 got 51.0 %; chance is 50.0 %."),
-    ([{}, MINI], FILM + "run 1 got 90.0 %; chance is 50.0 %."),
+    ([MINI, MINI_PLAIN], FILM + "run 0 90.0 %, run 1 51.0 %; chance 50.0 %."),
+    ([{}, MINI], FILM + "run 1 90.0 %; chance 50.0 %."),
     ([REAL, REAL_PLAIN],
-     "In the mean of RTE, run 0 got 60.0 %, run 1 got 61.0 %; chance is 50.0 %."),
-    ([REAL], "In the mean of STS-B, RTE, run 0 got 72.5 %; chance is 50.0 %."),
+     "In the mean of RTE: run 0 60.0 %, run 1 61.0 %; chance 50.0 %."),
+    ([REAL], "In the mean of STS-B, RTE: run 0 72.5 %; chance 50.0 %."),
     ([{("RTE", "dev"): entries(60.0)}, {("MNLI", "dev"): entries(1.0)}],
      "No task has a result of all these runs yet."),
     ([{}], "No task has a result of all these runs yet."),
@@ -259,7 +259,7 @@ def test_what_is_missing_is_named_and_the_result_comes_last(tmp_path, capsys):
     assert "no film v1" in shown and "cannot be decoded" in shown
     assert "Claims" in [attributes.get("id") for attributes, _ in page.every("section")]
     line = "No probes yet: `evaluate.py probe` makes them."
-    sentence = FILM + "text-only got 49.8 %, student got 80.2 %; chance is 50.0 %."
+    sentence = FILM + "text-only 49.8 %, student 80.2 %; chance 50.0 %."
     printed = capsys.readouterr().out.splitlines()
     assert line in shown and line in [text.strip() for text in printed]
     assert [printed[-1]] == page.texts("h1") == [sentence]
