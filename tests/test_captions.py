@@ -488,11 +488,11 @@ def test_captions_command_refuses(films, captions, tmp_path):
     with pytest.raises(UserError, match="not one usable video in .*left_out.tsv"):
         captions("--captions", tmp_path / "none")
     assert left_out(out)["v0"] == "no captions" and not (out / "splits.json").exists()
+    (out / "features" / "lock.1-of-2").touch()
     (out / "features" / "left_out.1-of-2.tsv").write_text("v5\tcut\n")
-    (out / "features" / "left_out.2-of-2.tsv.tmp").write_text("")
     with pytest.raises(UserError, match="shards 2/2 are not complete"):
         captions()
-    (out / "features" / "left_out.2-of-2.tsv.tmp").rename(out / "features" / "left_out.2-of-2.tsv")
+    (out / "features" / "left_out.2-of-2.tsv").touch()
     assert len(captions()[0]) == 4
     for path in (out / "features").glob("*/stream.json"):
         path.unlink()

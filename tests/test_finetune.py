@@ -366,7 +366,7 @@ def test_machines_that_share_no_folder_take_the_same_seed(run, tmp_path, capfd):
     state["bert.embeddings.LayerNorm.bias"] += 1
     torch.save(state, other / "model" / "pytorch_model.bin")
     assert on_two_machines([run, other], outs, *flags, 2) == [1, 1]
-    assert "process 1 on" in (said := capfd.readouterr().err) and "another model_sha256" in said
+    assert "process 1 starts from" in (said := capfd.readouterr().err) and "another model_sha256" in said
 
 
 def test_regression_and_split_dev(run, tmp_path):

@@ -167,6 +167,7 @@ def test_a_worker_has_time_to_serve_after_a_signal_to_all(tmp_path):
 
 def test_signals_are_noted_but_those_that_were_ignored():
     signals = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)   # if these tests run under nohup
     before = [signal.getsignal(number) for number in signals]
     for number in signals:
         processes = data.Processes("cpu")
