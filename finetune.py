@@ -106,7 +106,11 @@ def glue(*texts, label="label", header=None, skip_short=False):
 
 
 def read_mrpc(path, split):
-    """MRPC: Microsoft's two files; mrpc_dev_ids.tsv names the training file's rows that are dev."""
+    """MRPC: Microsoft's two files; mrpc_dev_ids.tsv names the training file's rows that are dev.
+    Or as GLUE's script divides them: train.tsv, dev.tsv, test.tsv."""
+    if path.suffix == ".tsv":
+        yield from glue("#1 String", "#2 String", label="Quality")(path, split)
+        return
     ids = ["#1 ID", "#2 ID"]
     dev = set()
     if split != "test":
@@ -368,8 +372,13 @@ class Task:
     folder: str = ""          # under --data, where not the task's name
     answered_by: str = None   # the task whose model answers it; nothing is trained on it
 
+    def path(self, folder, split):
+        """Where a split lies; MRPC's also as GLUE's script divides it."""
+        divided = folder / f"{split}.tsv"
+        return divided if self.files is MRPC and divided.exists() else folder / self.files[split]
+
     def read(self, folder, split):
-        return list(self.reader(folder / self.files[split], split))
+        return list(self.reader(self.path(folder, split), split))
 
 
 ACCURACY = [("accuracy", accuracy)]
@@ -472,10 +481,9 @@ def target_of(task, example):
 def read_split(name, folder, split):
     """One split. A mini task's SPLIT.meta.jsonl holds the hidden test labels, and what each row
     needs to be known; it must agree with the task file."""
-    task = TASKS[name]
-    examples = task.read(folder, split)
+    examples = TASKS[name].read(folder, split)
     if not examples:
-        raise UserError(f"{folder / task.files[split]} has no rows")
+        raise UserError(f"{TASKS[name].path(folder, split)} has no rows")
     path = folder / f"{split}.meta.jsonl"
     if not path.exists():
         return Split(examples, targets_of(name, examples), None)
@@ -493,17 +501,18 @@ def load_task(args, name):
     model answers besides."""
     folder = task_folder(args.data, name)
     splits = {}
-    for split, file in TASKS[name].files.items():
-        if (folder / file).exists():
+    for split in TASKS[name].files:
+        path = TASKS[name].path(folder, split)
+        if path.exists():
             splits[split] = read_split(name, folder, split)
         elif split == ("dev" if args.split_dev else "train"):
-            raise UserError(f"{folder / file} is missing; {GET}; --split-dev trains on half of the "
-                            f"dev file")
+            raise UserError(f"{path} is missing; {GET}; --split-dev trains on half of the dev "
+                            f"file")
         elif split == "dev":
-            print(f"note: {folder / file} is missing")
+            print(f"note: {path} is missing")
     for other, task in TASKS.items():
         place = task_folder(args.data, other)
-        if task.answered_by == name and (place / task.files["test"]).exists():
+        if task.answered_by == name and task.path(place, "test").exists():
             splits[other] = read_split(other, place, "test")
     if args.split_dev:
         half = len(splits["dev"].examples) // 2
@@ -1097,7 +1106,7 @@ def tasks_of(args):
     split = "dev" if args.split_dev else "train"
     names = []
     for name, task in TASKS.items():
-        if split in task.files and (task_folder(args.data, name) / task.files[split]).exists():
+        if split in task.files and task.path(task_folder(args.data, name), split).exists():
             names.append(name)
     if not args.task and not names:
         raise UserError(f"no task folder with a {split} file under {args.data}; {GET}")
