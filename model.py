@@ -677,7 +677,7 @@ def save_checkpoint(path, before=None, **state):
     """
     path = Path(path)
     temporary = path.with_name(path.name + ".tmp")
-    content = io.BytesIO()   # written to a full disk itself, torch.save would not say that it is full
+    content = io.BytesIO()   # to a full disk, torch.save would not say what is wrong
     torch.save(state, content)
     with open(temporary, "wb") as file:
         file.write(content.getbuffer())

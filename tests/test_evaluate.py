@@ -390,14 +390,3 @@ def test_probes_run_on_the_best_device_by_themselves(mini, runs, given, monkeypa
     monkeypatch.setattr(data.Processes, "best_device", lambda processes: "meta")
     evaluate.main(["probe", str(runs / "teacher"), "--data", str(mini)])
     assert given["Bert"] == {"meta"}
-
-
-def test_a_cell_runs_on_the_device_asked_for(mini, runs, given, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "mini-3").symlink_to(mini)
-    (tmp_path / "world-3").symlink_to(runs)
-    evaluate.main(["cell", "teacher", "--seed", "3", "--runs", ".", "--device", "meta"])
-    assert given["Bert"] == given["VideoEncoder"] == {"meta"}
-    cell = json.loads((tmp_path / "values" / "seed-3" / "teacher.json").read_text())
-    assert cell["probe"].keys() == data.PROPERTIES.keys()
