@@ -128,7 +128,8 @@ endif
 	@exit 1
 
 # --------------------------------------------------------------------------------------------------
-# Stages. Each goes on where it was stopped; the teacher and the text-only student run side by side.
+# Stages. Each goes on where it was stopped. The text-only student and the first fine-tunings run
+# beside teacher and student, and give way (nice): for these two all else waits.
 
 # contrastive loss and masked language modelling on clips and captions
 $(TEACHER): $(DATA)/splits.json $(RUN)/asked | $(ENV)
@@ -142,7 +143,7 @@ $(STUDENT): $(TEACHER) $(TEXT)/valid.json
 	@touch $@
 # the same student without a teacher; beside it, not beside the features, for which all wait
 $(TEXTONLY): $(TEXT)/valid.json $(RUN)/asked | $(ENV) $(if $(MINI),$(DATA)/splits.json)
-	$(call timed,text-only,$(LAUNCH) distill.py --objective none --text $(TEXT) --size $(SIZE) \
+	$(call timed,text-only,nice $(LAUNCH) distill.py --objective none --text $(TEXT) --size $(SIZE) \
 	  --seed $(SEED) --out $(RUN)/text-only)
 	@touch $@
 
@@ -153,8 +154,8 @@ $(filter finetune/student/%,$(FINETUNED)): $(STUDENT)
 $(filter finetune/teacher/%,$(FINETUNED)): $(TEACHER)
 $(filter finetune/text-only/%,$(FINETUNED)): $(TEXTONLY)
 $(FINETUNED): finetune/%:
-	$(call timed,finetune $*,$(LAUNCH) finetune.py --model $(RUN)/$(*D) --data $(TASKDIR) \
-	  --task $(*F) --seed $(FTSEEDS))
+	$(call timed,finetune $*,$(if $(filter student,$(*D)),,nice) $(LAUNCH) finetune.py \
+	  --model $(RUN)/$(*D) --data $(TASKDIR) --task $(*F) --seed $(FTSEEDS))
 
 RUNS := $(RUN)/text-only $(RUN)/student $(RUN)/teacher
 NAMED := $(RUNS) --names "text-only student" "NST+CRD student" "teacher's text encoder"
