@@ -1776,8 +1776,10 @@ def unroll(entry, pieces, seconds, inside):
         if 0 <= start < min(end, seconds):   # not where one is NaN
             timed.append((start, end, pieces[number]))
         else:
-            left_out.append((number, f"{start} to {end} s is no part of the video's {seconds} s: "
-                                     f"{entry['text'][number]!r}"))
+            reason = f"{start} to {end} s is no part of the video's {seconds} s"
+            if math.isnan(start + end):
+                reason = "no times that can be read"
+            left_out.append((number, f"{reason}: {entry['text'][number]!r}"))
     used = []
     previous = []
     before = (0.0, -1.0)   # start and end

@@ -308,7 +308,7 @@ def test_malformed_times_are_listed(tmp_path, tiny_tokenizer, times, kind):
         "the cat sat", "on the mat"]
     assert reasons == {"w": "none of its 1 captions can be used"}
     listed = (tmp_path / "captions" / "left_out.tsv").read_text(encoding="utf-8").splitlines()
-    reason = f"nan to nan s is no part of the video's 9.0 s: {f'{times} the dog ran'!r}"
+    reason = f"no times that can be read: {f'{times} the dog ran'!r}"
     assert listed == [f"v\t1\t{reason}", f"w\t0\t{reason}"]
 
 
@@ -399,7 +399,7 @@ def test_pack_captions(tmp_path, tiny_tokenizer, capsys):
         "b\t5\t6.0 to 7.0 s is no part of the video's 5.0 s: 'too late'",
         "b\t6\t3.0 to 3.0 s is no part of the video's 5.0 s: 'backwards'",
         "b\t7\t-1.0 to 1.0 s is no part of the video's 5.0 s: 'never'",
-        "b\t9\tnan to 2.0 s is no part of the video's 5.0 s: 'no time'",
+        "b\t9\tno times that can be read: 'no time'",
         "c\t0\t70.0 to 71.0 s is no part of the video's 60.0 s: 'the dog'"]
 
 
