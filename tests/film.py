@@ -180,8 +180,8 @@ def film_nouns(source, captions, tokenizer, name):
     held_out = set(data.read_json(captions.with_name("valid_ids.json"), "make data/msrvtt"))
     counts = defaultdict(int)
     for film, spoken in data.read_json(captions, "make data/msrvtt").items():
-        for text in spoken["text"] if film not in held_out else []:
-            for word in text.lower().split():
+        if film not in held_out:
+            for word in " ".join(spoken["text"]).lower().split():
                 counts[word] += 1
     nouns = {}
     for split in ("train", "test"):
@@ -245,7 +245,7 @@ def measure_cell(args, pairs, arm, seed, run):
     return {"arm": arm, "seed": seed, "flags": recipe(arm), "sts": evaluate.sts(run, pairs),
             "retrieval": retrieval, "probe": probes, "mlm": losses[-1],
             "seconds": evaluate.seconds_by_stage(run)["pretraining"],
-            "commit": f"{facts['commit']}{changed}", "hardware": facts["hardware"],
+            "commit": f"{facts['commit'][:7]}{changed}", "hardware": facts["hardware"],
             "threads": facts["threads"]}
 
 
@@ -313,12 +313,15 @@ def compare(cells, arm, against):
     theirs = values_of(cells, against, "captions - rest")
     differences = [ours[seed] - theirs[seed] for seed in sorted(ours.keys() & theirs.keys())]
     mean, low, high = evaluate.t_interval(differences)
-    verdict = "includes 0"
-    if low > 0 or high < 0:
-        verdict = "above 0" if low > 0 else "below 0"
+    verdict = "one seed" if differences else "not run"
     p = None
     if len(differences) > 1:
+        verdict = "includes 0"
         p = float(scipy.stats.ttest_1samp(differences, 0).pvalue)
+    if low > 0:
+        verdict = "above 0"
+    elif high < 0:
+        verdict = "below 0"
     return {"name": f"{arm} less {against}", "question": "STS, captions less rest", "p": p,
             "values": differences, "mean": mean, "low": low, "high": high, "verdict": verdict}
 
@@ -349,21 +352,10 @@ def judge(args):
         mean, low, high = evaluate.t_interval(values)
         every.append({"name": arm, "question": "teacher" if arm in TEACHERS else "student",
                       "values": values, "mean": mean, "low": low, "high": high, "verdict": ""})
-    print("\nEvery arm: mean ± standard deviation over seeds\n")
-    columns = []
-    for measure in MEASURES:
-        by_arm = [list(values_of(cells, arm, measure).values()) for arm in ARMS]
-        columns.append((measure, [evaluate.show_points(values) for values in by_arm]))
-    evaluate.print_columns(ARMS, columns)
     facts = {"seeds": sorted({seed for _, seed in cells})}
     for key in ("commit", "hardware", "threads"):
         facts[key] = evaluate.once(str(cell[key]) for cell in cells.values())
-    hours = sum(cell["seconds"] for cell in cells.values()) / 3600
-    chances = next(iter(cells.values()))["probe"]
-    print(f"chance: R@1 {100 / HELD_OUT:.1f}, colour {100 * chances['chance color']:.1f}, material "
-          f"{100 * chances['chance material']:.1f}; MLM in nats (teachers: captions)\n"
-          f"seeds {facts['seeds']}; {len(cells)} runs, {hours:.1f} hours of training, "
-          f"{facts['threads']} thread each; commit {facts['commit']}; {facts['hardware']}")
+    print_arms(cells, facts)
     if args.out:
         claims = [{"number": "film", "text": "Real film, students", "said": "primary",
                    "parts": primary},
@@ -372,6 +364,22 @@ def judge(args):
                   {"number": "film", "text": "STS, captions less rest", "said": "every arm",
                    "parts": every}]
         data.write_json(args.out, {**facts, "claims": claims, "arms": {}})
+
+
+def print_arms(cells, facts):
+    """Every arm in every measure, chance, and what it was made with."""
+    print("\nEvery arm: mean ± standard deviation over seeds\n")
+    columns = []
+    for measure in MEASURES:
+        by_arm = [list(values_of(cells, arm, measure).values()) for arm in ARMS]
+        columns.append((measure, [evaluate.show_points(values) for values in by_arm]))
+    evaluate.print_columns(ARMS, columns)
+    hours = sum(cell["seconds"] for cell in cells.values()) / 3600
+    chances = next(iter(cells.values()))["probe"]
+    print(f"chance: R@1 {100 / HELD_OUT:.1f}, colour {100 * chances['chance color']:.1f}, material "
+          f"{100 * chances['chance material']:.1f}; MLM in nats (teachers: captions)\n"
+          f"seeds {facts['seeds']}; {len(cells)} runs, {hours:.1f} hours of training, "
+          f"{facts['threads']} thread each; commit {facts['commit']}; {facts['hardware']}")
 
 
 # --------------------------------------------------------------------------------------------------
