@@ -154,7 +154,8 @@ for name in TEACHERS:
     STUDENTS[f"of {name}"] = name
 ARMS = [*TEACHERS, *STUDENTS]
 # of all teachers; the rest are teacher.py's and distill.py's mini defaults
-SETTINGS = "--steps 150 --dropout 0.1 --warmup 30"
+SETTINGS = "--steps 100 --dropout 0.1 --warmup 30"
+TEXT_STEPS = 500   # of all students, half a pass over the text: what the time allows
 COMPARED = [("of film", "of shuffled"), ("of film", "of words")]
 SEEDS = range(10, 20)   # those that are reported
 
@@ -163,9 +164,8 @@ def flags_of(arm):
     """The script that trains an arm, and its flags."""
     if arm in TEACHERS:
         return f"teacher.py {TEACHERS[arm]} {SETTINGS}"
-    if STUDENTS[arm] is None:
-        return "distill.py --objective none"
-    return "distill.py --objective nst crd"
+    objective = "nst crd" if STUDENTS[arm] else "none"
+    return f"distill.py --objective {objective} --steps {TEXT_STEPS}"
 
 
 def recipe(arm):
