@@ -326,6 +326,15 @@ def compare(cells, arm, against):
             "values": differences, "mean": mean, "low": low, "high": high, "verdict": verdict}
 
 
+def seeds_needed(part):
+    """How many seeds an interval around this mean, with this spread, needs to exclude 0."""
+    spread = statistics.stdev(part["values"])
+    for n in range(2, 10_000):
+        if scipy.stats.t.ppf(0.975, n - 1) * spread / n ** 0.5 < abs(part["mean"]):
+            return n
+    return "over 10,000"
+
+
 def judge(args):
     """`judge`: the two comparisons, every arm, teachers; with --out as evaluate.py report reads."""
     cells = read_values(args.values)
@@ -340,9 +349,7 @@ def judge(args):
         print(f"{part['name']}: {evaluate.effect_of(part)}, n={n}, "
               f"p {corrected.get(part['name'], 1):.2g} after Holm")
         if part["verdict"] == "includes 0" and n > 1:
-            spread = statistics.stdev(part["values"])
-            needed = (1.96 * spread / part["mean"]) ** 2
-            print(f"  this mean and spread ({spread:.1f}) would exclude 0 with {needed:.0f} seeds")
+            print(f"  this mean and spread would exclude 0 with {seeds_needed(part)} seeds")
     teachers = [compare(cells, "film", "shuffled"), compare(cells, "film", "words")]
     for part in teachers:
         print(f"secondary, teachers: {part['name']}: {evaluate.effect_of(part)}")
