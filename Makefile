@@ -6,6 +6,7 @@
 #   make claims SEEDS="11 12 13 14 15"     the paper's comparisons in five worlds; CLAIMS="1 2 9"
 #   make test                              all tests
 #   make bench                             speed against references; BENCH="--only mlm nst"
+#   make film SEEDS="10 11 12"             real films, small: does sight change a text-only student?
 #   make data/tasks/RTE data/wiki          published files (the last section)
 #   make DATA=data/howto100m TEXT=data/wiki SIZE=base NPROC=8      paper scale
 #   make PYTHON=python ...                 your own environment instead of .venv
@@ -69,7 +70,8 @@ TEXTONLY := $(RUN)/text-only/model/distill_heads.pt
 .DEFAULT_GOAL := table
 # whole as soon as it has its name: an interrupted make would delete it
 .PRECIOUS: $(DATA)/world.json
-.PHONY: all data teacher distill baseline finetune probes retrieval table claims test bench FORCE
+.PHONY: all data teacher distill baseline finetune probes retrieval table claims film test bench \
+  FORCE
 all: table
 data: $(DATA)/splits.json $(TEXT)/valid.json
 teacher: $(TEACHER)
@@ -238,7 +240,15 @@ vocab.txt=07eced375cec144d27c900241f3e339478dec958f92fddbc551f295c992038a3
 wikitext-103-raw-v1.zip=91c00ae287f0d699e18605c84afc9e45c192bc6b7797ff8837e5474655a33794
 physicaliqa-train-dev.zip=54d32a04f59a7e354396f321723c8d7ec35cc6b08506563d8d1ffcc15ce98ddd
 resnet152-394f9c45.pth=394f9c45
+train_val_annotation.zip=ce2d97dd82d03e018c6f9ee69c96eb784397d1c83f734fdb8c17aafa5e27da31
+test_videodatainfo.json.zip=0871bbe19dc9c13edeef4af5d7be39600a2e2b7d967e0206bb5911d633af24a0
+color/train.jsonl=b98bd30995bdb87caa0de92fc727e730497ae0cd8d9814beafb224d56c237e6a
+color/test.jsonl=7c53c9046ad116d5f5af46f4dad730adfeaa2e606f4b1b38c9e8fee78c7cf650
+material/train.jsonl=cd3c54f3303f04baec13a8a48ec279f3511bee57976ea2b9341b535ae6170a95
+material/test.jsonl=eaa0443ca9ff4da016746c65578f41a2d1a51b210c9801779053781401656520
 endef
+# of the sorted sums of MSR-VTT's 1,000 feature files
+FEATURES_SUM := 3a5626881097306c427a9d4e4501688b687010c8962c8f25534e8dd40d02bb0f
 
 files = $(addprefix data/tasks/$1/,$(or $($1),train.tsv dev.tsv test.tsv))
 GLUED       := CoLA SST-2 STS-B QQP MNLI QNLI RTE WNLI
@@ -258,6 +268,10 @@ ZIPS        := $(addsuffix .zip,$(addprefix data/downloads/,$(GLUED) physicaliqa
 WEIGHTS     := $(addprefix data/weights/,resnet152-394f9c45.pth resnext101.pth \
   bert-base-uncased/vocab.txt)
 WIKI        := data/wiki/wikitext-103-raw/wiki
+MSRVTT      := $(addprefix data/downloads/msrvtt/,train_val_annotation.zip \
+  test_videodatainfo.json.zip $(addprefix vicomte/,color-train.jsonl color-test.jsonl \
+  material-train.jsonl material-test.jsonl))
+MSRVTT_FEATURES := data/downloads/msrvtt/features/SHA256SUMS
 
 # Where they come from, and their names there
 REMOTE  = $(@F)
@@ -283,11 +297,25 @@ data/weights/resnet152%: URL := https://download.pytorch.org/models
 data/weights/resnext101%: URL := https://www.rocq.inria.fr/cluster-willow/amiech/howto100m/models
 data/weights/bert%: URL := https://huggingface.co/google-bert/bert-base-uncased/resolve/main
 
+# captions, features, ViComTe: each at a commit
+GITHUB := https://raw.githubusercontent.com
+COMMIT_CAPTIONS := f74c5712809535df60db5c56c3e81efb44f81d89
+COMMIT_FEATURES := c121e9597ba445222905594293461037bfceb449
+COMMIT_VICOMTE  := f111efc4256d21e758364a8d9854490a68603a87
+data/downloads/msrvtt/%.zip: \
+  URL := $(GITHUB)/WingsBrokenAngel/MSR-VTT-DataCleaning/$(COMMIT_CAPTIONS)/clean_process
+data/downloads/msrvtt/vicomte/%: \
+  URL := $(GITHUB)/ChenyuHeidiZhang/VL-commonsense/$(COMMIT_VICOMTE)/mine-data/db
+data/downloads/msrvtt/vicomte/%: REMOTE = $(subst -,/,$(@F))
+$(MSRVTT_FEATURES): \
+  URL := $(GITHUB)/Hassaan-Elahi/Dense-Captioning/$(COMMIT_FEATURES)/featuresBig
+
 FROM    = $(or $(MIRROR),$(URL))/$(REMOTE)
 WANTED  = $(patsubst $(REMOTE)=%,%,$(filter $(REMOTE)=%,$(SUMS)))
 # A cut connection (curl's 18, 56) leaves FILE.part, with which the next try goes on, unless the
 # server only sends from the start (33).
-$(ZIPS) $(WEIGHTS) $(foreach task,$(PLAIN),$(call files,$(task))) data/tasks/PIQA/tests.jsonl:
+$(ZIPS) $(WEIGHTS) $(MSRVTT) $(foreach task,$(PLAIN),$(call files,$(task))) \
+data/tasks/PIQA/tests.jsonl:
 	@mkdir -p $(@D)
 	@for try in 1 2 3 4 5; do \
 	  curl -fL --retry 5 --connect-timeout 60 -C - -o $@.part "$(FROM)"; code=$$?; \
@@ -301,6 +329,18 @@ $(ZIPS) $(WEIGHTS) $(foreach task,$(PLAIN),$(call files,$(task))) data/tasks/PIQ
 	test "$(WANTED)" || echo "$@: sha256 $$sum; none is published to compare it with"; \
 	test -z "$$wrong" || { echo "$(FROM): $$wrong; kept as $@.wrong"; mv $@.part $@.wrong; exit 1; }
 	@mv $@.part $@
+
+# 1,000 files of 25 kB: one curl fetches them, one sum is compared
+$(MSRVTT_FEATURES):
+	@mkdir -p $(@D)
+	curl -fL --retry 5 --connect-timeout 60 -o "$(@D)/video#1.npy" \
+	  "$(or $(MIRROR),$(URL))/video[0-999].npy"
+	@cd $(@D) && { sha256sum video*.npy || shasum -a 256 video*.npy; } 2>/dev/null | \
+	  LC_ALL=C sort > $(@F).tmp
+	@sum=$$({ sha256sum $@.tmp || shasum -a 256 $@.tmp; } 2>/dev/null | cut -c 1-64); \
+	test $$sum = $(FEATURES_SUM) || { echo "$(URL): sha256 of all sums $$sum, expected" \
+	  "$(FEATURES_SUM)"; exit 1; }
+	@mv $@.tmp $@
 
 # $(call unzip,END): the file of the zip whose path ends so
 unzip = @mkdir -p $(@D); python3 -c "$$UNZIP" $< $1 > $@.tmp && mv $@.tmp $@ || \
@@ -332,11 +372,13 @@ data/wiki/valid.json: $(WIKI).train.raw $(WIKI).valid.raw \
 
 # The names to ask for
 ALL := $(GLUED) $(PLAIN) PIQA
-.PHONY: data/tasks $(ALL:%=data/tasks/%) data/wiki data/weights data/weights/resnet152 \
+.PHONY: data/tasks $(ALL:%=data/tasks/%) data/wiki data/msrvtt data/weights data/weights/resnet152 \
   data/weights/resnext101 data/weights/bert-base-uncased
 data/tasks: $(ALL:%=data/tasks/%)
 $(foreach task,$(ALL),$(eval data/tasks/$(task): $(call files,$(task))))
 data/wiki: data/wiki/valid.json
+data/msrvtt: data/msrvtt/splits.json data/msrvtt/text/valid.json \
+  data/msrvtt-words/features/words/stream.json
 data/weights: $(WEIGHTS)
 data/weights/resnet152: $(word 1,$(WEIGHTS))
 data/weights/resnext101: $(word 2,$(WEIGHTS))
@@ -360,3 +402,35 @@ data/weights/vidlankd:
 	@echo "The authors' models lie on Google Drive, linked from https://github.com/zinengtang/VidLanKD"
 	@echo "Take them with a browser."
 	@exit 1
+
+# --------------------------------------------------------------------------------------------------
+# Real film, small: features of 1,000 films of MSR-VTT with twenty sentences each. Files are
+# fetched, or lie in the folder that the environment variable REAL_DATA names. Resumes like claims.
+
+ifdef REAL_DATA
+FILMS     := $(REAL_DATA)/msrvtt
+FILMVOCAB := $(REAL_DATA)/vocab/bert-base-uncased-vocab.txt
+FILMSTS   := $(REAL_DATA)/glue/STS-B
+else
+FILMS     := data/downloads/msrvtt
+FILMVOCAB := data/weights/bert-base-uncased
+FILMSTS   := data/tasks/STS-B
+FILMFILES  = $(MSRVTT) $(MSRVTT_FEATURES) $(FILMVOCAB)/vocab.txt
+endif
+FILMSEEDS := $(if $(filter file,$(origin SEEDS)),10 11 12 13 14 15 16 17 18 19,$(SEEDS))
+FILMED    := runs/film
+FILMRUNS  := $(addprefix $(FILMED)/seed-$(firstword $(FILMSEEDS))/,plain of-film film)
+data/msrvtt/splits.json: $(FILMFILES) | $(ENV)
+	$(PYTHON) tests/film.py files --source $(FILMS) --out data/msrvtt
+	$(PYTHON) data.py captions --videos data/msrvtt/features/film \
+	  --captions data/msrvtt/caption.json --vocab $(FILMVOCAB) --out data/msrvtt
+data/msrvtt/text/valid.json: data/msrvtt/splits.json
+	$(PYTHON) data.py text --train data/msrvtt/text/train.txt --valid data/msrvtt/text/valid.txt \
+	  --min-words 1 --vocab $(FILMVOCAB) --out data/msrvtt/text
+data/msrvtt-words/features/words/stream.json: data/msrvtt/splits.json
+	$(PYTHON) tests/film.py words --data data/msrvtt --out data/msrvtt-words
+film: data/msrvtt $(if $(REAL_DATA),,data/tasks/STS-B)
+	$(PYTHON) tests/film.py make --seeds $(FILMSEEDS) --jobs $(JOBS) --runs $(FILMED) \
+	  --source $(FILMS) --sts $(FILMSTS)
+	$(PYTHON) evaluate.py report $(FILMRUNS) --claims $(FILMED)/film.json \
+	  --out $(FILMED)/report.html

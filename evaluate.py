@@ -3,6 +3,7 @@
     python evaluate.py table runs/text-only runs/student runs/teacher      # a column a run
     python evaluate.py probe runs/text-only runs/student runs/teacher      # what a noun tells
     python evaluate.py retrieve runs/teacher runs/student                  # text -> held-out clips
+    python evaluate.py sts runs/student FOLDER                             # alike sentences
     python evaluate.py squad dev-v2.0.json predictions.json --na-prob null_odds.json
     python evaluate.py claims --values tests/claims.jsonl                  # the paper's claims
     python evaluate.py report runs/*                                       # all of it in one page
@@ -555,21 +556,18 @@ def ridge_probe(train_x, train_y, test_x):
 
 
 @torch.no_grad()
-def noun_vectors(folder, nouns, device="cpu"):
-    """The hidden state of each noun, averaged over the mini world's sentences: float64 [N, H].
+def noun_vectors(folder, texts, device="cpu"):
+    """The hidden state of each noun, averaged over texts of equal weight: float64 [N, H].
 
-    Sentences name every action equally often; the model has seen their like in pretraining.
+    texts: {noun, a single token: its texts, each of which names it}.
     """
     config, bert, _ = model.load_hf(folder)
     bert.eval().to(device)
     tokenizer = data.load_tokenizer(folder)
     tokenizer.enable_padding(pad_id=config.pad_token_id)
     vectors = []
-    for noun in nouns:
-        texts = []
-        for template in data.SPOKEN:   # each names the noun once
-            texts += [template.format(a=action, n=noun) for action in data.ACTIONS]
-        encoded = [encoding.ids for encoding in tokenizer.encode_batch(texts)]
+    for noun, naming in texts.items():
+        encoded = [encoding.ids for encoding in tokenizer.encode_batch(naming)]
         tokens = torch.tensor(encoded, device=device)                  # [sentences, L]
         hidden = bert(tokens, tokens != config.pad_token_id)           # [sentences, L, H]
         named = tokens == tokenizer.token_to_id(noun)                  # True = the noun
@@ -584,7 +582,11 @@ def probe(run, world, device="cpu"):
     RUN/probe.json.
     """
     nouns = list(world["nouns"])
-    vectors = noun_vectors(Path(run) / "model", nouns, device)
+    texts = {noun: [] for noun in nouns}
+    for noun in nouns:
+        for template in data.SPOKEN:   # the model has seen their like; each names the noun once
+            texts[noun] += [template.format(a=action, n=noun) for action in data.ACTIONS]
+    vectors = noun_vectors(Path(run) / "model", texts, device)
     group = np.array([world["nouns"][noun]["group"] for noun in nouns])
     fitted = group == "train"
     out = {}
@@ -613,6 +615,90 @@ def show_probes(args):
         columns.append((name, [f"{100 * row[name]:.1f}" for row in rows.values()]))
     print("linear probe of the noun's hidden state, fitted on task-train nouns, accuracy in %")
     print_columns(list(rows), columns)
+
+
+# --------------------------------------------------------------------------------------------------
+# Similarity of sentences, without fine-tuning
+
+
+def sts_pairs(folder, left_out=()):
+    """STS-B's train and dev pairs -> ({genre: [(sentence, sentence, score by people)]}, {genre: how
+    many were left out}). Genres: captions by their file (MSRvid, images, ...), news, forums.
+
+    left_out: sentences; pairs with one of them, whatever its articles and marks, stay out.
+    """
+    barred = {tuple(finetune.normal_words(sentence)) for sentence in left_out}
+    pairs = defaultdict(list)
+    missing = defaultdict(int)
+    for split in ("train.tsv", "dev.tsv"):
+        columns = ["genre", "filename", "sentence1", "sentence2", "score"]
+        for _, row in finetune.read_table(Path(folder, split), columns):
+            genre = row["genre"].removeprefix("main-")
+            if genre == "captions":
+                genre = row["filename"]
+            if genre == "forum":   # train's name of dev's forums
+                genre = "forums"
+            sentences = row["sentence1"], row["sentence2"]
+            if barred.isdisjoint(tuple(finetune.normal_words(each)) for each in sentences):
+                pairs[genre].append((*sentences, float(row["score"])))
+            else:
+                missing[genre] += 1
+    return pairs, missing
+
+
+@torch.no_grad()
+def sts(run, pairs, device="cpu"):
+    """{genre: Spearman of people's scores with the cosines of mean hidden states}, of a run or of
+    any BERT folder. The mean of all sentences of a genre is taken off first."""
+    folder, _, _ = finetune.locate_model(run)
+    config, bert, _ = model.load_hf(folder)
+    bert.eval().to(device)
+    tokenizer = data.load_tokenizer(folder)
+    tokenizer.enable_padding(pad_id=config.pad_token_id)
+    tokenizer.enable_truncation(config.block)
+    out = {}
+    for genre, rows in pairs.items():
+        first, second, scores = zip(*rows)
+        sentences = [*first, *second]
+        means = []
+        for low in range(0, len(sentences), 256):
+            encoded = tokenizer.encode_batch(sentences[low:low + 256])
+            tokens = torch.tensor([each.ids for each in encoded], device=device)   # [256, L]
+            hidden = bert(tokens, tokens != config.pad_token_id)           # [256, L, H]
+            real = ~data.special_mask(tokens, data.special_ids(tokenizer))   # True = counts
+            means.append(model.masked_mean(hidden, real))                  # [256, H]
+        vectors = torch.cat(means)
+        vectors = vectors - vectors.mean(0)                                # [2 pairs, H]
+        cosines = F.cosine_similarity(*vectors.chunk(2))                   # [pairs]
+        out[genre] = finetune.spearman(scores, cosines.tolist())
+    return out
+
+
+def captions_less_rest(similarity):
+    """Captions of films and pictures, less news and forums: what sight should help, less the rest.
+    similarity: {genre: Spearman}."""
+    seen = (similarity["MSRvid"] + similarity["images"]) / 2
+    return seen - (similarity["news"] + similarity["forums"]) / 2
+
+
+def show_sts(args):
+    """`sts`: a row a genre, a column a run."""
+    left_out = []
+    if args.leave_out:
+        for captions in data.read_json(args.leave_out, "make data/msrvtt").values():
+            left_out += captions["text"]
+    pairs, missing = sts_pairs(args.data, left_out)
+    device = data.Processes(args.device).device
+    columns = [("pairs", [str(len(rows)) for rows in pairs.values()] + [""])]
+    for name, run in zip(names_of(args.runs, args.names), args.runs):
+        similarity = sts(run, pairs, device)
+        values = [*similarity.values(), captions_less_rest(similarity)]
+        columns.append((name, [f"{100 * value:.1f}" for value in values]))
+    print("Spearman x 100 of people's scores with cosines of mean hidden states (STS-B)\n")
+    print_columns([*pairs, "(MSRvid + images - news - forums) / 2"], columns)
+    if args.leave_out:
+        counts = ", ".join(f"{count} of {genre}" for genre, count in missing.items())
+        print(f"left out, with a sentence of {args.leave_out}: {counts or 'none'}")
 
 
 # --------------------------------------------------------------------------------------------------
@@ -919,8 +1005,6 @@ def measure_cell(arm, seed, run):
 
 def make_cells(cells, runs, jobs):
     """Makes what RUNS/values.jsonl lacks of these cells, `jobs` at once. Returns how many failed.
-
-    A cell is added as soon as it is made. One that fails stops none but those it is the teacher of.
     """
     file = Path(runs, "values.jsonl")
     known = read_values(file) if file.exists() else {}
@@ -929,14 +1013,29 @@ def make_cells(cells, runs, jobs):
         cell = known.get((arm, seed), {"flags": None})
         if cell["flags"] != recipe(arm) or not cell["tasks"].keys() >= set(tasks):
             missing[arm, seed] = tasks
-    pool = ThreadPoolExecutor(jobs)
-    started = {}
-    # teachers first: what waits for one never keeps it from running
-    for arm, seed in sorted(missing, key=lambda key: key[0] in TRAINED):
+
+    def make(arm, seed, teacher):
         folder = Path(runs, f"world-{seed}")
         folder.mkdir(parents=True, exist_ok=True)
+        return make_cell(arm, seed, missing[arm, seed], folder, teacher)
+    # teachers first: what waits for one never keeps it from running
+    ordered = sorted(missing, key=lambda key: key[0] in TRAINED)
+    return run_cells(ordered, teacher_of, make, file, jobs)
+
+
+def run_cells(ordered, teacher_of, make, file, jobs):
+    """Makes cells [(arm, seed)], teachers before their students, `jobs` at once. Returns how many
+    failed.
+
+    make(arm, seed, teacher): the cell, a dict; teacher: the future of its teacher's cell, or None
+    where that is there. A cell is added to the file as soon as it is made. One that fails stops
+    none but those it is the teacher of.
+    """
+    pool = ThreadPoolExecutor(jobs)
+    started = {}
+    for arm, seed in ordered:
         teacher = started.get((teacher_of(arm), seed))
-        started[arm, seed] = pool.submit(make_cell, arm, seed, missing[arm, seed], folder, teacher)
+        started[arm, seed] = pool.submit(make, arm, seed, teacher)
     keys = {cell: key for key, cell in started.items()}
     failed = 0
     try:
@@ -1679,6 +1778,14 @@ def main(argv=None):
     command.add_argument("--data", default="data/mini", help="the mini world's folder")
     command.add_argument("--device", default="auto", help="auto, cpu, cuda, mps")
     command.set_defaults(function=show_probes)
+
+    command = commands.add_parser("sts", help="similarity of sentences by genre, no fine-tuning")
+    command.add_argument("runs", nargs="+", help="run folders, or any BERT in Hugging Face form")
+    command.add_argument("--names", nargs="+", help="their names (default: the folders')")
+    command.add_argument("--data", default="data/tasks/STS-B", help="STS-B's folder")
+    command.add_argument("--leave-out", help="captions as JSON: pairs with one of them stay out")
+    command.add_argument("--device", default="auto", help="auto, cpu, cuda, mps")
+    command.set_defaults(function=show_sts)
 
     command = commands.add_parser("claims", help="the paper's comparisons over worlds")
     command.add_argument("--runs", default="runs/claims", help="holds values.jsonl, claims.json")

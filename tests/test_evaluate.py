@@ -327,24 +327,23 @@ def test_ridge_probe_takes_the_strength_of_the_least_error():
     assert evaluate.ridge_probe(x, y, x) == pytest.approx(best[2])
 
 
-def test_noun_vectors_are_means_over_single_sentences(mini, runs, monkeypatch):
+def test_noun_vectors_are_means_over_single_sentences(mini, runs):
     """Against a sentence at a time, without padding."""
-    monkeypatch.setattr(data, "SPOKEN", ["we {a} the {n}", "my {n} is this so {a} it"])
-    nouns = list(data.read_json(mini / "world.json", "")["nouns"])[:5]
     folder = runs / "student" / "model"
     _, bert, _ = model.load_hf(folder)
     tokenizer = data.load_tokenizer(folder)
+    texts = {}
     expected = []
     with torch.no_grad():
-        for noun in nouns:
+        for noun in list(data.read_json(mini / "world.json", "")["nouns"])[:5]:
+            texts[noun] = [f"we drop the {noun}", f"my {noun} is this so heat it"]
             vectors = []
-            for template in data.SPOKEN:
-                for action in data.ACTIONS:
-                    encoding = tokenizer.encode(template.format(a=action, n=noun))
-                    hidden = bert.eval()(torch.tensor([encoding.ids]))[0]       # [L, H]
-                    vectors.append(hidden[encoding.tokens.index(noun)])
+            for text in texts[noun]:
+                encoding = tokenizer.encode(text)
+                hidden = bert.eval()(torch.tensor([encoding.ids]))[0]           # [L, H]
+                vectors.append(hidden[encoding.tokens.index(noun)])
             expected.append(torch.stack(vectors).mean(0))
-    assert evaluate.noun_vectors(folder, nouns) == pytest.approx(torch.stack(expected), abs=1e-6)
+    assert evaluate.noun_vectors(folder, texts) == pytest.approx(torch.stack(expected), abs=1e-6)
 
 
 # --------------------------------------------------------------------------------------------------
