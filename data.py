@@ -1403,6 +1403,11 @@ def extract_all(films, streams, out, workers, devices, weights, precision):
     waiting = deque(films)
     running = {}   # future: id of the film, pool, device
     failed = set()   # ids of films that are tried once more
+    pools = []
+
+    def begin(device):
+        pools.append(ProcessPoolExecutor(1, initializer=start_worker))
+        begin_next(pools[-1], device)
 
     def begin_next(pool, device):
         if waiting:
@@ -1415,7 +1420,7 @@ def extract_all(films, streams, out, workers, devices, weights, precision):
         for device in devices[:workers]:
             networks[device] = start_networks(cnns, weights, device, precision)
         for device in islice(cycle(devices or [None]), workers):
-            begin_next(ProcessPoolExecutor(1, initializer=start_worker), device)
+            begin(device)
         while running:
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 video, pool, device = running.pop(future)
@@ -1436,13 +1441,14 @@ def extract_all(films, streams, out, workers, devices, weights, precision):
                 else:
                     failed.add(video)
                     waiting.append(video)
-                begin_next(ProcessPoolExecutor(1, initializer=start_worker), device)
+                begin(device)
     finally:
         for process, _ in networks.values():
             process.shutdown()
         for process in multiprocessing.active_children():   # nothing is lost: the film begins anew
             process.kill()
-            process.join()
+        for pool in pools:   # its thread ends before Python does
+            pool.shutdown()
 
 
 def read_stream(folder, made_by):
