@@ -28,7 +28,7 @@ from typing import NamedTuple
 
 import av
 import numpy as np
-import scipy.stats
+import scipy
 import torch
 import torch.nn.functional as F
 from tqdm import tqdm

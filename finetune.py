@@ -21,6 +21,7 @@ import json
 import math
 import os
 import re
+import statistics
 import string
 import sys
 import time
@@ -30,7 +31,7 @@ from pathlib import Path
 from typing import Callable, NamedTuple
 
 import numpy as np
-import scipy.stats
+import scipy
 import torch
 import torch.nn.functional as F
 
@@ -285,7 +286,7 @@ def score(name, labels, predictions):
     """{metric: value or None, "n": rows, "chance": the single number of one answer to all rows, the
     most common label, or "" in SQuAD}."""
     metrics = TASKS[name].metrics
-    constant = "" if TASKS[name].kind == "span" else scipy.stats.mode(labels).mode
+    constant = "" if TASKS[name].kind == "span" else statistics.mode(sorted(labels))
     constants = np.full(len(labels), constant)
     values = {metric: function(labels, predictions) for metric, function in metrics}
     chance = {metric: function(labels, constants) for metric, function in metrics}
@@ -307,7 +308,7 @@ def accuracy_by(labels, predictions, groups, metrics=()):
     for name, rows in sorted(rows_of.items()):
         own = labels[rows]
         cells[name] = {"accuracy": accuracy(own, predictions[rows]), "n": len(rows),
-                       "chance": accuracy(own, scipy.stats.mode(own).mode)}
+                       "chance": accuracy(own, statistics.mode(sorted(own)))}
         for metric, function in metrics:
             cells[name][metric] = function(own, predictions[rows])
     return cells
@@ -864,7 +865,8 @@ def make_head(kind, classes, config):
 def scores_of(kind, bert, head, batch, candidates):
     """fp32 scores of classes [B, classes], values [B] (regression), of candidates [B, C] (choice),
     of starts and ends [B, L, 2] (span, -inf at padding)."""
-    out = head(bert(*batch)).float()   # [B*C, outputs]; span: [B, L, 2]
+    hidden = bert(*batch, first_only=kind != "span")
+    out = head(hidden).float()   # [B*C, outputs]; span: [B, L, 2]
     if kind == "span":
         return out.masked_fill(~batch[1][:, :, None], -torch.inf)
     if kind == "choice":

@@ -118,14 +118,20 @@ class Layer(nn.Module):
         self.mlp_norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
-    def forward(self, x, mask):
-        """x: [B, L, H]; mask: bool [B, 1, 1, L], True = may be attended to, or None for all."""
+    def forward(self, x, mask, first_only=False):
+        """x: [B, L, H]; mask: bool [B, 1, 1, L], True = may be attended to, or None for all.
+
+        first_only: only the first token is carried on, to which all are still shown: [B, 1, H].
+        """
         B, L, H = x.shape
         qkv = self.qkv(x).view(B, L, 3, self.heads, H // self.heads)
         query, key, value = qkv.permute(2, 0, 3, 1, 4)                      # [B, heads, L, d]
+        if first_only:
+            x = x[:, :1]
+            query = query[:, :, :1]
         dropout = self.attention_dropout.p if self.training else 0.0
         attended = attention(query, key, value, mask, dropout)
-        attended = attended.transpose(1, 2).reshape(B, L, H)                # [B, L, H]
+        attended = attended.transpose(1, 2).reshape(x.shape)                # [B, L, H]
         x = self.attention_norm(x + self.dropout(self.attention_out(attended)))
         return self.mlp_norm(x + self.dropout(self.mlp_out(F.gelu(self.mlp_in(x)))))
 
@@ -154,19 +160,21 @@ class Bert(nn.Module):
         self.layers = nn.ModuleList([Layer(config) for _ in range(config.num_hidden_layers)])
         init_weights(self, config.initializer_range)
 
-    def forward(self, tokens, mask=None, segments=None):
+    def forward(self, tokens, mask=None, segments=None, first_only=False):
         """tokens: int [B, L]; mask: bool [B, L], True = real (None: all); segments: int [B, L].
 
-        Returns the last hidden states [B, L, H]. Segments default to 0.
+        Returns the last hidden states [B, L, H], or of the first token alone [B, 1, H], which saves
+        most of the last layer. Segments default to 0.
         """
         segment = self.segments.weight[0] if segments is None else self.segments(segments)
         positions = self.positions.weight[:tokens.shape[1]]                 # [L, H]
         x = self.tokens(tokens) + positions + segment                       # [B, L, H]
         x = self.dropout(self.embedding_norm(x))
         attend = None if mask is None else mask[:, None, None, :]           # [B, 1, 1, L]
-        for layer in self.layers:
+        *earlier, last = self.layers
+        for layer in earlier:
             x = layer(x, attend)
-        return x
+        return last(x, attend, first_only)
 
 
 def set_dropout(config, bert, dropout):

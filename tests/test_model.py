@@ -42,6 +42,23 @@ def batch(config=CONFIG, B=5, L=17):
     return tokens, mask, segments
 
 
+def test_the_first_token_alone_is_the_same():
+    """Output and every gradient: to attention, the last layer still shows all tokens."""
+    bert, _ = make()
+    bert.double()
+    tokens, mask, segments = batch()
+    weights = torch.randn(5, 1, CONFIG.hidden_size, dtype=torch.float64)
+
+    def gradients(hidden):
+        return torch.autograd.grad((hidden * weights).sum(), list(bert.parameters()))
+
+    whole = bert(tokens, mask, segments)[:, :1]
+    alone = bert(tokens, mask, segments, first_only=True)
+    assert alone.shape == whole.shape and (alone - whole).abs().max() < 1e-12
+    for one, other in zip(gradients(alone), gradients(whole)):
+        assert (one - other).abs().max() < 1e-11
+
+
 # --- Hugging Face files
 
 
