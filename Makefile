@@ -50,10 +50,13 @@ PYTHON  := .venv/bin/python
 ENV     := .venv/installed
 TESTENV := .venv/installed-tests
 endif
-# Mini models are so small that two stages, one core each, beat one stage on two.
+# Mini models are so small that two stages, one core each, beat one stage on two; but for teacher
+# and student all else waits, so these take two, and their neighbours give way.
 ifeq ($(SIZE),mini)
 MAKEFLAGS += --jobs=$(JOBS)
 export OMP_NUM_THREADS ?= 1
+URGENT := $(if $(filter file,$(origin OMP_NUM_THREADS)),OMP_NUM_THREADS=$(JOBS))
+PATIENT := nice -n 19
 endif
 LAUNCH := $(PYTHON)
 ifneq ($(NPROC),1)
@@ -70,8 +73,8 @@ TEXTONLY := $(RUN)/text-only/model/distill_heads.pt
 .DEFAULT_GOAL := table
 # whole as soon as it has its name: an interrupted make would delete it
 .PRECIOUS: $(DATA)/world.json
-.PHONY: all data teacher distill baseline finetune probes retrieval table claims film test bench \
-  FORCE
+.PHONY: all data teacher distill baseline finetune probes retrieval cells report table claims film \
+  test bench FORCE
 all: table
 data: $(DATA)/splits.json $(TEXT)/valid.json
 teacher: $(TEACHER)
@@ -107,12 +110,10 @@ ifneq ($(MINI),)
 # data.py says whether it would still make the same world
 $(DATA)/world.json: data.py | $(RUN)/asked $(ENV)
 	$(call timed,mini world,$(PYTHON) data.py mini --seed $(SEED) --out $(DATA))
-$(DATA)/features/left_out.tsv: $(DATA)/world.json
+$(DATA)/splits.json: $(DATA)/world.json
 	$(call timed,video features,$(PYTHON) data.py video --videos $(DATA)/videos \
-	  --streams frame motion --out $(DATA))
-$(DATA)/splits.json: $(DATA)/features/left_out.tsv
-	$(call timed,caption tokens,$(PYTHON) data.py captions --videos $(DATA)/videos \
-	  --captions $(DATA)/caption.json --vocab $(DATA)/tokenizer.json --out $(DATA))
+	  --captions $(DATA)/caption.json --vocab $(DATA)/tokenizer.json --streams frame motion \
+	  --out $(DATA))
 $(DATA)/text/valid.json: $(DATA)/world.json
 	$(call timed,text tokens,$(PYTHON) data.py text --train $(DATA)/text/train.txt \
 	  --valid $(DATA)/text/valid.txt --vocab $(DATA)/tokenizer.json --out $(DATA)/text)
@@ -130,23 +131,22 @@ endif
 	@exit 1
 
 # --------------------------------------------------------------------------------------------------
-# Stages. Each goes on where it was stopped. The text-only student and the first fine-tunings run
-# beside teacher and student, and give way (nice): for these two all else waits.
+# Stages. Each goes on where it was stopped.
 
 # contrastive loss and masked language modelling on clips and captions
 $(TEACHER): $(DATA)/splits.json $(RUN)/asked | $(ENV)
-	$(call timed,teacher,$(LAUNCH) teacher.py --data $(DATA) --size $(SIZE) --seed $(SEED) \
+	$(call timed,teacher,$(URGENT) $(LAUNCH) teacher.py --data $(DATA) --size $(SIZE) --seed $(SEED) \
 	  $(if $(STREAMS),--streams $(STREAMS)) --out $(RUN)/teacher)
 	@touch $@
 # the frozen teacher's text encoder -> a student that sees text alone (NST + CRD)
 $(STUDENT): $(TEACHER) $(TEXT)/valid.json
-	$(call timed,student,$(LAUNCH) distill.py --teacher $(RUN)/teacher --text $(TEXT) \
+	$(call timed,student,$(URGENT) $(LAUNCH) distill.py --teacher $(RUN)/teacher --text $(TEXT) \
 	  --size $(SIZE) --seed $(SEED) --out $(RUN)/student)
 	@touch $@
 # the same student without a teacher; beside it, not beside the features, for which all wait
 $(TEXTONLY): $(TEXT)/valid.json $(RUN)/asked | $(ENV) $(if $(MINI),$(DATA)/splits.json)
-	$(call timed,text-only,nice $(LAUNCH) distill.py --objective none --text $(TEXT) --size $(SIZE) \
-	  --seed $(SEED) --out $(RUN)/text-only)
+	$(call timed,text-only,$(PATIENT) $(LAUNCH) distill.py --objective none --text $(TEXT) \
+	  --size $(SIZE) --seed $(SEED) --out $(RUN)/text-only)
 	@touch $@
 
 # always run: finetune.py leaves alone what is complete
@@ -156,23 +156,25 @@ $(filter finetune/student/%,$(FINETUNED)): $(STUDENT)
 $(filter finetune/teacher/%,$(FINETUNED)): $(TEACHER)
 $(filter finetune/text-only/%,$(FINETUNED)): $(TEXTONLY)
 $(FINETUNED): finetune/%:
-	$(call timed,finetune $*,$(if $(filter student,$(*D)),,nice) $(LAUNCH) finetune.py \
+	$(call timed,finetune $*,$(if $(filter student,$(*D)),,$(PATIENT)) $(LAUNCH) finetune.py \
 	  --model $(RUN)/$(*D) --data $(TASKDIR) --task $(*F) --seed $(FTSEEDS))
 
 RUNS := $(RUN)/text-only $(RUN)/student $(RUN)/teacher
 NAMED := $(RUNS) --names "text-only student" "NST+CRD student" "teacher's text encoder"
-# beside the last fine-tuning
 probes: $(TEACHER) $(STUDENT) $(TEXTONLY)
 	@$(PYTHON) evaluate.py probe $(RUNS) --data $(DATA) > $(RUN)/probes.txt
 retrieval: $(TEACHER) $(STUDENT)
 	@$(PYTHON) evaluate.py retrieve $(RUN)/teacher $(RUN)/student --data $(DATA) \
 	  > $(RUN)/retrieval.txt
-table: $(FINETUNED) $(if $(MINI),probes) retrieval
-	@$(PYTHON) evaluate.py table $(NAMED)
-	@cat $(if $(MINI),$(RUN)/probes.txt) $(RUN)/retrieval.txt
+cells: $(FINETUNED)
+	@$(PYTHON) evaluate.py table $(NAMED) > $(RUN)/table.txt
+report: $(FINETUNED) $(if $(MINI),probes) retrieval
+	@$(PYTHON) evaluate.py report $(NAMED) > $(RUN)/report.txt
+table: cells report
+	@cat $(RUN)/table.txt $(if $(MINI),$(RUN)/probes.txt) $(RUN)/retrieval.txt
 	@echo "seconds by stage:"
 	@awk -F'\t' '{printf "  %-24s %5d\n", $$1, $$2}' $(RUN)/seconds.tsv
-	@$(PYTHON) evaluate.py report $(NAMED)
+	@cat $(RUN)/report.txt
 
 # --------------------------------------------------------------------------------------------------
 # Claims: many arms in several worlds. What is there is not made again; what fails stops no other.
