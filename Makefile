@@ -50,14 +50,15 @@ PYTHON  := .venv/bin/python
 ENV     := .venv/installed
 TESTENV := .venv/installed-tests
 endif
-# Mini models are so small that two stages, one core each, beat one stage on two. For teacher and
-# student all else waits, so their neighbours give way. glibc would return large arrays to the
-# kernel, which clears their pages anew: a fifth of the time of video features and fine-tuning.
+# Mini models are so small that two stages, one core each, beat one stage on two. Only the teacher,
+# for which all else waits, takes two; what nobody waits for gives way. glibc would return large
+# arrays to the kernel, which clears their pages anew: a fifth of the time of video features.
 ifeq ($(SIZE),mini)
 MAKEFLAGS += --jobs=$(JOBS)
 export OMP_NUM_THREADS ?= 1
 export MALLOC_MMAP_THRESHOLD_ ?= 536870912
 export MALLOC_TRIM_THRESHOLD_ ?= 536870912
+URGENT  := $(if $(filter file,$(origin OMP_NUM_THREADS)),OMP_NUM_THREADS=$(JOBS))
 PATIENT := nice -n 19
 endif
 LAUNCH := $(PYTHON)
@@ -137,7 +138,7 @@ endif
 
 # contrastive loss and masked language modelling on clips and captions
 $(TEACHER): $(DATA)/splits.json $(RUN)/asked | $(ENV)
-	$(call timed,teacher,$(LAUNCH) teacher.py --data $(DATA) --size $(SIZE) --seed $(SEED) \
+	$(call timed,teacher,$(URGENT) $(LAUNCH) teacher.py --data $(DATA) --size $(SIZE) --seed $(SEED) \
 	  $(if $(STREAMS),--streams $(STREAMS)) --out $(RUN)/teacher)
 	@touch $@
 # the frozen teacher's text encoder -> a student that sees text alone (NST + CRD)

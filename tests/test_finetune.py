@@ -230,7 +230,7 @@ def run(tmp_path_factory, tiny_tokenizer):
 def start(run, *flags, out=None):
     """finetune.py; returns {file name: path} of the last task's seed 0."""
     flags = ["--model", run, "--data", run.parent / "tasks", "--device", "cpu", "--batch", 16,
-             "--lr", "3e-3", "--epochs", 6, "--precision", "fp32", "--out", out or run, *flags]
+             "--lr", "3e-3", "--epochs", 8, "--precision", "fp32", "--out", out or run, *flags]
     finetune.main([str(flag) for flag in flags])
 
 
