@@ -436,6 +436,11 @@ def positive(text):
     return int(text)
 
 
+def count(text):
+    """The type of flags that may be 0."""
+    return int(text) and positive(text)
+
+
 def stage_parser(description):
     """The flags that both pretraining stages have; None is filled in from --size."""
     parser = argparse.ArgumentParser(description=description,
@@ -453,7 +458,8 @@ def stage_parser(description):
     flag("--precision", choices=["auto", "bf16", "fp32"], default="auto")
     flag("--device", default="auto", help="auto, cpu, cuda, mps")
     flag("--compile", choices=["auto", "on", "off"], default="auto", help="auto: on a GPU")
-    flag("--workers", type=int, help="processes that make batches (default: one; on a GPU up to 8)")
+    flag("--workers", type=count, help="processes that make batches (default: one; on a GPU up to "
+         "8)")
     flag("--seed", type=int, default=0)
     flag("--log-every", type=positive, help="steps")
     flag("--valid-every", type=positive, help="steps")
@@ -482,11 +488,9 @@ class Log:
         if not master:
             return
         kept = ""
-        if Path(path).exists():
-            for line in Path(path).read_text().splitlines():
-                # the last line may be cut; lines past the checkpoint will be written again
-                if line.endswith("}") and json.loads(line)["step"] <= resume_step:
-                    kept += line + "\n"
+        for line in log_lines(path):
+            if line["step"] <= resume_step:   # what is past the checkpoint will be written again
+                kept += json.dumps(line) + "\n"
         write_text(path, kept)
         self.file = open(path, "a", buffering=1)
 
@@ -503,6 +507,19 @@ class Log:
         rate = max(step - self.first_step, 1) / max(seconds, 1e-9)
         print(f"{self.name} {step:>6}/{total}{shown}  | {rate:.1f} steps/s, "
               f"{(total - step) / rate:.0f} s left", flush=True)
+
+
+def log_lines(path):
+    """The lines of a log.jsonl as dicts, none if there is none. A cut or damaged line is left out.
+    """
+    lines = []
+    if Path(path).exists():
+        for line in Path(path).read_text(encoding="utf-8", errors="replace").splitlines():
+            try:
+                lines.append(dict(**json.loads(line)))
+            except (ValueError, TypeError):
+                continue
+    return lines
 
 
 def write_text(path, text):

@@ -65,12 +65,8 @@ def names_of(runs, given=None):
 
 
 def read_log(run):
-    """The lines of a folder's log.jsonl as dicts; [] for none. A cut line is left out."""
-    log = Path(run) / "log.jsonl"
-    if not log.exists():
-        return []
-    lines = log.read_text(encoding="utf-8").splitlines()
-    return [json.loads(line) for line in lines if line.endswith("}")]
+    """The lines of a pretraining or fine-tuning run's log, as dicts."""
+    return data.log_lines(Path(run) / "log.jsonl")
 
 
 def seconds_by_stage(run):

@@ -244,7 +244,7 @@ def test_run_learns_and_writes_every_file(run, capsys):
     metrics = metrics_of(folder)
     assert metrics["dev"]["accuracy"] >= 0.95
     assert metrics["dev"]["n"] == 40 and metrics["dev"]["chance"] == 0.5
-    assert metrics["train_rows"] == 160 and metrics["steps"] == 60 and metrics["seconds"] > 0
+    assert metrics["train_rows"] == 160 and metrics["steps"] == 80 and metrics["seconds"] > 0
     assert not metrics["majority"] and "test" not in metrics
     assert {path.name for path in folder.iterdir()} == {
         "args.json", "lock", "log.jsonl", "metrics.json", "predictions-dev.tsv",
@@ -260,7 +260,7 @@ def test_run_learns_and_writes_every_file(run, capsys):
     args = json.loads((folder / "args.json").read_text())
     assert args["arguments"]["lr"] == 3e-3 and args["arguments"]["seed"] == 0
     assert args["settled precision"] == "fp32" and "torch" in args
-    assert json.loads((folder / "log.jsonl").read_text().splitlines()[-1])["step"] == 60
+    assert json.loads((folder / "log.jsonl").read_text().splitlines()[-1])["step"] == 80
     assert "RTE seed 1: dev " in capsys.readouterr().out
 
     # a rerun changes nothing and says so; other flags make it again
@@ -286,9 +286,10 @@ def test_other_weights_and_other_files_make_a_run_again(run, tmp_path, tiny_toke
     write(path.with_name(".DS_Store.bin"), "a file manager's")
     start(own, "--task", "RTE")
     assert "complete, nothing to do" in capsys.readouterr().out
-    # of a run that was moved, and of another way to write the folder, nothing is made again
+    # of a run that was moved, of another way to write the folder, and in other parts of a batch,
+    # nothing is made again
     own = own.rename(tmp_path / "moved")
-    start(own, "--task", "RTE", "--data", f"{tmp_path}/tasks/")
+    start(own, "--task", "RTE", "--data", f"{tmp_path}/tasks/", "--accumulate", 4)
     assert "complete, nothing to do" in capsys.readouterr().out
     save_model(own / "model", tiny_tokenizer, seed=1)
     start(own, "--task", "RTE")

@@ -255,7 +255,7 @@ def test_log_resumes_at_the_checkpoint(tmp_path):
         log(step, 100, loss=step / 7, note="x")
     log.file.close()
     with open(path, "a") as file:
-        file.write('{"step": 40, "loss": 1.')   # killed while writing
+        file.write('x{"step": 35}\n3\n{"step": 40, "loss": 1.')   # damaged; killed while writing
     log = data.Log(path, True, 20)              # the checkpoint is of step 20: 30 will come again
     log(30, 100, loss=0.5)
     log.file.close()

@@ -801,11 +801,14 @@ def test_weights_that_are_not_finite_are_never_saved(stage, flags, mini, taught,
 @pytest.mark.parametrize("stage, flags", [
     (teacher, ["--batch", "0"]), (teacher, ["--steps", "-5"]), (teacher, ["--log-every", "0"]),
     (teacher, ["--frames", "0"]), (distill, ["--accumulate", "0"]), (distill, ["--crd-queue", "0"]),
-    (finetune, ["--accumulate", "0"]), (finetune, ["--log-every", "0"])])
-def test_counts_are_at_least_one(stage, flags, capsys):
+    (finetune, ["--accumulate", "0"]), (finetune, ["--log-every", "0"]),
+    (teacher, ["--workers", "-1"])])
+def test_counts_are_positive_and_workers_no_less_than_none(stage, flags, capsys):
     with pytest.raises(SystemExit):
         stage.parse_args(flags)
-    assert f"argument {flags[0]}: invalid positive value: '{flags[1]}'" in capsys.readouterr().err
+    kind = "count" if flags[0] == "--workers" else "positive"
+    assert f"argument {flags[0]}: invalid {kind} value: '{flags[1]}'" in capsys.readouterr().err
+    assert distill.parse_args(["--workers", "0"]).workers == 0
 
 
 def test_collapse_is_said(mini, tmp_path, capsys):
