@@ -808,7 +808,7 @@ def test_counts_are_positive_and_workers_no_less_than_none(stage, flags, capsys)
         stage.parse_args(flags)
     kind = "count" if flags[0] == "--workers" else "positive"
     assert f"argument {flags[0]}: invalid {kind} value: '{flags[1]}'" in capsys.readouterr().err
-    assert distill.parse_args(["--workers", "0"]).workers == 0
+    assert teacher.parse_args(["--workers", "0"]).workers == 0
 
 
 def test_collapse_is_said(mini, tmp_path, capsys):
