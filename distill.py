@@ -102,7 +102,7 @@ class CRD(nn.Module):
     def side(self, anchor, positive, queue, log_c):
         """Loss of one side, a mean over N: unit anchor, positive [N, width], queue [K, width]."""
         shift = math.log(len(queue)) + log_c                                # log(K c)
-        anchor = anchor / self.temperature       # N x width divisions, not N x K
+        anchor = anchor / self.temperature                                  # cheaper than [N, K]
         right = (anchor * positive).sum(1) - shift                          # [N]
         wrong = anchor @ queue.T - shift                                    # [N, K]
         return (F.softplus(-right) + F.softplus(wrong).sum(1)).mean()
