@@ -2008,6 +2008,10 @@ class Clips:
         self.times = array("times", np.float32, (counts["kept"], 2))   # [captions, 2], seconds
         spans = array("spans", np.int64, (len(index["ids"]), 2))
         row_of = {video: row for row, video in enumerate(index["ids"])}
+        strangers = sorted(set(self.ids) - row_of.keys())
+        if strangers:
+            raise UserError(f"{folder}/splits.json names {strangers[0]}, captions/ does not; "
+                            f"`{made_by}` makes both")
         rows = [row_of[video] for video in self.ids]
         self.spans = spans[rows]   # [videos, 2]: first caption, last + 1
 

@@ -355,6 +355,9 @@ def test_what_a_data_folder_lacks_is_named(tmp_path, tiny_tokenizer):
         data.Clips(tmp_path, "train", ["z"], tiny_tokenizer, 12, 50)
     with pytest.raises(model.UserError, match="valid split holds no video"):
         data.Clips(tmp_path, "valid", ["a"], tiny_tokenizer, 12, 50)
+    data.write_json(tmp_path / "splits.json", {"train": ["v", "w"]})   # of other captions
+    with pytest.raises(model.UserError, match="splits.json names w, captions/ does not; `python"):
+        data.Clips(tmp_path, "train", ["a"], tiny_tokenizer, 12, 50)
     with pytest.raises(model.UserError, match="splits.json is missing; `python data.py captions"):
         data.Clips(tmp_path / "nowhere", "train", ["a"], tiny_tokenizer, 12, 50)
 
