@@ -550,7 +550,7 @@ def read_json(path, made_by):
 # flags that may differ between machines; of the paths, what lies there decides
 PATHS = ("device", "out", "data", "text", "teacher", "init", "bank", "model")
 # flags that change nothing of what a run computes
-FREE = (*PATHS, "dry_run", "log_every", "save_every", "compile", "workers")
+FREE = (*PATHS, "dry_run", "log_every", "save_every", "compile", "graphs", "workers")
 
 
 LOCKS = []   # open files: the folders of this process; closing them, or any end, gives them back

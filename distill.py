@@ -352,6 +352,8 @@ def parse_args(argv=None):
          "the encoder is this times MLM's, measured at step 0 and, for good, as warm-up ends")
     flag("--accumulate", type=data.positive, default=1, help="parts that a batch is worked off in, "
          "so that it fits into memory: the same loss and gradient")
+    flag("--graphs", action="store_true", help="compiled steps are CUDA graphs: quicker where the "
+         "batch of a process is small")
     flag("--crd-queue", type=data.positive, help="negatives a side")
     flag("--crd-tokens", type=data.positive, help="anchors a sequence")
     flag("--crd-temperature", type=float, default=0.07, help="as Tian et al.")
@@ -376,6 +378,8 @@ def parse_args(argv=None):
     if args.accumulate > 1 and ("ntxent" in args.objective or args.gradient_ratio is not None):
         raise model.UserError("ntxent and --gradient-ratio need the whole batch at once: leave "
                               "--accumulate out")
+    if args.accumulate > 1 and args.graphs:
+        raise model.UserError("--graphs is for batches that fit whole: leave --accumulate out")
     data.fill_in(args, {**weights, **DEFAULTS[args.size]})
     return args
 
@@ -594,7 +598,7 @@ def main(argv=None):
                     f"from step {first_step}")
     log = data.Log(run / "log.jsonl", writes, first_step)
 
-    losses_fast = model.compiled(losses_of, args.compile, device, processes.print)
+    losses_fast = model.compiled(losses_of, args.compile, device, processes.print, args.graphs)
     names = ["mlm", *args.objective]
     tracker = data.Tracker(names, device)
     share = processes.world * args.accumulate

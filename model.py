@@ -667,14 +667,15 @@ def gradient_norm(loss, parameters, total):
     return total(flat).norm()
 
 
-def compiled(function, asked, device, say):
+def compiled(function, asked, device, say, graphs=False):
     """`function` compiled, if `asked` is "on", or "auto" and the device a GPU; else as it is.
 
-    Where compiling fails (no compiler, an old GPU), that is said once, and it goes on as it is.
+    graphs: as CUDA graphs, which launch all kernels at once; what it returns is good until its next
+    call, and so are the gradients. Where compiling fails (no compiler, an old GPU), that is said once, and it goes on as it is.
     """
     if asked == "off" or (asked == "auto" and device.type != "cuda"):
         return function
-    chosen = torch.compile(function)
+    chosen = torch.compile(function, mode="reduce-overhead" if graphs else None)
 
     def call(*given):
         nonlocal chosen

@@ -21,15 +21,19 @@ import json
 import os
 import re
 import resource
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Callable, NamedTuple
+from unittest import mock
 
+import av
 import numpy as np
 import torch
 import torch.nn as nn
@@ -417,7 +421,8 @@ THEIRS = {"transformers, eager": None, "transformers, compiled": None}
 GPU_STEPS = {   # row: (size, sequences, {step: aim, at most this, in ms or "x" the compiled one})
     "gpu-base": ("base", 256, THEIRS | {"MLM": (0.75, "x"), "NST + CRD": (1.0, "x")}),
     "gpu-small": ("small", 256, THEIRS | {"MLM": (0.62, "x"), "NST + CRD": (26.0, "ms")}),
-    "gpu-rank": ("base", 64, {"MLM": (16.0, "ms")}),   # what one process of four does
+    "gpu-rank": ("base", 64,   # what one process of four does
+                 {"MLM": None, "MLM, graphs": (16.0, "ms"), "NST + CRD, graphs": None}),
 }
 
 
@@ -429,7 +434,7 @@ def refuse(said):
 def gpu_step(args, size, batch, name):
     """(one of GPU_STEPS as a function, FLOPs of its forward and backward)"""
     device = args.processes.device
-    nets = networks(args, ("nst", "crd") if name == "NST + CRD" else (), size, batch)
+    nets = networks(args, ("nst", "crd") if name.startswith("NST") else (), size, batch)
     asked = "off" if name == "transformers, eager" else "auto"
     if name in THEIRS:
         bert = transformers_bert(nets, nets.student)   # sdpa is its own choice
@@ -453,7 +458,7 @@ def gpu_step(args, size, batch, name):
             return our_losses(args, nets, args.autocast_type, step, function, parts)
     with FlopCounterMode(display=False) as counter:
         sum(losses_of(function, 0).values()).backward()
-    fast = model.compiled(function, asked, device, refuse)
+    fast = model.compiled(function, asked, device, refuse, "graphs" in name)
     step = stepper(modules, optimizer, partial(losses_of, fast), waits=False)
     return step, counter.get_total_flops()
 
@@ -481,12 +486,17 @@ def gpu_line(what, seconds, work, rate, peak):
             f"{peak / 2 ** 30:.1f}")
 
 
-def aimed(args, value, unit, most, least=0.0):
-    """The aim's cell."""
+def aimed(args, value, unit, most=None, least=None):
+    """The aim's cell: at most, at least, or both."""
     if args.small:
         return ""
-    met = "met" if least <= value <= most else "NOT MET"
-    return f"{value:.2f} {unit}, {f'{least} to' if least else 'at most'} {most}: {met}"
+    asked = f"{least} to {most}"
+    if least is None:
+        asked = f"at most {most}"
+    if most is None:
+        asked = f"at least {least}"
+    met = (least is None or value >= least) and (most is None or value <= most)
+    return f"{value:.2f} {unit}, {asked}: {'met' if met else 'NOT MET'}"
 
 
 def gpu_steps(name, args):
@@ -573,7 +583,7 @@ def gpu_teacher(args):
     with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(io.StringIO()):
         make_howto100m(folder, videos, width, model.SIZES[size].vocab_size)
         hook = register_optimizer_step_post_hook(lambda *given: counted.append(1))
-        with FlopCounterMode(display=False) as counter:
+        with (FlopCounterMode(display=False) as counter, mock.patch.object(data, "DRY_STEPS", 1)):
             teacher.main([*command, "--dry-run", "--compile", "off", "--workers", "0"])
         hook.remove()
         teacher.main([*command, "--dry-run"])
@@ -595,6 +605,84 @@ def gpu_teacher(args):
              aimed(args, told / took, "of it", 1.2, 0.8))]
 
 
+def make_films(folder, films, seconds):
+    """Films of 480 x 360, all the same one, encoded by PyAV. Returns {id: path}."""
+    picture = f"testsrc2=size=480x360:rate=30:duration={seconds}"
+    paths = {f"film{number}": folder / f"film{number}.mp4" for number in range(films)}
+    first, *others = paths.values()
+    with av.open(picture, format="lavfi") as source, av.open(first, "w") as target:
+        stream = target.add_stream("libx264", rate=30, width=480, height=360, pix_fmt="yuv420p")
+        for frame in source.decode(video=0):
+            frame.pts = None   # counted anew
+            target.mux(stream.encode(frame))
+        target.mux(stream.encode())
+    for other in others:
+        shutil.copy(first, other)
+    return paths
+
+
+def decode_alone(path):
+    for _ in data.decode(path, {data.STREAMS[name].view for name in model.CNNS}):
+        pass
+
+
+def gpu_video(args):
+    """The lines of `data.py video` with both CNNs: seconds of film a second, and of its parts."""
+    device = args.processes.device
+    workers, seconds, many = os.cpu_count(), 20, 6
+    if args.small:
+        workers, seconds, many = 2, 1, 2
+    films = make_films(args.folder, many * workers, seconds)
+    for make, file in model.CNNS.values():
+        torch.save(make().state_dict(), args.folder / file)
+    rates = {}   # seconds of film a second
+
+    with ProcessPoolExecutor(workers) as pool:
+        list(pool.map(decode_alone, list(films.values())[:workers]))   # starts all
+        started = time.perf_counter()
+        list(pool.map(decode_alone, films.values()))
+        rates["decoding alone"] = len(films) * seconds / (time.perf_counter() - started)
+
+    precision, _ = data.settle_precision("auto", device)
+    used = 0.0   # seconds for a second of film
+    for name in model.CNNS:
+        stream = data.STREAMS[name]
+        function = data.cnn_function(name, args.folder, device, precision)
+        height = stream.view.size
+        width = height if stream.view.crop else height * 4 // 3
+        shape = stream.batch, height, width, 3
+        pictures = data.numpy_generator(0, name).integers(0, 256, shape, np.uint8)
+        batches = 1 if args.small else 2 * workers
+
+        def feed():
+            with ThreadPoolExecutor(batches) as pool:
+                list(pool.map(function, [pictures] * batches))
+        feed()
+        started = time.perf_counter()
+        feed()
+        took = time.perf_counter() - started
+        used += took / (batches * stream.batch / stream.view.fps)
+    rates["networks alone"] = 1 / used
+
+    took = {}
+    for count in (workers, len(films)):   # their difference leaves out how long starting takes
+        started = time.perf_counter()
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            data.extract_features(dict(list(films.items())[:count]), list(model.CNNS),
+                                  args.folder / f"out{count}", workers, weights=args.folder,
+                                  device=device.type)
+        took[count] = time.perf_counter() - started
+    more = (len(films) - workers) * seconds
+    rates["data.py video"] = more / (took[len(films)] - took[workers])
+    lines = [("films, both CNNs", "seconds of film a second", "", "", "aim")]
+    for what, rate in rates.items():
+        asked = ""
+        if what == "data.py video":
+            asked = aimed(args, rate, "s", least=150)
+        lines.append((f"{what}, {workers} cores, {precision}", f"{rate:,.0f}", "", "", asked))
+    return lines
+
+
 # --------------------------------------------------------------------------------------------------
 # Timing
 
@@ -609,7 +697,8 @@ ROWS = {   # name: (row, repeats)
     "tokens": (tokens, 7),
     "share": (share, 15),
 }
-GPU_ROWS = {**{name: partial(gpu_steps, name) for name in GPU_STEPS}, "gpu-teacher": gpu_teacher}
+GPU_ROWS = {**{name: partial(gpu_steps, name) for name in GPU_STEPS}, "gpu-teacher": gpu_teacher,
+            "gpu-video": gpu_video}
 
 
 def cpu_seconds():

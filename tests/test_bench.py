@@ -31,19 +31,21 @@ def test_every_row_runs(transformers, capsys):
 
 
 def test_every_row_of_a_gpu_runs(transformers, capsys):
-    run_rows("gpu-base", "gpu-rank", "gpu-teacher")
+    run_rows("gpu-base", "gpu-rank", "gpu-teacher", "gpu-video")
     printed = capsys.readouterr().out
     # milliseconds with their quartiles, share of the product rate, GB
     rows = re.findall(r"\| ([\d.]+) \[[\d.]+, [\d.]+\] +\| ([\d.]+) +\| 0\.0 ", printed)
-    assert len(rows) == 4 + 1 + 1
+    assert len(rows) == 4 + 3 + 1
     for milliseconds, share in rows:
         assert float(milliseconds) > 0 and float(share) > 0
     assert len(re.findall(r"(?:wait for data|dry-run says) +\| [\d.]+ ", printed)) == 2
+    rates = re.findall(r"(?:alone|data.py video), 2 cores, (?:fp32|bf16) +\| ([\d,]+) ", printed)
+    assert len(rates) == 3 and "0" not in rates
 
 
 def test_a_gpu_is_not_timed_without_one(capsys):
     bench.main(["--device", "cpu", "--only", *bench.GPU_ROWS])
-    assert capsys.readouterr().out.count("not run: no GPU") == len(bench.GPU_ROWS) == 4
+    assert capsys.readouterr().out.count("not run: no GPU") == len(bench.GPU_ROWS) == 5
 
 
 def test_aims():
@@ -52,6 +54,8 @@ def test_aims():
     assert bench.aimed(args, 0.76, "x", 0.75) == "0.76 x, at most 0.75: NOT MET"
     assert bench.aimed(args, 0.79, "of it", 1.2, 0.8) == "0.79 of it, 0.8 to 1.2: NOT MET"
     assert bench.aimed(args, 1.2, "of it", 1.2, 0.8) == "1.20 of it, 0.8 to 1.2: met"
+    assert bench.aimed(args, 149, "s", least=150) == "149.00 s, at least 150: NOT MET"
+    assert bench.aimed(args, 150, "s", least=150) == "150.00 s, at least 150: met"
 
 
 def test_a_missing_reference_is_said_and_the_rest_runs(monkeypatch, capsys):

@@ -118,16 +118,19 @@ def test_a_batch_in_parts_equals_the_whole(case, command, tmp_path):
     check(run(stage, [*flags, "2"], tmp_path / "parts"), whole, 1e-3)
 
 
-@pytest.mark.parametrize("case", ["nce", "hinge", "nst+crd", "all"])
-def test_compiled_equals_eager(case, command, tmp_path, capsys):
+@pytest.mark.parametrize("case, more", [
+    ("nce", []), ("hinge", []), ("nst+crd", []), ("nst+crd", ["--graphs"]), ("all", []),
+    ("all", ["--graphs"])])
+def test_compiled_equals_eager(case, more, command, tmp_path, capsys):
     """The steps between two log lines; distill.py's others are never compiled."""
     stage, flags = CASES[case]
-    flags = [*command[stage], *flags, "--device", DEVICE, "--steps", "9", "--log-every", "4"]
+    flags = [*command[stage], *flags, "--device", DEVICE, "--steps", "13", "--log-every", "6"]
     eager = run(stage, flags, tmp_path / "eager")
     torch.compiler.reset()
     torch._dynamo.utils.counters.clear()
-    compiled = run(stage, [*flags, "--compile", "on"], tmp_path / "compiled")
+    compiled = run(stage, [*flags, *more, "--compile", "on"], tmp_path / "compiled")
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
+    assert not torch._dynamo.utils.counters["inductor"]["cudagraph_skips"]
     assert "compiling failed" not in capsys.readouterr().out
     check(compiled, eager, 1e-3)
 
@@ -157,9 +160,9 @@ def test_stopped_and_started_again_it_ends_with_the_same_weights(stage, command,
         stage.main([*flags, "--out", str(tmp_path / name)])
         state = model.load_checkpoint(tmp_path / name / "checkpoint.pt")["networks"]
         weights[name] = torch.cat([tensor.flatten() for tensor in state.values()])
-    moved = 12 * 1e-4   # at most
-    for name in ("again", "stopped"):
-        assert (weights[name] - weights["straight"]).abs().max() < moved / 20, name
+    for name in ("again", "stopped"):   # AdamW makes much of the roundings of tiny gradients
+        apart = (weights[name] - weights["straight"]).square().mean().sqrt()
+        assert apart < 12 * 1e-4 / 200, name   # of 12 steps
 
 
 # --- no waits
@@ -167,7 +170,7 @@ def test_stopped_and_started_again_it_ends_with_the_same_weights(stage, command,
 
 @pytest.mark.parametrize("stage, flags", [
     (teacher, ["--compile", "auto"]), (teacher, ["--compile", "off"]),
-    (distill, ["--compile", "auto"]), (distill, ["--compile", "off"]),
+    (distill, ["--compile", "auto"]), (distill, ["--compile", "off"]), (distill, ["--graphs"]),
     (finetune, [])])
 def test_a_step_that_is_not_logged_does_not_wait_for_the_gpu(stage, flags, command, tmp_path,
                                                             monkeypatch):
@@ -218,7 +221,7 @@ def torchrun(count, *command):
     return subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone",
          f"--nproc_per_node={count}", *command], cwd=ROOT, capture_output=True, text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT)}, timeout=240)
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}, timeout=240)
 
 
 def test_one_process_of_torchrun(command, tmp_path):
