@@ -135,9 +135,11 @@ def our_losses(args, nets, autocast_type, step, function=distill.losses_of, part
     trained = {"student": nets.student, "mlm_head": nets.mlm_head, "heads": nets.heads}
     if "crd" in nets.kept:   # of the step before: its backward had to see the queues as they were
         nets.heads["crd"].push(*nets.kept["crd"], args.processes)
-    losses, nets.kept = function(SimpleNamespace(objective=nets.objectives), trained,
-                                 {"teacher": nets.teacher}, part, (part["labels"] != -100).sum(),
-                                 1, autocast_type)
+    losses, kept = function(SimpleNamespace(objective=nets.objectives), trained,
+                            {"teacher": nets.teacher}, part, (part["labels"] != -100).sum(),
+                            1, autocast_type)
+    for name, sides in kept.items():   # a CUDA graph's own are gone by then
+        nets.kept[name] = [side.clone() for side in sides]
     return losses
 
 
@@ -416,7 +418,7 @@ def tokens(args):
 # --------------------------------------------------------------------------------------------------
 # On a GPU, in bf16: steps whose batches lie there already, in turn, and teacher.py as it is run
 
-GPU_HEADER = ("on a GPU", "ms [quartiles]", "of rate", "peak GB", "aim")
+GPU_HEADER = ("on a GPU", "ms [quartiles]", "of rate", "peak GB", "aim", "1st step, s")
 THEIRS = {"transformers, eager": None, "transformers, compiled": None}
 GPU_STEPS = {   # row: (size, sequences, {step: aim, at most this, in ms or "x" the compiled one})
     "gpu-base": ("base", 256, THEIRS | {"MLM": (0.75, "x"), "NST + CRD": (1.0, "x")}),
@@ -512,10 +514,14 @@ def gpu_steps(name, args):
     rate = product_rate(args)
     steps = {}
     facts = {}   # FLOPs, rate, memory
+    first_steps = {}   # seconds, of which compiling takes most
     for step in aims:
         before = torch.cuda.memory_allocated()   # of the steps before
         steps[step], work = gpu_step(args, size, batch, step)
-        for _ in range(3):   # compiles, makes the optimiser's state
+        started = time.perf_counter()
+        steps[step]()
+        first_steps[step] = f"{time.perf_counter() - started:.1f}"
+        for _ in range(3):   # graphs are recorded at the second
             steps[step]()
         facts[step] = work, rate, peak_memory(steps[step], device) - before
     first, *others = steps.values()
@@ -531,7 +537,8 @@ def gpu_steps(name, args):
                 value /= 1000 * np.median(seconds["transformers, compiled"])
             asked = aimed(args, value, unit, most)
         what = f"{step}, {size}, {batch} x {model.SIZES[size].block}"
-        lines.append((*gpu_line(what, seconds[step], *facts[step]), asked))
+        line = gpu_line(what, seconds[step], *facts[step])
+        lines.append((*line, asked, first_steps[step]))
     return lines
 
 
