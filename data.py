@@ -457,7 +457,7 @@ def stage_parser(description):
     flag("--dropout", type=float)
     flag("--precision", choices=["auto", "bf16", "fp32"], default="auto")
     flag("--device", default="auto", help="auto, cpu, cuda, mps")
-    flag("--compile", choices=["auto", "on", "off"], default="auto", help="auto: on a GPU")
+    flag("--compile", choices=["auto", "on", "off"], help="auto: on a GPU")
     flag("--workers", type=count, help="processes that make batches (default: one; on a GPU up to "
          "8)")
     flag("--seed", type=int, default=0)

@@ -320,13 +320,14 @@ DEFAULTS = {   # sources: (a) the authors' scripts, (o) ours
         "crd_queue": 1024, "crd_tokens": 8,  # (o) a quarter of the step's cost
         "nst_weight": 10.0,  # (o) at 1 it pulls a 200th of CRD
         "log_every": 100, "valid_every": 600, "save_every": 300,  # (o)
+        "compile": "off",  # (o) on a GPU it would take longer than the steps
     },
     "small": {
         "batch": 256, "epochs": 40, "lr": 2e-4, "warmup": 10000,  # (a) on Wiki103
         "weight_decay": 0.01, "dropout": 0.1,  # (a)
         "crd_queue": 4096, "crd_tokens": 16,  # (o) the paper's sampling is not known
         "nst_weight": 1.0,  # (a) equal weights
-        "log_every": 100, "valid_every": 5000, "save_every": 2000,  # (o)
+        "log_every": 100, "valid_every": 5000, "save_every": 2000, "compile": "auto",  # (o)
     },
 }
 DEFAULTS["base"] = DEFAULTS["small"] | {

@@ -116,6 +116,7 @@ DEFAULTS = {   # sources: (a) the authors' scripts, (o) ours
         "lr": 2e-3, "warmup": 100, "weight_decay": 0.01,  # (o)
         "dropout": 0.0,  # (o) too few steps to overfit
         "max_steps_clip": 48, "log_every": 50, "valid_every": 400, "save_every": 400,  # (o)
+        "compile": "off",  # (o) on a GPU it would take longer than the steps
     },
     "small": {
         "contrastive": "hinge", "pool": "token", "margin": 1.0, "batch": 128,  # (a)
@@ -123,7 +124,7 @@ DEFAULTS = {   # sources: (a) the authors' scripts, (o) ours
         "epochs": 20, "decay_epochs": 200,  # (a) checkpoint 19 of 200 epochs
         "lr": 5e-5, "warmup": 0, "weight_decay": 0.01, "dropout": 0.1,  # (a)
         "max_steps_clip": 384,  # (a)
-        "log_every": 50, "valid_every": 2000, "save_every": 2000,  # (o)
+        "log_every": 50, "valid_every": 2000, "save_every": 2000, "compile": "auto",  # (o)
     },
 }
 DEFAULTS["base"] = DEFAULTS["small"] | {"batch": 64}  # (a)

@@ -140,7 +140,7 @@ def test_stopped_and_started_again_it_ends_with_the_same_weights(stage, command,
                                                                 monkeypatch):
     """Within rounding, as sums of a GPU have no fixed order. With dropout, compiled."""
     flags = [*command[stage], "--precision", "fp32", "--dropout", "0.1", "--batch", "16", "--steps",
-             "12", "--warmup", "0", "--lr", "1e-4", "--device", DEVICE]
+             "12", "--warmup", "0", "--lr", "1e-4", "--compile", "on", "--device", DEVICE]
     next_batch = data.Feed.__next__
     asked = []
 
@@ -170,7 +170,8 @@ def test_stopped_and_started_again_it_ends_with_the_same_weights(stage, command,
 
 @pytest.mark.parametrize("stage, flags", [
     (teacher, ["--compile", "auto"]), (teacher, ["--compile", "off"]),
-    (distill, ["--compile", "auto"]), (distill, ["--compile", "off"]), (distill, ["--graphs"]),
+    (distill, ["--compile", "auto"]), (distill, ["--compile", "off"]),
+    (distill, ["--compile", "auto", "--graphs"]),
     (finetune, [])])
 def test_a_step_that_is_not_logged_does_not_wait_for_the_gpu(stage, flags, command, tmp_path,
                                                             monkeypatch):

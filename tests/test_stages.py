@@ -257,7 +257,7 @@ def test_a_step_that_is_not_logged_reads_nothing_back(stage, mini, taught, stude
 
 
 def test_where_compiling_fails_it_is_said_once(monkeypatch):
-    def broken(function):
+    def broken(function, mode):
         def call(*given):
             raise torch._dynamo.exc.TorchDynamoException("no compiler\nand more")
         return call
