@@ -385,8 +385,8 @@ def print_arms(cells, facts):
     chances = next(iter(cells.values()))["probe"]
     print(f"chance: R@1 {100 / HELD_OUT:.1f}, colour {100 * chances['chance color']:.1f}, material "
           f"{100 * chances['chance material']:.1f}; MLM in nats (teachers: captions)\n"
-          f"seeds {facts['seeds']}; {len(cells)} runs, {hours:.1f} hours of training, "
-          f"{facts['threads']} thread each; commit {facts['commit']}; {facts['hardware']}")
+          f"seeds {' '.join(map(str, facts['seeds']))}; {len(cells)} runs, "
+          f"{hours:.1f} hours of training, {facts['threads']} thread each; commit {facts['commit']}; {facts['hardware']}")
 
 
 # --------------------------------------------------------------------------------------------------
