@@ -671,7 +671,8 @@ def compiled(function, asked, device, say, graphs=False):
     """`function` compiled, if `asked` is "on", or "auto" and the device a GPU; else as it is.
 
     graphs: as CUDA graphs, which launch all kernels at once; what it returns is good until its next
-    call, and so are the gradients. Where compiling fails (no compiler, an old GPU), that is said once, and it goes on as it is.
+    call, and so are the gradients. Where compiling fails (no compiler, an old GPU), that is said
+    once, and it goes on as it is.
     """
     if asked == "off" or (asked == "auto" and device.type != "cuda"):
         return function

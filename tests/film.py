@@ -386,7 +386,8 @@ def print_arms(cells, facts):
     print(f"chance: R@1 {100 / HELD_OUT:.1f}, colour {100 * chances['chance color']:.1f}, material "
           f"{100 * chances['chance material']:.1f}; MLM in nats (teachers: captions)\n"
           f"seeds {' '.join(map(str, facts['seeds']))}; {len(cells)} runs, "
-          f"{hours:.1f} hours of training, {facts['threads']} thread each; commit {facts['commit']}; {facts['hardware']}")
+          f"{hours:.1f} hours of training, {facts['threads']} thread each; commit "
+          f"{facts['commit']}; {facts['hardware']}")
 
 
 # --------------------------------------------------------------------------------------------------
