@@ -370,7 +370,11 @@ def judge(args):
                    "parts": teachers},
                   {"number": "film", "text": "STS, captions less rest", "said": "every arm",
                    "parts": every}]
-        data.write_json(args.out, {**facts, "claims": claims, "arms": {}})
+        effects = [f"one of {against.removeprefix('of ')} by {evaluate.effect_of(part)}"
+                   for (_, against), part in zip(COMPARED, primary)]
+        sentence = ("A student of real films follows people on captions better than "
+                    f"{', '.join(effects)} (Spearman x 100, less news and forums)")
+        data.write_json(args.out, {**facts, "sentence": sentence, "claims": claims, "arms": {}})
 
 
 def print_arms(cells, facts):

@@ -177,6 +177,7 @@ def test_comparisons_are_paired_and_corrected(tmp_path, capsys):
     assert f"n=3, p {2 * p:.2g} after Holm" in printed   # the smaller of two, doubled
     assert "would exclude 0 with" in printed
     # the report shows it with every arm
+    assert judged["sentence"].count(" [") == 2 and "one of words by" in judged["sentence"]
     page = evaluate.report_claims(judged)
     assert all(f">{arm} (student)<" in page for arm in ("of film", "of words"))
 
