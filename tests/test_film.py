@@ -182,7 +182,6 @@ def test_comparisons_are_paired_and_corrected(tmp_path, capsys):
     assert all(f">{arm} (student)<" in page for arm in ("of film", "of words"))
 
 
-@pytest.mark.skipif(not KEPT.exists(), reason="no values are kept yet")
 def test_the_readme_says_what_the_kept_values_say(capsys):
     film.main(["judge", "--values", str(KEPT)])
     effects = r"^of film less of \w+: ([+-][\d.]+(?: \[.*?\])?)"
