@@ -219,7 +219,7 @@ def mlm_loss(mlm_head, hidden, positions, labels):
     """
     if shapes_are_free(hidden.device):   # what only fills up would cost a fifteenth of the step
         count = int((labels != -100).sum())
-        count += -count % 64   # oneDNN keeps a kernel, and its memory, for every shape
+        count += -count % 16   # oneDNN keeps a kernel, and its memory, for every shape
         positions, labels = positions[:count], labels[:count]
     logits = mlm_head(hidden.flatten(0, 1)[positions]).float()              # [n, V]
     return F.cross_entropy(logits, labels, reduction="sum")
