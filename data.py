@@ -447,6 +447,8 @@ def stage_parser(description):
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     flag = parser.add_argument
     flag("--init", help="BERT folder in Hugging Face form, from which the text encoder starts")
+    flag("--layers", type=positive, help="of the encoders (default: --size's)")
+    flag("--width", type=positive, help="hidden size, a multiple of 64 (default: --size's)")
     flag("--batch", type=positive, help="of all processes together")
     flag("--steps", type=positive, help="optimiser steps; overrides --epochs")
     flag("--epochs", type=float, help="passes over the training data")
@@ -620,10 +622,21 @@ def check_tokenizer(folder, config, tokenizer, text):
 
 
 def make_encoder(args, tokenizer, text):
-    """(config, Bert, MLMHead) of --size, or of --init, for the tokens in the folder `text`."""
+    """(config, Bert, MLMHead) of --size, --layers and --width, or of --init, for the tokens in the
+    folder `text`. Raises UserError at a width that heads of 64 do not fill."""
     shape = dataclasses.replace(model.SIZES[args.size], vocab_size=tokenizer.get_vocab_size(),
                                 hidden_dropout_prob=args.dropout,
                                 attention_probs_dropout_prob=args.dropout)
+    if args.init and (args.layers or args.width):
+        raise UserError("--layers and --width are those of --init's model: leave them out")
+    if args.layers:
+        shape = dataclasses.replace(shape, num_hidden_layers=args.layers)
+    if args.width:
+        if args.width % 64:
+            raise UserError(f"--width {args.width} is no multiple of 64, the width of a head")
+        shape = dataclasses.replace(shape, hidden_size=args.width,
+                                    num_attention_heads=args.width // 64,
+                                    intermediate_size=4 * args.width)
     if not args.init:
         bert = model.Bert(shape)
         return shape, bert, model.MLMHead(shape, bert.tokens)
@@ -1981,7 +1994,9 @@ class Clips:
     captions join it until the block is full; the clip ends with the last of them.
     """
 
-    def __init__(self, folder, split, streams, tokenizer, block, max_steps, frames=None):
+    def __init__(self, folder, split, streams, tokenizer, block, max_steps, frames=None,
+                 limit=None):
+        """limit: only so many videos, the first."""
         self.folder = Path(folder)
         self.streams = streams
         self.block = block
@@ -1992,7 +2007,7 @@ class Clips:
         self.cached = 0   # bytes
 
         made_by = f"python data.py captions --out {folder}"
-        self.ids = read_json(self.folder / "splits.json", made_by)[split]
+        self.ids = read_json(self.folder / "splits.json", made_by)[split][:limit]
         if not self.ids:
             raise UserError(f"{folder}: the {split} split holds no video")
         index = read_json(self.folder / "captions" / "index.json", made_by)

@@ -195,7 +195,7 @@ def soft_label_loss(student_logits, teacher_logits, mask, temperature):
     return temperature ** 2 * (each * mask).sum()
 
 
-VOKEN_LABELS = ("nearest", "random", "shuffled")
+VOKEN_LABELS = ("nearest", "random", "shuffled", "mixed")
 
 
 def voken_lots(kind, tokens, generator, rows, batch):
@@ -203,7 +203,7 @@ def voken_lots(kind, tokens, generator, rows, batch):
 
     Drawn for `batch` blocks, of which these are `rows`.
     """
-    if kind not in ("random", "shuffled"):
+    if kind == "nearest":
         return torch.zeros(len(tokens), 0)
     return torch.rand(batch, tokens.shape[1] - 2, generator=generator)[rows]
 
@@ -213,7 +213,8 @@ def voken_labels(kind, vectors, bank, lots):
 
         nearest   argmax over clips c of t_l . v_c
         random    a clip by lot, anew each time the block comes
-        shuffled  the block's nearest clips in another order, by lot
+        shuffled  the block's nearest clips in another order, by lot: an article's topic stays
+        mixed     the batch's nearest clips in another order, by lot: nothing stays
 
     vectors t: unit [b, L, Ht], the teacher's of unmasked blocks; bank v: unit [C, Ht]; lots: see
     voken_lots. Returns int [b, L], -100 at [CLS] and [SEP]. The loss is cross-entropy over all real
@@ -226,6 +227,8 @@ def voken_labels(kind, vectors, bank, lots):
         labels = torch.stack([(each @ bank.T).argmax(1) for each in vectors[:, 1:-1]])
     if kind == "shuffled":
         labels = labels.gather(1, lots.argsort(1))
+    if kind == "mixed":
+        labels = labels.flatten()[lots.flatten().argsort()].view_as(lots)
     return F.pad(labels, (1, 1), value=-100)
 
 
@@ -362,6 +365,8 @@ def parse_args(argv=None):
     flag("--soft-label-temperature", type=float, default=1.0, help="as the authors; Tian et al.: 4")
     flag("--bank", help="clips for voken, by `data.py bank` (default: --data + /bank.json)")
     flag("--voken-labels", choices=VOKEN_LABELS, default="nearest", help="others are ablations")
+    flag("--teacher-reads", choices=["masked", "clean"], default="masked", help="text (masked: as "
+         "the authors; vokens are always of clean text)")
     flag("--head", choices=["mlp", "none"], default="mlp", help="between student and objective "
          "(soft-label has the MLM head, voken always one of its own)")
     args = parser.parse_args(argv)
@@ -376,9 +381,11 @@ def parse_args(argv=None):
     given = [name for name in weights if getattr(args, name) is not None]
     if args.gradient_ratio is not None and (given or args.gradient_ratio <= 0):
         raise model.UserError("--gradient-ratio is above 0, and takes the place of the weights")
-    if args.accumulate > 1 and ("ntxent" in args.objective or args.gradient_ratio is not None):
-        raise model.UserError("ntxent and --gradient-ratio need the whole batch at once: leave "
-                              "--accumulate out")
+    whole = ("ntxent" in args.objective or args.gradient_ratio is not None
+             or args.voken_labels == "mixed")
+    if args.accumulate > 1 and whole:
+        raise model.UserError("ntxent, --gradient-ratio and --voken-labels mixed need the whole "
+                              "batch at once: leave --accumulate out")
     if args.accumulate > 1 and args.graphs:
         raise model.UserError("--graphs is for batches that fit whole: leave --accumulate out")
     data.fill_in(args, {**weights, **DEFAULTS[args.size]})
@@ -445,7 +452,8 @@ def losses_of(args, networks, frozen, part, label_count, share, autocast_type):
         losses["mlm"] = mlm / label_count
         with torch.no_grad():
             if set(args.objective) - {"voken"}:
-                taught = frozen["teacher"](part["inputs"])   # [b, L, Ht]
+                read = part["tokens" if args.teacher_reads == "clean" else "inputs"]
+                taught = frozen["teacher"](read)   # [b, L, Ht]
                 target = F.normalize(taught.float(), dim=-1)   # unit vectors
             if "voken" in args.objective:
                 clean = F.normalize(frozen["teacher"](part["tokens"]).float(), dim=-1)
@@ -516,6 +524,8 @@ def main(argv=None):
     precision, autocast_type = data.settle_precision(args.precision, device)
     run = Path(args.out)
     rows = processes.rows(args.batch, args.accumulate)
+    if "voken" in args.objective and args.voken_labels == "mixed" and processes.world > 1:
+        raise model.UserError("--voken-labels mixed needs the whole batch in one process")
     writes = processes.master and not args.dry_run
     torch.manual_seed(args.seed)
     torch.set_float32_matmul_precision("high")

@@ -144,11 +144,15 @@ def parse_args(argv=None):
     flag("--pool", choices=["token", "sentence"], help="for nce")
     flag("--margin", type=float, help="for the hinges, in cosine")
     flag("--temperature", type=float, help="for nce, divides cosines")
-    flag("--shuffle-pairs", action="store_true", help="control: captions meet another video's clip")
+    flag("--shuffle-pairs", nargs="?", type=float, const=1.0, default=0.0, metavar="SHARE",
+         help="control: this share of the captions (default: all) meets another video's clip")
+    flag("--train-limit", type=data.positive, help="train on the first videos alone")
     flag("--mlm-weight", type=float, default=1.0, help="loss = contrastive + this x MLM")
     flag("--decay-epochs", type=float, help="epochs until the rate is 0, no fewer than are run")
     flag("--max-steps-clip", type=data.positive, help="longer clips are thinned to so many steps")
     args = parser.parse_args(argv)
+    if not 0 <= args.shuffle_pairs <= 1:
+        raise model.UserError("--shuffle-pairs takes a share, 0 to 1")
     data.fill_in(args, DEFAULTS[args.size])
     return args
 
@@ -159,9 +163,12 @@ def parse_args(argv=None):
 
 def partners(args, clips, split):
     """Whose clip each video's captions meet: its own, or (a control) one other's. int [videos]."""
-    if args.shuffle_pairs:
-        return data.derangement(len(clips), data.numpy_generator(args.seed, "pairs", split))
-    return np.arange(len(clips))
+    own = np.arange(len(clips))
+    if not args.shuffle_pairs:
+        return own
+    generator = data.numpy_generator(args.seed, "pairs", split)
+    other = data.derangement(len(clips), generator)
+    return np.where(generator.random(len(clips)) < args.shuffle_pairs, other, own)
 
 
 def pair(clips, index, partner, generator=None):
@@ -276,7 +283,8 @@ def main(argv=None):
     config, bert, mlm_head = data.make_encoder(args, tokenizer, args.data)
     steps_a_clip = min(args.max_steps_clip, config.max_position_embeddings)
     train, valid = [data.Clips(args.data, split, args.streams, tokenizer, config.block,
-                               steps_a_clip, args.frames) for split in ("train", "valid")]
+                               steps_a_clip, args.frames, limit)
+                    for split, limit in (("train", args.train_limit), ("valid", None))]
     moving = [name for name in args.streams if train.frames_seen[name] > 1]
     if args.frames == 1 and moving:
         raise model.UserError(f"--frames 1 asks for an image teacher, but one step of "

@@ -18,6 +18,7 @@ import time
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -580,6 +581,11 @@ def test_shuffled_pairs(mini, taught, tmp_path):
     assert sorted(other) == list(range(len(clips)))
     assert (other != range(len(clips))).all()
     assert (other == teacher.partners(flags, clips, "train")).all()
+    half = teacher.partners(teacher.parse_args(["--shuffle-pairs", "0.5"]), clips, "train")
+    moved = half != np.arange(len(clips))
+    assert 0.35 < moved.mean() < 0.65 and (half[moved] == other[moved]).all()
+    with pytest.raises(model.UserError, match="takes a share, 0 to 1"):
+        teacher.parse_args(["--shuffle-pairs", "20"])
     flags.seed = 1
     assert (other != teacher.partners(flags, clips, "train")).any()
     tokens, features = teacher.pair(clips, 3, other[3])
@@ -590,6 +596,59 @@ def test_shuffled_pairs(mini, taught, tmp_path):
     ours = logged(run, "mlm", "contrastive")[1]
     expected = logged(taught, "mlm", "contrastive")[1]
     assert ours[0] == expected[0] and ours[1] != expected[1]   # the same texts, other clips
+
+
+@pytest.mark.parametrize("stage", [teacher, distill])
+def test_other_shapes(stage, mini, student, tmp_path, taught):
+    command = ["--data", str(mini), *TEACHER] if stage is teacher else student
+    command = [*command, "--layers", "1", "--width", "192", "--out"]
+    stage.main([*command, str(tmp_path / "run")])
+    config, bert, _ = model.load_hf(tmp_path / "run" / "model")
+    assert (len(bert.layers), config.hidden_size, config.num_attention_heads) == (1, 192, 3)
+    assert config.intermediate_size == 4 * 192
+    with pytest.raises(model.UserError, match="--width 100 is no multiple of 64"):
+        stage.main([*command, str(tmp_path / "other"), "--width", "100"])
+    with pytest.raises(model.UserError, match="those of --init's model"):
+        stage.main([*command, str(tmp_path / "other"), "--init", str(taught / "model")])
+
+
+def test_the_teacher_reads_masked_or_clean_text(student, tmp_path, monkeypatch):
+    seen = []
+    losses_of = distill.losses_of
+
+    def watched(args, networks, frozen, part, *rest):
+        def read(tokens):
+            seen.append((part["inputs"], part["tokens"], tokens))
+            return frozen["teacher"](tokens)
+        return losses_of(args, networks, {**frozen, "teacher": read}, part, *rest)
+
+    monkeypatch.setattr(distill, "losses_of", watched)
+    for given in ("masked", "clean"):
+        seen.clear()
+        distill.main([*student, "--objective", "nst", "crd", "--teacher-reads", given, "--out",
+                      str(tmp_path / given)])
+        for inputs, tokens, read in seen:
+            assert torch.equal(read, tokens if given == "clean" else inputs)
+            assert not torch.equal(tokens, inputs)
+        assert len(seen) >= 5
+
+
+def test_the_first_videos_alone(mini, tmp_path, monkeypatch, capsys):
+    seen = set()
+    real_example = data.Clips.example
+
+    def example(clips, index, generator=None):
+        seen.add(clips.ids[index])
+        return real_example(clips, index, generator)
+    monkeypatch.setattr(data.Clips, "example", example)
+    tokenizer = data.load_tokenizer(mini)
+    videos = {split: data.Clips(mini, split, [], tokenizer, 32, 48).ids
+              for split in ("train", "valid")}
+    command = ["--data", str(mini), *TEACHER, "--batch", "16", "--workers", "0"]
+    teacher.main([*command, "--train-limit", "20", "--out", str(tmp_path / "run")])
+    assert seen & set(videos["train"]) == set(videos["train"][:20])
+    assert seen - set(videos["train"]) == set(videos["valid"][:256])   # validation is as ever
+    assert "; 20 videos; " in capsys.readouterr().out
 
 
 def test_fewer_videos_than_a_batch_is_said(mini, tmp_path, capsys):
