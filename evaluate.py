@@ -571,6 +571,15 @@ def noun_vectors(folder, texts, device="cpu"):
     return torch.stack(vectors).cpu().double().numpy()
 
 
+def naming_texts(nouns):
+    """{noun: texts that name it once}, of a mini world's captions: a model has seen their like."""
+    texts = {noun: [] for noun in nouns}
+    for noun in nouns:
+        for template in data.SPOKEN:
+            texts[noun] += [template.format(a=action, n=noun) for action in data.ACTIONS]
+    return texts
+
+
 def probe(run, world, device="cpu"):
     """Accuracy of a linear probe of each property from the noun, fitted on task-train nouns.
 
@@ -578,11 +587,7 @@ def probe(run, world, device="cpu"):
     RUN/probe.json.
     """
     nouns = list(world["nouns"])
-    texts = {noun: [] for noun in nouns}
-    for noun in nouns:
-        for template in data.SPOKEN:   # the model has seen their like; each names the noun once
-            texts[noun] += [template.format(a=action, n=noun) for action in data.ACTIONS]
-    vectors = noun_vectors(Path(run) / "model", texts, device)
+    vectors = noun_vectors(Path(run) / "model", naming_texts(nouns), device)
     group = np.array([world["nouns"][noun]["group"] for noun in nouns])
     fitted = group == "train"
     out = {}
@@ -711,6 +716,15 @@ TEACHERS = {   # arm -> flags of teacher.py
     # 3,000 steps; at nce's rate and steps nothing). MNLI, which asks for these, judges it.
     "hinge-teacher": "--contrastive hinge --lr 5e-4 --steps 1500",
     "hinge-text-teacher": "--contrastive none --lr 5e-4 --steps 1500",
+    # of questions
+    "contrastive-teacher": "--mlm-weight 0",
+    "noisy-20-teacher": "--shuffle-pairs 0.2",
+    "noisy-50-teacher": "--shuffle-pairs 0.5",
+    "half-teacher": "--train-limit 1152",
+    "quarter-teacher": "--train-limit 576",
+    "1-layer-teacher": "--layers 1",
+    "4-layer-teacher": "--layers 4",
+    "wide-teacher": "--width 256",
 }
 STUDENTS = {   # arm -> (its teacher, flags of distill.py, gradient ratio: see RATIOS)
     "text-only": (None, "--objective none", None),
@@ -724,6 +738,7 @@ STUDENTS = {   # arm -> (its teacher, flags of distill.py, gradient ratio: see R
     "no-head": ("teacher", "--objective nst crd --head none", 10),
     "voken": ("teacher", "--objective voken", 10),
     "voken-shuffled": ("teacher", "--objective voken --voken-labels shuffled", 10),
+    "voken-mixed": ("teacher", "--objective voken --voken-labels mixed", 10),
     "voken-random": ("teacher", "--objective voken --voken-labels random", 10),
     # the ratios are those of an nce teacher's students
     "nst+crd-of-hinge": ("hinge-teacher", "--objective nst crd", 10),
@@ -739,16 +754,23 @@ STUDENTS = {   # arm -> (its teacher, flags of distill.py, gradient ratio: see R
     "distilled-2000": ("teacher", "--objective nst crd --steps 2000", 10),
     "two-stage-4000": ("teacher", "--objective none --init {teacher}/model --steps 4000", None),
     "distilled-4000": ("teacher", "--objective nst crd --steps 4000", 10),
+    # of questions
+    "1-layer": ("teacher", "--objective nst crd --layers 1", 10),
+    "4-layer": ("teacher", "--objective nst crd --layers 4", 10),
+    "wide": ("teacher", "--objective nst crd --width 256", 10),
+    "clean": ("teacher", "--objective nst crd --teacher-reads clean", 10),
 }
+for name in ("contrastive", "noisy-20", "noisy-50", "half", "quarter", "1-layer", "4-layer", "wide",
+             "image"):
+    STUDENTS[f"of-{name}-teacher"] = (f"{name}-teacher", *STUDENTS["nst+crd"][1:])
 LENGTHS = (500, 1000, 2000, 4000)   # steps of claim 3's text stage, fixed before any was run
-CURVE = {   # arms of these lengths; nst+crd's own is 1000
+CURVE = {   # arms of these lengths; nst+crd's own is 1,000
     "two-stage": ("two-stage-500", "two-stage-1000", "two-stage-2000", "two-stage-4000"),
     "distilled": ("distilled-500", "nst+crd", "distilled-2000", "distilled-4000"),
 }
 # Ratios tried for TUNED (`make claims CLAIMS=weights SEEDS="100 101"`, worlds never reported); the
-# best on validation nouns stands in STUDENTS. 0.3 and 1 had left NST and CRD near chance: at the
-# end of warm-up MLM pulls a third as hard as it soon will. Equal weights: a ratio of 12 for CRD.
-RATIOS = (3, 10, 30)
+# best on validation nouns stands in STUDENTS. Of 3, 10 and 30 so far. Equal weights: 12 for CRD.
+RATIOS = (0.3, 1, 3, 10, 30, 100)
 TUNED = ("nst", "crd", "nst+crd", "soft-label", "regression", "voken", "of-text-teacher", "no-head")
 GRID = {}   # "nst@3" -> as in STUDENTS
 for arm in TUNED:
@@ -772,11 +794,25 @@ class Part(NamedTuple):
 
 
 class Claim(NamedTuple):
-    kind: str              # mechanism, magnitude: the paper's; hinge, control; grid: no claim
+    kind: str              # mechanism, magnitude: the paper's; hinge, control; question, grid: none
     text: str
     parts: list
     controls: tuple = ()   # claims that stand beside it
     arms: tuple = ()       # more arms to run
+
+
+def against(reference, *others):
+    """What other arms lose: on behaviours, by tasks and probes; in what stills show; language."""
+    parts = []
+    for measure, tasks in (("grounded", TWO), ("probe", "dynamic"), ("probe", "static"),
+                           ("MLM", "")):
+        parts += [Part(arm, reference, measure, tasks, "shown") for arm in others]
+    return parts
+
+
+def by_property(arm, other):
+    """The difference of two arms' probes, a property each."""
+    return [Part(arm, other, "probe", name, "shown") for name in data.PROPERTIES]
 
 
 CLAIMS = {
@@ -855,17 +891,38 @@ CLAIMS = {
         "control", "A student of a teacher of shuffled video-caption pairs is as the text-only one",
         [Part("of-shuffled-teacher", "text-only", question="no effect")]),
     "vokens": Claim(
-        "control", "Students of shuffled and of random vokens are as the text-only one",
-        [Part("voken-shuffled", "text-only", question="no effect"),
-         Part("voken-random", "text-only", question="no effect")]),
+        "control", "Students of vokens mixed over the batch, or random, are as the text-only one; "
+        "shuffled within a block, vokens still tell its topic",
+        [Part("voken-mixed", "text-only", question="no effect"),
+         Part("voken-random", "text-only", question="no effect"),
+         Part("voken-shuffled", "text-only", question="shown")]),
     "unfilmed": Claim(
         "control", "Nobody knows the nouns that no clip shows",
         [Part("teacher", "chance", "unfilmed", question="no effect"),
          Part("nst+crd", "chance", "unfilmed", question="no effect"),
          Part("text-only", "chance", "unfilmed", question="no effect")]),
+    "losses": Claim(
+        "question", "Which of the teacher's losses does its student need?",
+        against("nst+crd", "of-contrastive-teacher", "of-text-teacher")),
+    "noise": Claim(
+        "question", "What costs more: captions that do not match their film, or fewer films?",
+        against("nst+crd", "of-noisy-20-teacher", "of-noisy-50-teacher", "of-half-teacher",
+                "of-quarter-teacher")),
+    "sizes": Claim(
+        "question", "What does a larger teacher bring, and what a larger student?",
+        against("nst+crd", "of-1-layer-teacher", "of-4-layer-teacher", "of-wide-teacher",
+                "1-layer", "4-layer", "wide")),
+    "properties": Claim(
+        "question", "Where does an image teacher lose, and where do vokens, by property?",
+        by_property("image-teacher", "teacher") + by_property("voken", "nst+crd"),
+        arms=("of-image-teacher",)),
+    "masks": Claim(
+        "question", "Should the teacher read masked text, as the authors', or clean text?",
+        against("nst+crd", "clean")),
     "weights": Claim("grid", "Which gradient ratios suit", [], arms=tuple(GRID)),
 }
-ALL = [name for name, claim in CLAIMS.items() if claim.kind != "grid"]
+ALL = [name for name, claim in CLAIMS.items() if claim.kind not in ("question", "grid")]
+QUESTIONS = [name for name, claim in CLAIMS.items() if claim.kind == "question"]
 
 
 def teacher_of(arm):
@@ -1149,7 +1206,7 @@ def judge(part, cells, seeds):
     mean, low, high = t_interval(differences)
     p = None
     verdict = "one seed" if pairs else "not run"
-    if part.question == "shown":
+    if pairs and part.question == "shown":
         verdict = "-"
     elif len(pairs) > 1:
         verdict = verdict_of(part.question, low, high)
@@ -1239,11 +1296,10 @@ def print_grid(cells):
     print(f"\ngrounded {TWO} on validation nouns, x 100, by gradient ratio; worlds {seeds}\n")
     columns = []
     for ratio in RATIOS:
-        texts = []
-        for name in TUNED:
-            values = values_of(cells, f"{name}@{ratio}", "dev", TWO)
-            texts.append(f"{show_points(values)} (n={len(values)})")
-        columns.append((f"ratio {ratio}", texts))
+        tried = [values_of(cells, f"{name}@{ratio}", "dev", TWO) for name in TUNED]
+        if any(tried):
+            texts = [f"{show_points(values)} (n={len(values)})" for values in tried]
+            columns.append((f"ratio {ratio}", texts))
     columns.append(("STUDENTS has", [str(STUDENTS[name][2]) for name in TUNED]))
     print_columns(list(TUNED), columns)
 
@@ -1298,6 +1354,9 @@ def judge_worlds(args, cells):
                               f"flags; `make claims` makes them, --seeds names worlds")
     seeds = sorted({seed for _, seed in cells})
     judged = judge_claims(cells, with_controls(args.claims), seeds)
+    if not args.claims:
+        asked = judge_claims(cells, QUESTIONS, seeds)
+        judged += [question for question in asked if question["verdict"] != "not run"]
     rows = arm_rows(cells)
     print_claims(judged)
     print_arms(cells, rows)
@@ -1569,37 +1628,76 @@ def report_curves(names, runs):
     return tag("div", *figures, class_="grid") if figures else ""
 
 
-def report_claims(judged):
-    """A figure a claim: its parts' differences over worlds; claim 3's curve."""
-    if not judged:
-        return ""
+def report_claims(judged, questions=False):
+    """A figure a claim, or a question: its parts' differences over worlds."""
     figures = {}
-    for claim in judged["claims"]:
+    for claim in judged.get("claims", []):
         rows = []
         for part in claim["parts"]:
             colour = {"holds": 2, "fails": 1}.get(part["verdict"], 0)
-            name = f"{part['name']} ({part['question']})"
+            name = part["name"]
+            if not questions:
+                name += f" ({part['question']})"
             rows.append((name, effect_of(part), part["values"], colour, 0))
-        figures[f"{claim['number']}. {claim['text']}: {claim['said']}"] = rows
+        if (claim["number"] in QUESTIONS) == questions:
+            figures[f"{claim['number']}. {claim['text']}: {claim['said']}"] = rows
+    drawn = interval_plots(figures)
+    if not drawn:
+        return ""
     worlds = ", ".join(map(str, judged["seeds"]))
     source = f"Worlds {worlds}; commit {judged['commit']}; {judged['hardware']}."
-    return tag("div", interval_plots(figures), claim_3_curve(judged["arms"]), tag("p", source))
+    arms = judged["arms"]
+    plots = [curve_plot("Claim 3, by steps of text", LENGTHS, CURVE, arms)]
+    if questions:
+        plots = [curve_plot(title, *shown, arms) for title, shown in CURVES.items()]
+        plots.append(arrival_plot(arms))
+    return tag("div", drawn, tag("div", *plots, class_="grid"), tag("p", source))
 
 
-def claim_3_curve(arms):
-    """Two-stage pretraining against distillation over the steps of the text stage."""
+CURVES = {   # of what: (its values, {line: an arm for each value})
+    "By % of captions that meet another film": ((0, 20, 50), {
+        "teacher": ("teacher", "noisy-20-teacher", "noisy-50-teacher"),
+        "student": ("nst+crd", "of-noisy-20-teacher", "of-noisy-50-teacher")}),
+    "By number of films": ((576, 1152, 2304), {
+        "teacher": ("quarter-teacher", "half-teacher", "teacher"),
+        "student": ("of-quarter-teacher", "of-half-teacher", "nst+crd")}),
+    "By layers of the teacher": ((1, 2, 4), {
+        "teacher": ("1-layer-teacher", "teacher", "4-layer-teacher"),
+        "student": ("of-1-layer-teacher", "nst+crd", "of-4-layer-teacher")}),
+    "By layers of the student": ((1, 2, 4), {"student": ("1-layer", "nst+crd", "4-layer")}),
+}
+
+
+def curve_plot(title, places, lines, arms):
+    """A plot of grounded tasks over the arms of each line; hollow: a world."""
     series = []
-    for colour, (kind, lengths) in enumerate(CURVE.items()):
+    for colour, (line, members) in enumerate(lines.items()):
         means = []
         every = []
-        for steps, arm in zip(LENGTHS, lengths):
+        for place, arm in zip(places, members):
             values = arms.get(arm, {}).get(f"grounded {TWO}", [])
-            every += [(steps, value) for value in values]
+            every += [(place, value) for value in values]
             if values:
-                means.append((steps, statistics.fmean(values)))
-        if means:
-            series += [(kind, colour, means, False), (kind, colour, every, True)]
-    return line_plot(f"Claim 3: grounded {TWO} by steps of text", series) if series else ""
+                means.append((place, statistics.fmean(values)))
+        if len(means) > 1:
+            series += [(line, colour, means, False), (line, colour, every, True)]
+    return line_plot(f"{title}: grounded {TWO}", series) if series else ""
+
+
+def arrival_plot(arms):
+    """Probes of students against those of their teachers: a circle an arm and property."""
+    series = []
+    for colour, name in enumerate(data.PROPERTIES):
+        points = []
+        for arm in arms.keys() & TRAINED.keys():
+            known = arms.get(teacher_of(arm), {}).get(f"probe {name}")
+            learnt = arms[arm].get(f"probe {name}")
+            if known and learnt:
+                points.append((statistics.fmean(known), statistics.fmean(learnt)))
+        if points:
+            series.append((name, colour, points, True))
+    return line_plot("What arrives: probes of a teacher (across) and of its student (up), a circle "
+                     "an arm", series) if series else ""
 
 
 def films_of(folder):
@@ -1724,6 +1822,9 @@ def report(args):
         ("Claims", "make claims",
          "Differences of two arms in points; hollow: a world. Magnitudes need the paper's scale.",
          report_claims(judged)),
+        ("Questions", "",
+         "Arms that differ in one thing, less the usual one, on a few worlds; hollow: a world.",
+         report_claims(judged, questions=True)),
         ("Runs", "", "What was run.", report_runs(names, runs, facts))]
     links = []
     shown = []
@@ -1732,7 +1833,7 @@ def report(args):
         if content:
             links.append(tag("li", tag("a", heading, href=f"#{heading}")))
             shown.append(tag("section", tag("h2", heading), tag("p", look), content, id=heading))
-        else:
+        elif command:
             missing.append(f"No {heading.lower()} yet: `{command}` makes them. ")
     sentence, picture = result(names, cells)
     if "sentence" in judged:   # of tests/film.py

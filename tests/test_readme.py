@@ -171,7 +171,10 @@ def test_every_part_of_every_claim_is_that_of_the_kept_values(judged):
         said.append((number.strip(), *arms.groups(), effect, line.split("]")[1].strip()))
     expected = []
     for number, claim in judged.items():
-        for part in claim["parts"]:
+        shown = claim["parts"] if number not in evaluate.QUESTIONS else []
+        for part in shown:
+            if not part["values"]:   # a control that was not run
+                continue
             arm, against = part["name"].split(": ")[1].split(" - ")
             expected.append((number, arm, against, effect_of(part), part["verdict"]))
     assert sorted(said) == sorted(expected)

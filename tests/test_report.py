@@ -84,11 +84,17 @@ def make_runs(folder):
     empty = {**part, "name": "empty", "values": [], "mean": math.nan, "verdict": "not run"}
     claim = {"number": "1", "text": "student > text-only <b>", "parts": [part, alone, empty],
              "said": "holds; its control pairs: fails"}
-    lengths = {"two-stage-500": [80, 82], "two-stage-4000": [55, 52], "distilled-500": [60, 61]}
+    shown = {**part, "question": "shown", "verdict": "-", "name": "MLM: clean - nst+crd"}
+    asked = {"number": "masks", "text": "Masked or clean?", "parts": [shown], "said": "-"}
+    grounded = {"two-stage-500": [80, 82], "two-stage-4000": [55, 52], "distilled-500": [60, 61],
+                "nst+crd": [84, 86], "of-noisy-20-teacher": [70, 72], "teacher": [90]}
+    arms = {arm: {"grounded SST-2 PIQA": values} for arm, values in grounded.items()}
+    for arm, known in (("teacher", [97, 99]), ("nst+crd", [91, 92])):
+        arms[arm].update({f"probe {name}": known for name in data.PROPERTIES})
     (folder / "runs" / "claims").mkdir()
     data.write_json(folder / "runs" / "claims" / "claims.json", {
-        "commit": "fedcba9876", "hardware": "2 cores", "seeds": [1, 2, 3], "claims": [claim],
-        "arms": {arm: {"grounded SST-2 PIQA": values} for arm, values in lengths.items()}})
+        "commit": "fedcba9876", "hardware": "2 cores", "seeds": [1, 2, 3],
+        "claims": [claim, asked], "arms": arms})
     return [str(folder / "runs" / name) for name in SEEDS]
 
 
@@ -141,7 +147,7 @@ def test_structure(page):
     assert len(ids) == len(set(ids))
     linked = [attributes["href"][1:] for attributes, _ in page.every("a")]
     assert linked == [attributes["id"] for attributes, _ in page.every("section")]
-    assert linked == ["Clips", "Results", "Probes", "Training", "Claims", "Runs"]
+    assert linked == ["Clips", "Results", "Probes", "Training", "Claims", "Questions", "Runs"]
     levels = [tag for tag, _, _ in page.elements if tag in ("h1", "h2", "h3")]
     assert levels[0] == "h1" and levels.count("h1") == 1 and levels.count("h2") == 6
     for attributes, inside in page.every("svg"):
@@ -183,14 +189,19 @@ def test_numbers_are_those_of_the_files(page):
     # 80.1667 +- 4.30265 x 8.7547 / sqrt(3), by hand
     for text in ("80.2, interval 58.4 to 101.9", "text-only: 0.009082 at 991",
                  "text-only: 0.25 at 200; text-only: 0.25 at 200",
-                 "two-stage: 53.5 at 4000"):
+                 "two-stage: 53.5 at 4000", "student: 71 at 20; student: 72 at 20",
+                 "lift: 91.5 at 98"):
         assert text in pictures
     rows = "".join(page.texts("li"))
     for text in ("grounded <i> (better)+24.0 [+12.6, +35.4] holds", "-1.2 one seed", "not run",
                  "test nouns91.2"):
         assert text in rows
-    claim = "1. student > text-only <b>: holds; its control pairs: fails"
-    assert claim in page.texts("figcaption")
+    captions = page.texts("figcaption")
+    for text in ("1. student > text-only <b>: holds; its control pairs: fails",
+                 "masks. Masked or clean?: -",
+                 "By % of captions that meet another film: grounded SST-2 PIQA"):
+        assert text in captions
+    assert not any(text.startswith("By number of films") for text in captions)   # not run
 
 
 def entries(*values):

@@ -1,0 +1,249 @@
+"""Does a student learn what a thing does, or what most things do? A command, not a test:
+
+    python tests/bias.py make --seeds 21 22 23 24      # worlds, teachers, students; resumes
+    python tests/bias.py judge --values tests/bias.jsonl
+
+Each seed gives three worlds that differ in one behaviour alone, which way a tapped thing turns:
+
+    equal   half of the nouns turn left, as everywhere else
+    rare    of each group's nouns one in eleven turns right, the others left
+    half    as equal, but every other noun is never tapped: its clips show three actions, not four
+
+The probe is evaluate.probe's, of spin, on all filmed nouns that it was not fitted on (validation
+and test). It is fitted alike in the worlds that are compared: with equal, on as few nouns that turn
+right as there are in rare, or on the nouns alone that half shows. So what differs is what the
+models saw. AUC is how often a noun that turns right gets a higher score than one that does not,
+which no threshold biases.
+"""
+import argparse
+import json
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import data
+import evaluate
+import model
+
+KINDS = "equal", "rare", "half"
+MODELS = "teacher", "student"
+SPIN = "spin"
+ACTION = data.DYNAMIC[SPIN]
+
+# --------------------------------------------------------------------------------------------------
+# Worlds
+
+
+def rare_world(make_world, seed):
+    """A world, {noun: properties}, of which one noun in eleven turns right."""
+    world = make_world(seed)
+    left, right = data.PROPERTIES[SPIN][1]
+    generator = data.numpy_generator(seed, "rare")
+    for group, count in data.GROUPS.items():
+        members = [noun for noun in world if world[noun]["group"] == group]
+        values = data.balanced([left] * 10 + [right], count, generator)
+        for noun, value in zip(members, values):
+            world[noun][SPIN] = value
+    return world
+
+
+def never_tapped(world):
+    """The nouns that half never taps: every other one of those that turn left, and right."""
+    out = set()
+    for group in data.GROUPS:
+        for value in data.PROPERTIES[SPIN][1]:
+            members = [noun for noun in world
+                       if (world[noun]["group"], world[noun][SPIN]) == (group, value)]
+            out.update(members[::2])
+    return out
+
+
+def untapped_video(make_video, left_out, seed, video, noun, properties, folder):
+    """data.make_video, without the action for nouns that are left out."""
+    every = data.ACTIONS
+    if noun in left_out:
+        data.ACTIONS = [action for action in every if action != ACTION]
+    try:
+        return make_video(seed, video, noun, properties, folder)
+    finally:
+        data.ACTIONS = every
+
+
+def make_world(kind, seed, out, workers=1):
+    """`data.py mini` of one kind, without tasks, whose rows need values that are equally often."""
+    makers = data.make_world, data.make_video, data.make_tasks
+    data.make_tasks = lambda *_: []
+    if kind == "rare":
+        data.make_world = partial(rare_world, makers[0])
+    if kind == "half":
+        left_out = never_tapped(makers[0](seed))
+        data.make_video = partial(untapped_video, makers[1], left_out)
+    try:
+        data.make_mini(seed, out, workers=workers)
+    finally:
+        data.make_world, data.make_video, data.make_tasks = makers
+
+
+# --------------------------------------------------------------------------------------------------
+# Values
+
+
+def folder_of(kind, seed):
+    return Path("data", f"bias-{kind}-{seed}")
+
+
+def train(kind, seed, run):
+    """A world's teacher and student, as far as they are not there."""
+    folder = folder_of(kind, seed)
+    run.mkdir(parents=True, exist_ok=True)
+    script = partial(evaluate.run_script, run / "log")
+    text = folder / "text"
+    vocab = folder / "tokenizer.json"
+    if not (folder / "splits.json").exists():
+        script("data.py", "video", "--videos", folder / "videos", "--captions",
+               folder / "caption.json", "--vocab", vocab, "--out", folder)
+    if not (text / "valid.json").exists():
+        script("data.py", "text", "--train", text / "train.txt", "--valid", text / "valid.txt",
+               "--vocab", vocab, "--out", text)
+    common = ["--data", folder, "--size", "mini", "--seed", seed]
+    script("teacher.py", *common, "--out", run / "teacher")
+    script(*evaluate.flags_of("nst+crd").split(), *common, "--teacher", run / "teacher",
+           "--text", text, "--out", run / "student")
+
+
+def measures(vectors, world, fitted, tested):
+    """Of the probe of spin, fitted and tested on these nouns (bool [N]): AUC, and the share of
+    nouns that it tells, of those that turn left and of those that turn right."""
+    values = data.PROPERTIES[SPIN][1]
+    truth = np.array([values.index(noun[SPIN]) for noun in world.values()])      # [N]
+    targets = 2.0 * np.eye(2)[truth] - 1                                         # [N, 2]
+    scores = evaluate.ridge_probe(vectors[fitted], targets[fitted], vectors)     # [N, 2]
+    margins = scores[:, 1] - scores[:, 0]
+    left = margins[tested & (truth == 0)]
+    right = margins[tested & (truth == 1)]
+    above = (right[:, None] > left).mean() + (right[:, None] == left).mean() / 2
+    return {"auc": float(above), "left": float((left < 0).mean()),
+            "right": float((right > 0).mean()), "nouns": [len(left), len(right)]}
+
+
+def first_of(chosen, count):
+    """The first `count` of the nouns that are chosen: bool [N]."""
+    return chosen & (chosen.cumsum() <= count)
+
+
+def cells_of(kind, seed, run):
+    """What each model of one world tells, as bias.jsonl holds it."""
+    file = folder_of(kind, seed) / "world.json"
+    world = data.read_json(file, "python tests/bias.py make")["nouns"]
+    group = np.array([noun["group"] for noun in world.values()])
+    right = np.array([noun[SPIN] == data.PROPERTIES[SPIN][1][1] for noun in world.values()])
+    hidden = np.array([noun in never_tapped(world) for noun in world])
+    held_out = np.isin(group, ("validation", "test"))
+    train_nouns = group == "train"
+    cells = []
+    for name in MODELS:
+        vectors = evaluate.noun_vectors(run / name / "model", evaluate.naming_texts(world))
+        cell = {"model": name, "kind": kind, "seed": seed,
+                "commit": evaluate.run_facts(run / name)["commit"]}
+        if kind != "half":
+            few = first_of(train_nouns & ~right, 80) | first_of(train_nouns & right, 14)
+            cell["few"] = measures(vectors, world, few, held_out)
+        if kind != "rare":
+            shown = train_nouns & ~hidden
+            cell["shown"] = measures(vectors, world, shown, held_out & ~hidden)
+            cell["hidden"] = measures(vectors, world, shown, held_out & hidden)
+        cells.append(cell)
+    return cells
+
+
+def make(args):
+    """`make`: what RUNS/values.jsonl lacks, so many worlds at once."""
+    file = args.runs / "values.jsonl"
+    args.runs.mkdir(parents=True, exist_ok=True)
+    known = {(cell["kind"], cell["seed"]) for cell in read_values(file)}
+    wanted = [(kind, seed) for seed in args.seeds for kind in KINDS if (kind, seed) not in known]
+    for kind, seed in wanted:
+        make_world(kind, seed, folder_of(kind, seed), args.jobs)
+
+    def make_cells(kind, seed):
+        run = args.runs / f"{kind}-{seed}"
+        train(kind, seed, run)
+        return cells_of(kind, seed, run)
+    with ThreadPoolExecutor(args.jobs) as pool:
+        for cells in tqdm(pool.map(make_cells, *zip(*wanted)), total=len(wanted), unit="world"):
+            with open(file, "a", encoding="utf-8") as out:
+                out.writelines(json.dumps(cell) + "\n" for cell in cells)
+    judge(argparse.Namespace(values=file))
+
+
+# --------------------------------------------------------------------------------------------------
+# Judging
+
+
+def read_values(file):
+    """The cells of a file of one a line; [] where there is none."""
+    lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+    return [json.loads(line) for line in lines]
+
+
+QUANTITIES = [   # what is said, worlds, place in a cell
+    ("AUC", ("equal", "rare"), "few", "auc"),
+    ("of those that turn left", ("equal", "rare"), "few", "left"),
+    ("of those that turn right", ("equal", "rare"), "few", "right"),
+    ("AUC, nouns that half taps", ("equal", "half"), "shown", "auc"),
+    ("AUC, nouns that it never taps", ("equal", "half"), "hidden", "auc"),
+]
+
+
+def judge(args):
+    """`judge`: mean and interval over seeds of each quantity, and of its loss against equal."""
+    values = {}   # (model, kind, seed) -> cell
+    for cell in read_values(args.values):
+        values[cell["model"], cell["kind"], cell["seed"]] = cell
+    if not values:
+        raise model.UserError(f"no values in {args.values}; `python tests/bias.py make` makes them")
+    header = [f"probe of {SPIN}, x 100", "equal", "rare or half", "difference"]
+    rows = []
+    for name in MODELS:
+        for said, (equal, changed), place, key in QUANTITIES:
+            pairs = []
+            for seed in sorted({seed for _, _, seed in values}):
+                both = [values.get((name, kind, seed)) for kind in (equal, changed)]
+                if None not in both:
+                    pairs.append([100 * cell[place][key] for cell in both])
+            columns = [*zip(*pairs), [after - before for before, after in pairs]]
+            row = [f"{name}, {said}"]
+            for column in columns:
+                mean, low, high = evaluate.t_interval(column)
+                row.append(f"{mean:.1f} [{low:.1f}, {high:.1f}]")
+            rows.append(row)
+    for row in (header, *rows):
+        print(f"{row[0]:38}" + "".join(f"{text:>22}" for text in row[1:]))
+    seeds = sorted({seed for _, _, seed in values})
+    commits = evaluate.once(cell["commit"] for cell in values.values())
+    print(f"seeds {' '.join(map(str, seeds))}; commit {commits}")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    made = commands.add_parser("make", help="trains and measures what is missing, then judges")
+    made.add_argument("--seeds", type=int, nargs="+", default=[21, 22, 23, 24])
+    made.add_argument("--jobs", type=data.positive, default=2, help="runs at once")
+    made.add_argument("--runs", type=Path, default=Path("runs/bias"))
+    made.set_defaults(function=make)
+    judged = commands.add_parser("judge", help="judges values that are there")
+    judged.add_argument("--values", type=Path, default=Path("tests/bias.jsonl"))
+    judged.set_defaults(function=judge)
+    args = parser.parse_args()
+    args.function(args)
+
+
+if __name__ == "__main__":
+    model.command(main)
