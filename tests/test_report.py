@@ -149,7 +149,7 @@ def test_structure(page):
     assert linked == [attributes["id"] for attributes, _ in page.every("section")]
     assert linked == ["Clips", "Results", "Probes", "Training", "Claims", "Questions", "Runs"]
     levels = [tag for tag, _, _ in page.elements if tag in ("h1", "h2", "h3")]
-    assert levels[0] == "h1" and levels.count("h1") == 1 and levels.count("h2") == 6
+    assert levels[0] == "h1" and levels.count("h1") == 1 and levels.count("h2") == 7
     for attributes, inside in page.every("svg"):
         assert attributes.get("role") != "img" or inside.strip()   # its title says what it shows
     for attributes, _ in page.every("video"):
