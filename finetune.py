@@ -754,20 +754,19 @@ def answer_places(examples, targets, answers):
 
 DEFAULTS = {
     "mini": {
-        # ours, chosen on validation nouns: small batches, dropout and a head as small as BERT's
-        # leave the balanced tasks at the saddle of their exclusive or
-        "lr": 1e-3, "epochs": 40.0, "batch": 256, "dropout": 0.0, "head_std": 0.1,
+        # ours, chosen on validation nouns: small batches, dropout, a plain head and an encoder as
+        # quick as its head leave the balanced tasks at the saddle of their exclusive or
+        "lr": 1e-4, "head_rate": 10.0, "head": "whitened", "head_std": 0.1,
+        "epochs": 40.0, "batch": 256, "dropout": 0.0, "warmup": 0.1,
         "max_length": 64, "length_step": 32,             # ours; few mini rows are longer than 32
         "accumulate": 2,                                 # ours: the shorter half needs less padding
-        # ours: at the full rate, rows not yet answerable draw all scores together
-        "warmup": 0.4,
         "weight_decay": 0.0, "eps": 1e-6},               # authors' script
     "base": {
         "lr": 1e-4, "epochs": 3.0, "batch": 32,          # authors' script (run_glue_at_epoch.bash)
         "max_length": 126, "warmup": 0.1,                # authors' script
         "length_step": 8, "accumulate": 1,               # ours; see length_sorted_batches
         "weight_decay": 0.0, "eps": 1e-6,                # authors' script
-        "dropout": 0.1, "head_std": 0.02},               # BERT's own
+        "dropout": 0.1, "head_std": 0.02, "head": "plain", "head_rate": 1.0},   # BERT's own
 }
 DEFAULTS["small"] = DEFAULTS["base"]                     # authors' script: one recipe for all sizes
 BY_TASK = {   # at paper sizes; all else has GLUE's, PIQA by the authors' deleted script, too
@@ -780,7 +779,8 @@ BY_TASK = {   # at paper sizes; all else has GLUE's, PIQA by the authors' delete
     "SQuAD2": {"lr": 5e-5, "epochs": 2.0, "batch": 12, "max_length": 384, "stride": 128,
                "warmup": 0.0, "eps": 1e-8, "null_threshold": 0.0},
 }
-MINI_BY_TASK = {"SQuAD1": {"stride": 16}, "SQuAD2": {"stride": 16, "null_threshold": 0.0}}   # ours
+MINI_SPANS = {"lr": 1e-3, "head_rate": 1.0, "warmup": 0.4, "stride": 16}
+MINI_BY_TASK = {"SQuAD1": MINI_SPANS, "SQuAD2": {**MINI_SPANS, "null_threshold": 0.0}}   # ours
 
 
 def parse_args(argv=None):
@@ -807,6 +807,8 @@ def parse_args(argv=None):
     flag("--weight-decay", type=float)
     flag("--clip", type=float, default=1.0, help="largest gradient norm")
     flag("--dropout", type=float)
+    flag("--head", choices=["plain", "whitened"], help="on [CLS] (plain: BERT's pooler)")
+    flag("--head-rate", type=float, help="the head's rate is so many times --lr")
     flag("--head-std", type=float, help="deviation of the task head's first weights")
     flag("--train-limit", type=data.positive, help="train on the first rows of the file alone")
     flag("--split-dev", action="store_true", help="train on the first half of the dev file, score "
@@ -855,13 +857,27 @@ def settings_for(args, name, size, config):
 # One run: a task and a seed
 
 
-def make_head(kind, classes, config):
-    """On [CLS]; for SQuAD on every token, row 0 start, row 1 end, as transformers has it."""
-    if kind != "span":
-        return model.SequenceHead(config, classes if kind == "classification" else 1)
-    head = torch.nn.Linear(config.hidden_size, 2)
-    model.init_weights(head, config.initializer_range)
-    return head
+def make_head(kind, classes, config, states=None):
+    """On [CLS]; for SQuAD on every token, row 0 start, row 1 end, as transformers has it.
+
+    states: see model.WhitenedHead; None: the plain head.
+    """
+    if kind == "span":
+        head = torch.nn.Linear(config.hidden_size, 2)
+        model.init_weights(head, config.initializer_range)
+        return head
+    outputs = classes if kind == "classification" else 1
+    if states is None:
+        return model.SequenceHead(config, outputs)
+    return model.WhitenedHead(config, outputs, states)
+
+
+@torch.no_grad()
+def first_states(bert, rows, device):
+    """The [CLS] of the first 512 rows (all candidates), as the encoder has it now: [N, H]."""
+    bert.eval()
+    inputs = data.moved(rows.batch(np.arange(min(512, len(rows)))), device)
+    return bert(*inputs, first_only=True)[:, 0]
 
 
 def scores_of(kind, bert, head, batch, candidates):
@@ -1017,11 +1033,18 @@ def finetune(settings, splits, rows, config, bert, encoder, processes, folder, l
     bert.load_state_dict(encoder)
     model.set_dropout(config, bert, settings["dropout"])
     head_config = dataclasses.replace(config, initializer_range=settings["head_std"])
-    head = make_head(kind, len(TASKS[name].labels), head_config).to(device)
+    states = None
+    if settings["head"] == "whitened" and kind != "span":
+        states = first_states(bert, train, device)
+    head = make_head(kind, len(TASKS[name].labels), head_config, states).to(device)
 
-    # --- optimizer
-    optimizer = model.optimizer_for([bert, head], settings["lr"], settings["weight_decay"],
-                                    settings["eps"])
+    # --- optimizer: the head's rate is a multiple of the encoder's
+    optimizer, of_head = [model.optimizer_for([part], settings["lr"], settings["weight_decay"],
+                                              settings["eps"]) for part in (bert, head)]
+    times = [1.0] * len(optimizer.param_groups)
+    for group in of_head.param_groups:
+        optimizer.add_param_group(group)
+        times.append(settings["head_rate"])
     parameters = []
     for group in optimizer.param_groups:
         parameters += group["params"]
@@ -1036,9 +1059,10 @@ def finetune(settings, splits, rows, config, bert, encoder, processes, folder, l
         if place == 0:
             batches = length_sorted_batches(train.lengths, settings["batch"], seed, epoch,
                                             settings["length_step"])
-        for group in optimizer.param_groups:
-            # transformers' schedule, the authors': its warm-up begins at a rate of 0, a step late
-            group["lr"] = model.lr_at(step - (step < warmup), settings["lr"], warmup, steps)
+        # transformers' schedule, the authors': its warm-up begins at a rate of 0, a step late
+        lr = model.lr_at(step - (step < warmup), settings["lr"], warmup, steps)
+        for group, rate in zip(optimizer.param_groups, times):
+            group["lr"] = rate * lr
         bert.train()
         head.train()
         data.seed_dropout(seed, step, processes.rank)

@@ -431,6 +431,32 @@ class SequenceHead(nn.Module):
         return self.classifier(self.dropout(torch.tanh(self.pooler(hidden[:, 0]))))
 
 
+class WhitenedHead(nn.Module):
+    """[CLS], whitened -> dense + GELU -> dropout -> `outputs` values.
+
+    Of what [CLS] varies in over texts, what one of their words means may be a hundredth. A plain
+    head sees too little of it to begin with, and the encoder forgets it meanwhile. So differences
+    are measured by their own spread over `states` [N, H], the [CLS] of N texts before training.
+    """
+
+    def __init__(self, config, outputs, states):
+        super().__init__()
+        mean = states.mean(0)
+        variances, axes = torch.linalg.eigh(torch.cov((states - mean).T, correction=0))
+        floor = 0.1 * variances.mean() + 1e-6   # what hardly varies stays small
+        self.register_buffer("mean", mean)
+        self.register_buffer("whitening", axes * (variances + floor).rsqrt())   # [H, H]
+        self.dense = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.classifier = nn.Linear(config.intermediate_size, outputs)
+        init_weights(self, config.initializer_range)
+
+    def forward(self, hidden):
+        """hidden: [B, L, H] -> [B, outputs]."""
+        x = (hidden[:, 0] - self.mean) @ self.whitening                     # [B, H]
+        return self.classifier(self.dropout(F.gelu(self.dense(x))))
+
+
 # --------------------------------------------------------------------------------------------------
 # Hugging Face files
 

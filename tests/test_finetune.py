@@ -464,23 +464,61 @@ def test_first_loss_equals_transformers(run, tiny_tokenizer, transformers):
         torch.testing.assert_close(ours.weight.grad, other.weight.grad, atol=1e-6, rtol=1e-4)
 
 
-def test_every_parameter_moves(run, tmp_path, monkeypatch):
+@pytest.mark.parametrize("head", ["plain", "whitened"])
+def test_every_parameter_moves(run, tmp_path, monkeypatch, head):
     modules = []
     real_optimizer = model.optimizer_for
     before = {}
 
     def optimizer_for(trained, *settings):
-        modules.extend(trained)
-        for index, module in enumerate(trained):
+        for module in trained:
             for name, value in module.named_parameters():
-                before[index, name] = value.detach().clone()
+                before[len(modules), name] = value.detach().clone()
+            modules.append(module)
         return real_optimizer(trained, *settings)
     monkeypatch.setattr(model, "optimizer_for", optimizer_for)
-    start(run, "--task", "RTE", "--train-limit", 32, out=tmp_path)
+    start(run, "--task", "RTE", "--train-limit", 32, "--head", head, out=tmp_path)
     for index, module in enumerate(modules):
         for name, value in module.named_parameters():
             assert not torch.equal(before.pop((index, name)), value), name
     assert not before and len(modules) == 2
+
+
+@pytest.mark.parametrize("kind, candidates", [("classification", 1), ("choice", 2)])
+def test_a_whitened_head_starts_from_the_rows_as_the_encoder_has_them(run, tiny_tokenizer, kind,
+                                                                      candidates):
+    name = "RTE" if kind == "classification" else "PIQA"
+    examples, targets, _ = finetune.read_split(name, run.parent / "tasks" / name, "train")
+    rows = finetune.Rows(examples, targets, tiny_tokenizer, 32)
+    config, bert, _ = model.load_hf(run / "model")
+    states = finetune.first_states(bert, rows, torch.device("cpu"))
+    assert states.shape == (candidates * len(rows), config.hidden_size)
+    head = finetune.make_head(kind, 2, config, states)
+    own = bert(*rows.batch([3]))[:, :1]   # of one row, with all its tokens
+    assert torch.allclose(own[:, 0], states[3 * candidates:4 * candidates], atol=1e-5)
+    # the head sees all rows around 0, and in no direction more than in another
+    seen = (states - head.mean) @ head.whitening
+    assert torch.allclose(seen.mean(0), torch.zeros(config.hidden_size), atol=1e-4)
+    spread = torch.linalg.eigvalsh(torch.cov(seen.T))
+    assert 0.9 < spread.max() < 1.05
+    assert head(own).shape == (candidates, 2 if kind == "classification" else 1)
+
+
+def test_the_heads_rate_is_a_multiple_of_the_encoders(run, tmp_path, monkeypatch):
+    rates = []
+    real_step = torch.optim.AdamW.step
+
+    def step(optimizer, *given):
+        rates.append([group["lr"] for group in optimizer.param_groups])
+        return real_step(optimizer, *given)
+    monkeypatch.setattr(torch.optim.AdamW, "step", step)
+    start(run, "--task", "RTE", "--head-rate", 7, "--train-limit", 32, out=tmp_path)
+    steps = len(rates)
+    for number, (encoder, same, head, too) in enumerate(rates):
+        warmup = int(0.1 * steps)
+        expected = model.lr_at(number - (number < warmup), 3e-3, warmup, steps)
+        assert encoder == same == pytest.approx(expected) and head == too == 7 * encoder
+    assert max(rates)[0] == pytest.approx(3e-3)
 
 
 @pytest.mark.parametrize("lr, epochs, message", [
@@ -519,7 +557,7 @@ def test_missing_files_are_named(run, tmp_path):
 
 
 @pytest.mark.parametrize("recorded, flags, size, lr", [
-    ("mini", [], "mini", "0.001"), ("base", [], "base", "0.0001"),
+    ("mini", [], "mini", "0.0001"), ("base", [], "base", "0.0001"),
     ("mini", ["--size", "small"], "small", "0.0001"), (None, [], "base", "0.0001")])
 def test_recipe_follows_the_run(run, tmp_path, tiny_tokenizer, capsys, monkeypatch, recorded, flags,
                                 size, lr):
@@ -554,7 +592,9 @@ def test_a_folder_named_model_belongs_to_its_run(run, tmp_path, tiny_tokenizer):
 def test_settings_follow_size_and_task():
     args = finetune.parse_args(["--epochs", "2"])
     base = model.SIZES["base"]
-    assert finetune.settings_for(args, "SWAG", "mini", model.SIZES["mini"])["lr"] == 1e-3
+    mini = finetune.settings_for(args, "SWAG", "mini", model.SIZES["mini"])
+    assert (mini["lr"], mini["head_rate"], mini["head"]) == (1e-4, 10, "whitened")
+    assert finetune.settings_for(args, "SQuAD1", "mini", model.SIZES["mini"])["lr"] == 1e-3
     swag = finetune.settings_for(args, "SWAG", "base", base)
     assert (swag["lr"], swag["max_length"], swag["epochs"], swag["size"]) == (5e-5, 80, 2, "base")
     assert finetune.settings_for(args, "RTE", "small", base)["max_length"] == 126

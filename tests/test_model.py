@@ -394,6 +394,30 @@ def test_video_encoder_file(tmp_path):
         model.load_video_encoder(tmp_path / "other.pt")
 
 
+# --- heads of tasks
+
+
+def test_a_whitened_head_by_hand():
+    """[CLS] varies by 2 in one direction and by 0.5 in the other: mean 1.25, its tenth 0.125."""
+    config = dataclasses.replace(CONFIG, hidden_size=2, num_attention_heads=1, intermediate_size=3)
+    states = torch.tensor([[3.0, 5], [-1, 5], [1, 6], [1, 4]])
+    head = shake(model.WhitenedHead(config, 2, states))
+    assert torch.allclose(head.mean, torch.tensor([1.0, 5]))
+    squared = torch.tensor([[1 / 2.125, 0], [0, 1 / 0.625]])   # axes may turn and change sign
+    assert torch.allclose(head.whitening @ head.whitening.T, squared, atol=1e-4)
+    hidden = torch.randn(4, 7, 2)
+    for row, scores in zip(hidden, head(hidden)):
+        x = (row[0] - torch.tensor([1.0, 5])) @ head.whitening
+        inner = [F.gelu(weight @ x + bias) for weight, bias in
+                 zip(head.dense.weight, head.dense.bias)]
+        expected = head.classifier.weight @ torch.stack(inner) + head.classifier.bias
+        assert torch.allclose(scores, expected, atol=1e-5)
+    # rows that do not differ
+    alone = model.WhitenedHead(config, 2, states[:1])
+    assert alone(hidden).isfinite().all()
+    assert not {"mean", "whitening"} & dict(alone.named_parameters()).keys()
+
+
 # --- optimiser, schedule, checkpoint
 
 
