@@ -135,9 +135,9 @@ def our_losses(args, nets, autocast_type, step, function=distill.losses_of, part
     trained = {"student": nets.student, "mlm_head": nets.mlm_head, "heads": nets.heads}
     if "crd" in nets.kept:   # of the step before: its backward had to see the queues as they were
         nets.heads["crd"].push(*nets.kept["crd"], args.processes)
-    losses, kept = function(SimpleNamespace(objective=nets.objectives), trained,
-                            {"teacher": nets.teacher}, part, (part["labels"] != -100).sum(),
-                            1, autocast_type)
+    flags = SimpleNamespace(objective=nets.objectives, teacher_reads="masked")
+    losses, kept = function(flags, trained, {"teacher": nets.teacher}, part,
+                            (part["labels"] != -100).sum(), 1, autocast_type)
     for name, sides in kept.items():   # a CUDA graph's own are gone by then
         nets.kept[name] = [side.clone() for side in sides]
     return losses
