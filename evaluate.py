@@ -1689,7 +1689,7 @@ def arrival_plot(arms):
     series = []
     for colour, name in enumerate(data.PROPERTIES):
         points = []
-        for arm in arms.keys() & TRAINED.keys():
+        for arm in sorted(arms.keys() & TRAINED.keys()):
             known = arms.get(teacher_of(arm), {}).get(f"probe {name}")
             learnt = arms[arm].get(f"probe {name}")
             if known and learnt:
