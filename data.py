@@ -2479,7 +2479,9 @@ def join_captions(films, training, generator):
     One caption in twelve is spoken over another video's clip: words change places among the
     `training` videos, so that counts of nouns and actions stay exactly equal.
     """
-    slots = product(training, range(len(ACTIONS)))
+    slots = []
+    for video in training:
+        slots += [(video, index) for index in range(len(films[video]["words"]))]
     slots = [slot for slot in slots if generator.uniform() < 1 / 12]
     moved = [films[video]["words"][index] for video, index in slots]
     for (video, index), words in zip(slots, moved[1:] + moved[:1]):

@@ -7,7 +7,7 @@ Each seed gives three worlds that differ in one behaviour alone, which way a tap
 
     equal   half of the nouns turn left, as everywhere else
     rare    of each group's nouns one in eleven turns right, the others left
-    half    as equal, but every other noun is never tapped: its clips show three actions, not four
+    half    as equal, but every other noun is never tapped: its films show three actions, not four
 
 The probe is evaluate.probe's, of spin, on all filmed nouns that it was not fitted on (validation
 and test). It is fitted alike in the worlds that are compared: with equal, on as few nouns that turn
@@ -34,6 +34,8 @@ KINDS = "equal", "rare", "half"
 MODELS = "teacher", "student"
 SPIN = "spin"
 ACTION = data.DYNAMIC[SPIN]
+HELD_OUT = f"v{data.VIDEOS_A_NOUN:02d}_"
+MAKE_VIDEO = data.make_video   # as it is: worker processes are handed what replaces it
 
 # --------------------------------------------------------------------------------------------------
 # Worlds
@@ -63,13 +65,14 @@ def never_tapped(world):
     return out
 
 
-def untapped_video(make_video, left_out, seed, video, noun, properties, folder):
-    """data.make_video, without the action for nouns that are left out."""
+def untapped_video(left_out, seed, video, noun, properties, folder):
+    """data.make_video, without the action for nouns that are left out; held-out films have it, for
+    retrieval asks of each."""
     every = data.ACTIONS
-    if noun in left_out:
+    if noun in left_out and not video.startswith(HELD_OUT):
         data.ACTIONS = [action for action in every if action != ACTION]
     try:
-        return make_video(seed, video, noun, properties, folder)
+        return MAKE_VIDEO(seed, video, noun, properties, folder)
     finally:
         data.ACTIONS = every
 
@@ -82,7 +85,7 @@ def make_world(kind, seed, out, workers=1):
         data.make_world = partial(rare_world, makers[0])
     if kind == "half":
         left_out = never_tapped(makers[0](seed))
-        data.make_video = partial(untapped_video, makers[1], left_out)
+        data.make_video = partial(untapped_video, left_out)
     try:
         data.make_mini(seed, out, workers=workers)
     finally:

@@ -2,6 +2,7 @@
 
     python -m pytest tests/test_bias.py
 """
+import pickle
 import sys
 from collections import Counter
 from pathlib import Path
@@ -41,10 +42,12 @@ def test_half_never_taps_every_other_noun(tmp_path, monkeypatch):
     monkeypatch.setattr(data, "write_video", lambda path, frames: shot.append(len(frames)))
     every = list(data.ACTIONS)
     for noun in list(world)[:40]:
-        film = bias.untapped_video(data.make_video, left_out, 3, "v", noun, world[noun], tmp_path)
+        film = bias.untapped_video(left_out, 3, "v", noun, world[noun], tmp_path)
         shown = [action for action in every if action != "tap" or noun not in left_out]
         assert sorted(film["actions"]) == sorted(shown)
         assert shot.pop() == data.CLIP_FRAMES * len(shown) and len(film["words"]) == len(shown)
+    bias.untapped_video(left_out, 3, "v08_000", min(left_out), world[min(left_out)], tmp_path)
+    assert shot.pop() == data.CLIP_FRAMES * 4   # a held-out film
     assert data.ACTIONS == every
 
 
@@ -52,6 +55,7 @@ def test_worlds_are_made_by_the_usual_generator(tmp_path, monkeypatch):
     made = []
 
     def make_mini(seed, out, workers):
+        pickle.dumps(data.make_video)   # for the processes that film
         made.append((data.make_world(seed), data.make_video, data.make_tasks(0, 0, 0)))
     monkeypatch.setattr(data, "make_mini", make_mini)
     makers = data.make_world, data.make_video, data.make_tasks
