@@ -1066,13 +1066,17 @@ def make_cells(cells, runs, jobs):
         cell = known.get((arm, seed), {"flags": None})
         if cell["flags"] != recipe(arm) or not cell["tasks"].keys() >= set(tasks):
             missing[arm, seed] = tasks
+    for arm, seed in list(missing):   # of a teacher the values may be here, the run elsewhere
+        teacher = teacher_of(arm)
+        if teacher and not Path(runs, f"world-{seed}", teacher, "model").exists():
+            missing[teacher, seed] = cells.get((teacher, seed), TWO.split())
 
     def make(arm, seed, teacher):
         folder = Path(runs, f"world-{seed}")
         folder.mkdir(parents=True, exist_ok=True)
         return make_cell(arm, seed, missing[arm, seed], folder, teacher)
-    # teachers first: what waits for one never keeps it from running
-    ordered = sorted(missing, key=lambda key: key[0] in TRAINED)
+    # a world after the other, its teachers first: what waits for one never keeps it from running
+    ordered = sorted(missing, key=lambda key: (key[1], key[0] in TRAINED))
     return run_cells(ordered, teacher_of, make, file, jobs)
 
 
@@ -1182,6 +1186,20 @@ def p_of(question, differences):
     return min(1.0, 2 * float(test.pvalue))
 
 
+def seeds_needed(values, decided):
+    """How many values of this mean and spread have an interval that decided(low, high) accepts.
+
+    Text: "over 10,000" where so many do not.
+    """
+    mean = statistics.fmean(values)
+    spread = statistics.stdev(values)
+    for n in range(2, 10_001):
+        half = scipy.stats.t.ppf(0.975, n - 1) * spread / n ** 0.5
+        if decided(mean - half, mean + half):
+            return f"{n:,}"
+    return "over 10,000"
+
+
 def holm(values):
     """Holm's correction of p-values {name: p}: the k-th smallest of m times m - k + 1."""
     out = {}
@@ -1193,7 +1211,8 @@ def holm(values):
 
 
 def judge(part, cells, seeds):
-    """One part of a claim, paired over the seeds that have both arms."""
+    """One part of a claim, paired over the seeds that have both arms. "worlds": how many of this
+    mean and spread would decide it, where these do not."""
     pairs = {}   # seed -> the two arms' values
     for seed in seeds:
         ours = measured(cells.get((part.arm, seed)), part.measure, part.tasks)
@@ -1211,6 +1230,10 @@ def judge(part, cells, seeds):
     elif len(pairs) > 1:
         verdict = verdict_of(part.question, low, high)
         p = p_of(part.question, differences)
+    worlds = None
+    if verdict == "not decided":
+        worlds = seeds_needed(differences, lambda low, high: verdict_of(
+            part.question, low, high) != "not decided")
     if pairs and "of-hinge" in part.arm:
         known = judge(Part("hinge-teacher", "chance", part.measure, part.tasks), cells, seeds)
         if known["mean"] < 10:
@@ -1218,7 +1241,7 @@ def judge(part, cells, seeds):
     name = f"{part.measure} {part.tasks}".strip()
     return {"name": f"{name}: {part.arm} - {part.against}", "question": part.question,
             "pairs": pairs, "values": differences, "mean": mean, "low": low, "high": high, "p": p,
-            "verdict": verdict}
+            "verdict": verdict, "worlds": worlds}
 
 
 WORST = ("teacher carries no signal", "fails", "not run", "one seed", "not decided", "holds", "-")
@@ -1277,7 +1300,9 @@ def effect_of(part):
     """"+36.5 [+26.6, +46.5] holds" of a judged part; without worlds its verdict alone."""
     if not part["values"]:
         return part["verdict"]
-    return f"{part['mean']:+.1f}{span((part['low'], part['high']))} {part['verdict']}"
+    worlds = part.get("worlds")   # of tests/film.py: none
+    more = f" ({worlds} such worlds would decide)" if worlds else ""
+    return f"{part['mean']:+.1f}{span((part['low'], part['high']))} {part['verdict']}{more}"
 
 
 def print_claims(judged):
@@ -1291,17 +1316,37 @@ def print_claims(judged):
 
 
 def print_grid(cells):
-    """Accuracy on validation nouns of each arm of TUNED at each gradient ratio."""
+    """What each arm of TUNED reaches at each gradient ratio: on validation nouns, which choose; its
+    probes of behaviours; held-out MLM."""
     seeds = sorted({seed for _, seed in cells})
-    print(f"\ngrounded {TWO} on validation nouns, x 100, by gradient ratio; worlds {seeds}\n")
-    columns = []
-    for ratio in RATIOS:
-        tried = [values_of(cells, f"{name}@{ratio}", "dev", TWO) for name in TUNED]
-        if any(tried):
-            texts = [f"{show_points(values)} (n={len(values)})" for values in tried]
-            columns.append((f"ratio {ratio}", texts))
-    columns.append(("STUDENTS has", [str(STUDENTS[name][2]) for name in TUNED]))
-    print_columns(list(TUNED), columns)
+    asked = {f"grounded {TWO} on validation nouns, x 100": ("dev", TWO),
+             "probes of behaviours, x 100": ("probe", "dynamic"),
+             "held-out MLM, nats": ("MLM", "")}
+    for title, (measure, tasks) in asked.items():
+        columns = []
+        for ratio in RATIOS:
+            tried = [values_of(cells, f"{name}@{ratio}", measure, tasks) for name in TUNED]
+            if any(tried):
+                texts = [f"{show_points(values)} (n={len(values)})" for values in tried]
+                columns.append((f"ratio {ratio}", texts))
+        columns.append(("STUDENTS has", [str(STUDENTS[name][2]) for name in TUNED]))
+        print(f"\n{title}, by gradient ratio; worlds {seeds}\n")
+        print_columns(list(TUNED), columns)
+    print_halted(cells)
+
+
+def print_halted(cells):
+    """Which models fine-tuning left near chance though probes read what it asks for."""
+    known = 0
+    halted = []
+    for (arm, seed), cell in cells.items():
+        probed = measured(cell, "probe", "dynamic")
+        if probed and probed[0] > 80 and cell["tasks"].keys() >= set(TWO.split()):
+            known += 1
+            if min(measured(cell, "grounded", task)[0] for task in TWO.split()) < 65:
+                halted.append(f"{arm} seed {seed}")
+    print(f"{len(halted)} of {known} models whose probes of behaviours average above 80 are below "
+          f"65 in {' or '.join(TWO.split())}: {', '.join(halted) or 'none'}")
 
 
 def print_arms(cells, rows):
@@ -1315,6 +1360,7 @@ def print_arms(cells, rows):
     for (arm, seed), cell in cells.items():
         stuck += [f"{arm} {task} seed {seed}" for task, scores in cell["tasks"].items()
                   if scores.get("stuck")]
+    print_halted(cells)
     if stuck:
         print(f"! gives every row one answer, and counts as it is: {', '.join(stuck)}")
 

@@ -326,15 +326,6 @@ def compare(cells, arm, against):
             "values": differences, "mean": mean, "low": low, "high": high, "verdict": verdict}
 
 
-def seeds_needed(part):
-    """How many seeds an interval around this mean, with this spread, needs to exclude 0."""
-    spread = statistics.stdev(part["values"])
-    for n in range(2, 10_000):
-        if scipy.stats.t.ppf(0.975, n - 1) * spread / n ** 0.5 < abs(part["mean"]):
-            return n
-    return "over 10,000"
-
-
 def judge(args):
     """`judge`: the two comparisons, every arm, teachers; with --out as evaluate.py report reads."""
     cells = read_values(args.values)
@@ -349,7 +340,8 @@ def judge(args):
         print(f"{part['name']}: {evaluate.effect_of(part)}, n={n}, "
               f"p {corrected.get(part['name'], 1):.2g} after Holm")
         if part["verdict"] == "includes 0" and n > 1:
-            print(f"  this mean and spread would exclude 0 with {seeds_needed(part)} seeds")
+            more = evaluate.seeds_needed(part["values"], lambda low, high: low > 0 or high < 0)
+            print(f"  this mean and spread would exclude 0 with {more} seeds")
     teachers = [compare(cells, "film", "shuffled"), compare(cells, "film", "words")]
     for part in teachers:
         print(f"secondary, teachers: {part['name']}: {evaluate.effect_of(part)}")

@@ -101,6 +101,34 @@ def test_verdicts_of_intervals(low, high, better, not_worse, no_better, no_effec
     assert evaluate.verdict_of("no effect", low, high) == no_effect
 
 
+def test_how_many_worlds_would_decide():
+    """The first n whose interval, worked out anew, is decided; said beside an open verdict."""
+    cells = cells_of(nst=(0.80, 0.70, 0.90), crd=(0.75, 0.72, 0.70))
+    part = evaluate.judge(Part("nst", "crd"), cells, WORLDS)
+    assert part["verdict"] == "not decided"
+    needed = int(part["worlds"])
+    for n, verdict in ((needed - 1, "not decided"), (needed, "holds")):
+        error = statistics.stdev([5, -2, 20]) / n ** 0.5
+        low, high = scipy.stats.t.interval(0.95, n - 1, statistics.fmean([5, -2, 20]), error)
+        assert evaluate.verdict_of("better", low, high) == verdict
+    assert evaluate.effect_of(part).endswith(f"not decided ({needed} such worlds would decide)")
+    assert evaluate.judge(Part("nst", "crd"), cells_of(nst=near(0.9), crd=near(0.5)),
+                          WORLDS)["worlds"] is None
+    assert evaluate.seeds_needed([1, -1, 0.001], lambda low, high: low > 0) == "over 10,000"
+
+
+def test_models_that_fine_tuning_left_at_chance_are_counted(capsys):
+    """Those whose probes read behaviours, below 65 in one of the two tasks."""
+    cells = cells_of(nst=(0.9, 0.6), text_only=(0.5,))
+    cells["crd", 0] = cell("crd", 0, 0.9)
+    cells["crd", 0]["tasks"]["PIQA"]["grounded"]["accuracy"] = 0.64
+    cells["text-only", 0]["probe"] = dict.fromkeys(data.PROPERTIES, 0.5)
+    cells["crd-of-hinge", 0] = cell("crd-of-hinge", 0, 0.5, tasks=("MNLI",))
+    evaluate.print_halted(cells)
+    printed = capsys.readouterr().out
+    assert printed.startswith("2 of 3 models") and "SST-2 or PIQA: nst seed 1, crd seed 0" in printed
+
+
 def test_a_difference_the_other_way_is_no_evidence():
     """A p is of its claim's side: what is surely the opposite has 1, and no place before others."""
     assert evaluate.p_of("better", [-20, -19.9, -19.8]) == 1.0
@@ -346,9 +374,26 @@ def test_what_is_there_is_not_made_again(tmp_path, monkeypatch):
         == evaluate.recipe("of-text-teacher")
     ran.clear()
     assert evaluate.make_cells(cells, "runs", 2) == 0 and ran == []
-    # more tasks are asked for
-    assert evaluate.make_cells({("nst+crd", 0): ["SST-2", "PIQA", "MNLI"]}, "runs", 1) == 0
-    assert ran == [("distill.py", "nst+crd"), ("finetune.py", "nst+crd")]
+    # more tasks are asked for; the teacher's values are here, its run is on another machine
+    more = {("nst+crd", 0): ["SST-2", "PIQA", "MNLI"]}
+    student = [("distill.py", "nst+crd"), ("finetune.py", "nst+crd")]
+    assert evaluate.make_cells(more, "runs", 1) == 0
+    assert ran == [("teacher.py", "teacher"), ("finetune.py", "teacher"), *student]
+    # with its run only the student is made
+    ran.clear()
+    Path("runs/world-0/teacher/model").mkdir(parents=True)
+    assert evaluate.make_cells({("nst+crd", 0): ["SST-2", "QQP"]}, "runs", 1) == 0
+    assert ran == student
+
+
+def test_a_world_is_made_before_the_next(tmp_path, monkeypatch):
+    """So that a session that is cut leaves whole worlds; teachers come before their students."""
+    monkeypatch.setattr(evaluate, "run_cells", lambda ordered, *_: ordered)
+    ordered = evaluate.make_cells(evaluate.cells_for(["2"], [4, 5]), tmp_path, 2)
+    assert [seed for _, seed in ordered] == sorted(seed for _, seed in ordered)
+    for seed in (4, 5):
+        arms = [arm for arm, world in ordered if world == seed]
+        assert [arm in evaluate.TRAINED for arm in arms] == 3 * [False] + 4 * [True]
 
 
 def test_a_teacher_that_its_stage_refuses_has_no_students(tmp_path, monkeypatch, capsys):
