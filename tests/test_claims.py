@@ -126,7 +126,8 @@ def test_models_that_fine_tuning_left_at_chance_are_counted(capsys):
     cells["crd-of-hinge", 0] = cell("crd-of-hinge", 0, 0.5, tasks=("MNLI",))
     evaluate.print_halted(cells)
     printed = capsys.readouterr().out
-    assert printed.startswith("2 of 3 models") and "SST-2 or PIQA: nst seed 1, crd seed 0" in printed
+    assert printed.startswith("2 of 3 models")
+    assert "SST-2 or PIQA: nst seed 1, crd seed 0" in printed
 
 
 def test_a_difference_the_other_way_is_no_evidence():
