@@ -536,17 +536,23 @@ def write_json(path, value):
     write_text(path, json.dumps(value, indent=1))
 
 
-def read_json(path, made_by):
-    """Reads JSON. Raises UserError: the command that makes the file, or the line that is wrong."""
+def read_json(path, made_by, *keys):
+    """Reads JSON, an object that has these keys. Raises UserError: the command that makes the file,
+    the line that is wrong, or the keys that it lacks."""
     path = Path(path)
     if not path.exists():
         raise UserError(f"{path} is missing; `{made_by}` makes it")
     try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 (byte {error.start})") from None
     except json.JSONDecodeError as error:
         raise UserError(f"{path}, line {error.lineno}: not valid JSON ({error.msg})") from None
+    lacking = [key for key in keys if not isinstance(content, dict) or key not in content]
+    if lacking:
+        again = f"; `{made_by}` makes it anew" if made_by else ""
+        raise UserError(f"{path} lacks {', '.join(lacking)}{again}")
+    return content
 
 
 # flags that may differ between machines; of the paths, what lies there decides
@@ -561,7 +567,10 @@ LOCKS = []   # open files: the folders of this process; closing them, or any end
 def lock(folder, name="lock"):
     """Takes a folder for this process. Raises UserError where another one has it."""
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise UserError(f"{folder} is a file, or lies in one: choose another folder") from None
     file = open(folder / name, "a+")
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -588,7 +597,7 @@ def open_run(folder, arguments, processes, precision, inputs):
     if not path.exists():
         write_json(path, {**now, "processes": processes.world, **provenance(processes.device)})
         return
-    before = read_json(path, "")
+    before = read_json(path, "", "arguments", "precision")
     changed = []
     if before["precision"] != precision:
         changed.append(f"precision {before['precision']} -> {precision}")
@@ -1963,7 +1972,7 @@ class TextBlocks:
     def __init__(self, folder, name, tokenizer, block):
         made_by = f"python data.py text --out {folder}"
         path = Path(folder) / f"{name}.bin"
-        packed = read_json(path.with_suffix(".json"), made_by)
+        packed = read_json(path.with_suffix(".json"), made_by, "dtype", "tokens")
         tokens = mapped(path, made_by, packed["dtype"], packed["tokens"])
         self.ids = special_ids(tokenizer)
         self.inner = block - 2
@@ -2007,10 +2016,11 @@ class Clips:
         self.cached = 0   # bytes
 
         made_by = f"python data.py captions --out {folder}"
-        self.ids = read_json(self.folder / "splits.json", made_by)[split][:limit]
+        self.ids = read_json(self.folder / "splits.json", made_by, split)[split][:limit]
         if not self.ids:
             raise UserError(f"{folder}: the {split} split holds no video")
-        index = read_json(self.folder / "captions" / "index.json", made_by)
+        index = read_json(self.folder / "captions" / "index.json", made_by,
+                          "sha256", "counts", "dtype", "ids")
         self.sha256 = index["sha256"]   # of the captions, for a run's list of its inputs
 
         def array(name, kind, shape):   # mapped, so that all processes share it

@@ -372,7 +372,8 @@ def parse_args(argv=None):
     args = parser.parse_args(argv)
     args.objective = sorted(set(args.objective) - {"none"})
     if args.size is None or args.text is None or "voken" in args.objective:
-        recorded = data.read_json(f"{args.teacher}/args.json", "make teacher")["arguments"]
+        facts = data.read_json(f"{args.teacher}/args.json", "make teacher", "arguments")
+        recorded = facts["arguments"]
         args.size = args.size or recorded["size"]
         args.data = args.data or recorded["data"]
         args.text = args.text or f"{args.data}/text"

@@ -604,7 +604,7 @@ def probe(run, world, device="cpu"):
 
 def show_probes(args):
     """`probe`: accuracy on unseen nouns, a row a run, a column a property."""
-    world = data.read_json(Path(args.data) / "world.json", "python data.py mini")
+    world = data.read_json(Path(args.data) / "world.json", "python data.py mini", "nouns")
     rows = {"chance": {name: 1 / len(values) for name, (_, values) in world["properties"].items()}}
     device = data.Processes(args.device).device
     for name, run in zip(names_of(args.runs), args.runs):
@@ -1041,7 +1041,7 @@ def measure_cell(arm, seed, run):
         if "categories" in metrics:   # diagnostics, of filmed nouns
             scores["knowledge"] = metrics["categories"]["grounded"]
         tasks[metrics["task"]] = scores
-    world = data.read_json(world_of(seed) / "world.json", "python data.py mini")
+    world = data.read_json(world_of(seed) / "world.json", "python data.py mini", "nouns")
     device = data.Processes().device
     retrieval = {}
     if trained_encoder(run):
@@ -1751,7 +1751,7 @@ def films_of(folder):
     splits = Path(folder, "splits.json")
     if not splits.exists():
         return {}
-    videos = Path(data.read_json(splits, "")["videos"])
+    videos = Path(data.read_json(splits, "", "videos")["videos"])
     return data.film_files(videos) if videos.is_dir() else {}
 
 
@@ -1850,6 +1850,7 @@ def report(args):
     cells = [cells_of(read_results(run)) for run in runs]
     file = Path(args.claims or beside / "claims" / "claims.json")
     judged = data.read_json(file, "make claims") if args.claims or file.exists() else {}
+    of_films = "sentence" in judged   # of tests/film.py: they are the result, so stand at the top
     sections = [   # heading, what makes it, what to look for, content
         ("Clips", "evaluate.py retrieve",
          "A text should bring the true clip (green) first; texts were drawn before any score was "
@@ -1865,9 +1866,9 @@ def report(args):
         ("Training", "make",
          "By step; hollow: held-out text or clips (r1, median rank: within a batch).",
          report_curves(names, runs)),
-        ("Claims", "make claims",
+        ("Claims", "" if of_films else "make claims",
          "Differences of two arms in points; hollow: a world. Magnitudes need the paper's scale.",
-         report_claims(judged)),
+         "" if of_films else report_claims(judged)),
         ("Questions", "",
          "Arms that differ in one thing, less the usual one, on a few worlds; hollow: a world.",
          report_claims(judged, questions=True)),
@@ -1882,7 +1883,7 @@ def report(args):
         elif command:
             missing.append(f"No {heading.lower()} yet: `{command}` makes them. ")
     sentence, picture = result(names, cells)
-    if "sentence" in judged:   # of tests/film.py
+    if of_films:
         sentence, picture = judged["sentence"], report_claims(judged)
     legend = ("Hollow: seeds; full: their mean; bar: its 95 % interval; dashed: chance. A mini "
               "world shows whether the mechanism works, not what HowTo100M does for GLUE. ")

@@ -827,7 +827,8 @@ def locate_model(path):
     if (run / "model" / "config.json").exists():
         size = None
         if (run / "args.json").exists():
-            size = data.read_json(run / "args.json", "")["arguments"].get("size")
+            facts = data.read_json(run / "args.json", "", "arguments")
+            size = facts["arguments"].get("size")
         return run / "model", run, size
     if (run / "config.json").exists():
         return run, Path("runs") / run.resolve().name, None
@@ -1163,7 +1164,8 @@ def main(argv=None):
             folder = Path(args.out or run) / "finetune" / name / f"seed-{seed}"
             settings = {**recipe, "seed": seed}
             if (folder / "metrics.json").exists():
-                done = data.read_json(folder / "args.json", "finetune.py")["arguments"]
+                facts = data.read_json(folder / "args.json", "finetune.py", "arguments")
+                done = facts["arguments"]
                 # of the paths, what lies there decides; parts of a batch change no number
                 changed = [key for key in settings.keys() - {"model", "data", "accumulate"}
                            if done.get(key) != settings[key]]

@@ -278,7 +278,7 @@ def test_a_cell_holds_its_own_seed_alone(tmp_path, monkeypatch):
                                       "uncommitted changes": True})
     (run / "log.jsonl").write_text('{"valid_mlm": 3.0}\n{"valid_mlm": 2.5}\n')
     Path("data/mini-3").mkdir(parents=True)
-    data.write_json("data/mini-3/world.json", {})
+    data.write_json("data/mini-3/world.json", {"nouns": {}})
     written = evaluate.measure_cell("text-only", 3, run)
     score = {"accuracy": 0.6}
     assert written["tasks"] == {"QNLI": {"dev": score, "grounded": score, "stuck": True}}

@@ -179,6 +179,9 @@ def test_damaged_tokens_are_named(tmp_path, tiny_tokenizer, damage):
     DAMAGES[damage](tmp_path / "train.bin")
     with pytest.raises(model.UserError, match="train.bin cannot be read .*`python data.py text"):
         data.TextBlocks(tmp_path, "train", tiny_tokenizer, 32)
+    data.write_json(tmp_path / "train.json", {})
+    with pytest.raises(model.UserError, match="train.json lacks dtype, tokens; `python data.py te"):
+        data.TextBlocks(tmp_path, "train", tiny_tokenizer, 32)
 
 
 @pytest.mark.parametrize("damage", DAMAGES)

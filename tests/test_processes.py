@@ -277,7 +277,20 @@ def test_bad_json_names_file_and_line(tmp_path):
     with pytest.raises(model.UserError, match=r"a.json: not UTF-8 \(byte 7\)"):
         data.read_json(path, "")
     path.write_bytes(b'\xef\xbb\xbf{"a": 1}')
-    assert data.read_json(path, "") == {"a": 1}
+    assert data.read_json(path, "") == data.read_json(path, "", "a") == {"a": 1}
+    with pytest.raises(model.UserError, match="a.json lacks b, c; `make it` makes it anew"):
+        data.read_json(path, "make it", "b", "a", "c")
+    path.write_text("[1]")
+    with pytest.raises(model.UserError, match="a.json lacks a$"):
+        data.read_json(path, "", "a")
+
+
+def test_a_run_folder_that_is_a_file_is_refused(tmp_path):
+    (tmp_path / "run").write_text("notes")
+    for folder in ("run", "run/teacher"):
+        with pytest.raises(model.UserError, match=f"{folder} is a file, or lies in one"):
+            data.lock(tmp_path / folder)
+    assert (tmp_path / "run").read_text() == "notes"
 
 
 ARGUMENTS = {"seed": 0, "lr": 1e-3, "device": "auto", "data": "data/mini", "log_every": 5}

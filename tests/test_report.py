@@ -281,6 +281,18 @@ def test_what_is_missing_is_named_and_the_result_comes_last(tmp_path, capsys):
         evaluate.main(["report", str(tmp_path / "nowhere")])
 
 
+def test_what_tests_film_judged_stands_at_the_top_alone(tmp_path, capsys):
+    runs = make_runs(tmp_path)
+    judged = tmp_path / "runs" / "claims" / "claims.json"
+    data.write_json(judged, {**data.read_json(judged, ""), "sentence": "Films change 7 %."})
+    evaluate.main(["report", *runs])
+    page = Page(tmp_path / "runs" / "report.html")
+    assert page.texts("h1") == ["Films change 7 %."]
+    captions = [text for text in page.texts("figcaption") if "student > text-only" in text]
+    assert len(captions) == 1
+    assert "Claims" not in page.texts("h2") and "No claims" not in capsys.readouterr().out
+
+
 def test_long_logs_are_thinned(tmp_path):
     """Two runs of 20,000 logged lines, and nothing else, stay a small page."""
     for number in range(2):
