@@ -21,6 +21,7 @@ import shutil
 import statistics
 import subprocess
 import sys
+import textwrap
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
@@ -1238,7 +1239,7 @@ def judge(part, cells, seeds):
         known = judge(Part("hinge-teacher", "chance", part.measure, part.tasks), cells, seeds)
         if known["mean"] < 10:
             verdict = "teacher carries no signal"
-    name = f"{part.measure} {part.tasks}".strip()
+    name = part.measure if part.tasks == TWO else f"{part.measure} {part.tasks}".strip()
     return {"name": f"{name}: {part.arm} - {part.against}", "question": part.question,
             "pairs": pairs, "values": differences, "mean": mean, "low": low, "high": high, "p": p,
             "verdict": verdict, "worlds": worlds}
@@ -1276,21 +1277,21 @@ def judge_claims(cells, names, seeds):
 
 # --- showing
 
-ARMS_ARE = ("mean ± standard deviation over worlds; accuracy in %, probes' of test nouns; R@1 of "
-            "text to video; MLM in nats on held-out text (teachers: captions)")
-SHOWN = [   # measures and tasks
-    ("grounded", TWO), ("ungrounded", TWO), ("unfilmed", TWO),
-    *[("probe", name) for name in data.PROPERTIES],
-    ("R@1", ""), ("R@1, new nouns", ""), ("ridge map, R@1, new nouns", ""), ("MLM", "")]
+SHOWN = {   # heading -> (measure, tasks)
+    "grounded": ("grounded", TWO), "ungrounded": ("ungrounded", TWO), "unfilmed": ("unfilmed", TWO),
+    "MNLI": ("grounded", "MNLI"), "behaviours": ("probe", "dynamic"), "R@1": ("R@1", ""),
+    "MLM": ("MLM", "")}
+for name in data.PROPERTIES:
+    SHOWN[name] = ("probe", name)
 
 
 def arm_rows(cells):
-    """What each arm reached -> {arm: {"measure tasks": [a number a seed]}} of SHOWN."""
+    """What each arm reached -> {arm: {heading: [a number a seed]}} of SHOWN."""
     out = {}
     for arm in [*TEACHERS, *STUDENTS]:
         row = {}
-        for measure, tasks in SHOWN:
-            row[f"{measure} {tasks}".strip()] = values_of(cells, arm, measure, tasks)
+        for heading, (measure, tasks) in SHOWN.items():
+            row[heading] = values_of(cells, arm, measure, tasks)
         if any(row.values()):
             out[arm] = row
     return out
@@ -1301,18 +1302,29 @@ def effect_of(part):
     if not part["values"]:
         return part["verdict"]
     worlds = part.get("worlds")   # of tests/film.py: none
-    more = f" ({worlds} such worlds would decide)" if worlds else ""
+    more = f" ({worlds} worlds would)" if worlds else ""
     return f"{part['mean']:+.1f}{span((part['low'], part['high']))} {part['verdict']}{more}"
+
+
+def print_wrapped(text):
+    print(textwrap.fill(text, 110, subsequent_indent="   "))
 
 
 def print_claims(judged):
     """Each claim's verdict, then its parts."""
+    most = 0
     for claim in judged:
-        print(f"\n{claim['number']}. {claim['text']}: {claim['said']}")
+        most = max([most, *[len(part["values"]) for part in claim["parts"]]])
+    print(f"\nDifferences of two arms in points, mean [95 % interval], n={most} worlds where no n "
+          f"stands;\ngrounded: in SST-2 and PIQA")
+    for claim in judged:
+        print()
+        print_wrapped(f"{claim['number']}. {claim['text']}: {claim['said']}")
         for part in claim["parts"]:
-            p = "" if part["p"] is None else f", p {part['p']:.2g}"
-            print(f"   {part['name']:<62} {part['question']:<9}  {effect_of(part)}, "
-                  f"n={len(part['values'])}{p}")
+            asked = "" if part["question"] in ("better", "shown") else f" ({part['question']})"
+            p = "" if part["p"] is None else f"p {part['p']:.2g}"
+            n = "" if len(part["values"]) in (0, most) else f", n={len(part['values'])}"
+            print(f"   {part['name'] + asked:<55} {effect_of(part)} {p}{n}".rstrip())
 
 
 def print_grid(cells):
@@ -1330,8 +1342,9 @@ def print_grid(cells):
                 texts = [f"{show_points(values)} (n={len(values)})" for values in tried]
                 columns.append((f"ratio {ratio}", texts))
         columns.append(("STUDENTS has", [str(STUDENTS[name][2]) for name in TUNED]))
-        print(f"\n{title}, by gradient ratio; worlds {seeds}\n")
-        print_columns(list(TUNED), columns)
+        if len(columns) > 1:
+            print(f"\n{title}, by gradient ratio; worlds {' '.join(map(str, seeds))}\n")
+            print_columns(list(TUNED), columns)
     print_halted(cells)
 
 
@@ -1345,24 +1358,30 @@ def print_halted(cells):
             known += 1
             if min(measured(cell, "grounded", task)[0] for task in TWO.split()) < 65:
                 halted.append(f"{arm} seed {seed}")
-    print(f"{len(halted)} of {known} models whose probes of behaviours average above 80 are below "
-          f"65 in {' or '.join(TWO.split())}: {', '.join(halted) or 'none'}")
+    print_wrapped(f"{len(halted)} of {known} models whose probes of behaviours average above 80 "
+                  f"are below 65 in SST-2 or PIQA: {', '.join(halted) or 'none'}")
 
 
 def print_arms(cells, rows):
     """Every arm in every measure, and what stuck."""
-    print(f"\nEvery arm: {ARMS_ARE}\n")
+    print()
+    print_wrapped("Every arm, mean ± standard deviation over worlds. Grounded, ungrounded, "
+                  "unfilmed: in SST-2 and PIQA; MNLI: its grounded rows; behaviours: mean of their "
+                  "four probes; R@1: text to video; MLM: nats on held-out text (teachers: "
+                  "captions). Below: probes on test nouns.")
+    print()
     columns = []
-    for measure in next(iter(rows.values())):
-        columns.append((measure, [show_points(row[measure]) for row in rows.values()]))
-    print_columns(list(rows), columns)
+    for heading in SHOWN:
+        columns.append((heading, [show_points(row[heading]) for row in rows.values()]))
+    print_columns(list(rows), columns[:-len(data.PROPERTIES)])
+    print_columns(list(rows), columns[-len(data.PROPERTIES):])
     stuck = []
     for (arm, seed), cell in cells.items():
         stuck += [f"{arm} {task} seed {seed}" for task, scores in cell["tasks"].items()
                   if scores.get("stuck")]
     print_halted(cells)
     if stuck:
-        print(f"! gives every row one answer, and counts as it is: {', '.join(stuck)}")
+        print_wrapped(f"! gives every row one answer, and counts as it is: {', '.join(stuck)}")
 
 
 def claims(args):
@@ -1721,13 +1740,13 @@ def curve_plot(title, places, lines, arms):
         means = []
         every = []
         for place, arm in zip(places, members):
-            values = arms.get(arm, {}).get(f"grounded {TWO}", [])
+            values = arms.get(arm, {}).get("grounded", [])
             every += [(place, value) for value in values]
             if values:
                 means.append((place, statistics.fmean(values)))
         if len(means) > 1:
             series += [(line, colour, means, False), (line, colour, every, True)]
-    return line_plot(f"{title}: grounded {TWO}", series) if series else ""
+    return line_plot(f"{title}: grounded questions", series) if series else ""
 
 
 def arrival_plot(arms):
@@ -1736,8 +1755,8 @@ def arrival_plot(arms):
     for colour, name in enumerate(data.PROPERTIES):
         points = []
         for arm in sorted(arms.keys() & TRAINED.keys()):
-            known = arms.get(teacher_of(arm), {}).get(f"probe {name}")
-            learnt = arms[arm].get(f"probe {name}")
+            known = arms.get(teacher_of(arm), {}).get(name)
+            learnt = arms[arm].get(name)
             if known and learnt:
                 points.append((statistics.fmean(known), statistics.fmean(learnt)))
         if points:

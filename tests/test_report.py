@@ -88,9 +88,9 @@ def make_runs(folder):
     asked = {"number": "masks", "text": "Masked or clean?", "parts": [shown], "said": "-"}
     grounded = {"two-stage-500": [80, 82], "two-stage-4000": [55, 52], "distilled-500": [60, 61],
                 "nst+crd": [84, 86], "of-noisy-20-teacher": [70, 72], "teacher": [90]}
-    arms = {arm: {"grounded SST-2 PIQA": values} for arm, values in grounded.items()}
+    arms = {arm: {"grounded": values} for arm, values in grounded.items()}
     for arm, known in (("teacher", [97, 99]), ("nst+crd", [91, 92])):
-        arms[arm].update({f"probe {name}": known for name in data.PROPERTIES})
+        arms[arm].update(dict.fromkeys(data.PROPERTIES, known))
     (folder / "runs" / "claims").mkdir()
     data.write_json(folder / "runs" / "claims" / "claims.json", {
         "commit": "fedcba9876", "hardware": "2 cores", "seeds": [1, 2, 3],
@@ -199,7 +199,7 @@ def test_numbers_are_those_of_the_files(page):
     captions = page.texts("figcaption")
     for text in ("1. student > text-only <b>: holds; its control pairs: fails",
                  "masks. Masked or clean?: -",
-                 "By % of captions that meet another film: grounded SST-2 PIQA"):
+                 "By % of captions that meet another film: grounded questions"):
         assert text in captions
     assert not any(text.startswith("By number of films") for text in captions)   # not run
 
