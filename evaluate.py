@@ -1256,7 +1256,8 @@ def judge_claims(cells, names, seeds):
         claim = CLAIMS[name]
         parts = [judge(part, cells, seeds) for part in claim.parts]
         verdicts = [part["verdict"] for part in parts]
-        judged[name] = {"number": name, "text": f"{claim.text} ({claim.kind})", "parts": parts,
+        kind = "" if claim.kind == "question" else f" ({claim.kind})"
+        judged[name] = {"number": name, "text": claim.text + kind, "parts": parts,
                         "verdict": min(verdicts, key=WORST.index, default="-")}
         tests = [part["p"] for part in parts if part["question"] != "shown"]
         if claim.kind in ("mechanism", "magnitude") and None not in tests:
@@ -1303,7 +1304,14 @@ def effect_of(part):
         return part["verdict"]
     worlds = part.get("worlds")   # of tests/film.py: none
     more = f" ({worlds} worlds would)" if worlds else ""
-    return f"{part['mean']:+.1f}{span((part['low'], part['high']))} {part['verdict']}{more}"
+    verdict = part["verdict"].strip("-") + more
+    return f"{part['mean']:+.1f}{span((part['low'], part['high']))} {verdict}".rstrip()
+
+
+def headline(claim):
+    """"1. What is claimed (mechanism): holds"; a question alone."""
+    said = "" if claim["said"] == "-" else f": {claim['said']}"
+    return f"{claim['number']}. {claim['text']}{said}"
 
 
 def print_wrapped(text):
@@ -1319,7 +1327,7 @@ def print_claims(judged):
           f"stands;\ngrounded: in SST-2 and PIQA")
     for claim in judged:
         print()
-        print_wrapped(f"{claim['number']}. {claim['text']}: {claim['said']}")
+        print_wrapped(headline(claim))
         for part in claim["parts"]:
             asked = "" if part["question"] in ("better", "shown") else f" ({part['question']})"
             p = "" if part["p"] is None else f"p {part['p']:.2g}"
@@ -1705,7 +1713,7 @@ def report_claims(judged, questions=False):
                 name += f" ({part['question']})"
             rows.append((name, effect_of(part), part["values"], colour, 0))
         if (claim["number"] in QUESTIONS) == questions:
-            figures[f"{claim['number']}. {claim['text']}: {claim['said']}"] = rows
+            figures[headline(claim)] = rows
     drawn = interval_plots(figures)
     if not drawn:
         return ""
