@@ -198,7 +198,7 @@ def test_numbers_are_those_of_the_files(page):
         assert text in rows
     captions = page.texts("figcaption")
     for text in ("1. student > text-only <b>: holds; its control pairs: fails",
-                 "masks. Masked or clean?: -",
+                 "masks. Masked or clean?",
                  "By % of captions that meet another film: grounded questions"):
         assert text in captions
     assert not any(text.startswith("By number of films") for text in captions)   # not run
