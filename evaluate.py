@@ -924,6 +924,7 @@ CLAIMS = {
 }
 ALL = [name for name, claim in CLAIMS.items() if claim.kind not in ("question", "grid")]
 QUESTIONS = [name for name, claim in CLAIMS.items() if claim.kind == "question"]
+PAPERS = [name for name, claim in CLAIMS.items() if claim.kind in ("mechanism", "magnitude")]
 
 
 def teacher_of(arm):
@@ -1260,7 +1261,7 @@ def judge_claims(cells, names, seeds):
         judged[name] = {"number": name, "text": claim.text + kind, "parts": parts,
                         "verdict": min(verdicts, key=WORST.index, default="-")}
         tests = [part["p"] for part in parts if part["question"] != "shown"]
-        if claim.kind in ("mechanism", "magnitude") and None not in tests:
+        if name in PAPERS and None not in tests:
             largest[name] = max(tests)
     corrected = holm(largest)
     for name, p in corrected.items():
@@ -1701,18 +1702,50 @@ def report_curves(names, runs):
     return tag("div", *figures, class_="grid") if figures else ""
 
 
+VERDICT_COLOURS = {"holds": 2, "fails": 1}   # of COLOURS
+
+
+def result_of_claims(judged):
+    """(The models in one sentence, which of the paper's claims hold as a picture, by a part of
+    each); None where none was judged."""
+    numbers = defaultdict(list)   # verdict -> claims
+    rows = []
+    for claim in judged["claims"]:
+        if claim["number"] in PAPERS:
+            verdict = claim["verdict"]
+            numbers[verdict].append(claim["number"])
+            # the part that decides it, else the first
+            part = min(claim["parts"], key=lambda part: part["verdict"] != verdict)
+            rows.append((f"{claim['number']}. {claim['text']}: {verdict}", part["name"],
+                         part["values"], VERDICT_COLOURS.get(verdict, 0), 0))
+    if not rows:
+        return None
+    worlds = len(judged["seeds"])
+    means = []
+    for arm in ("text-only", "nst+crd", "teacher"):
+        values = judged["arms"].get(arm, {}).get("grounded")
+        if values:
+            means.append(f"{arm} {statistics.fmean(values):.1f} %")
+    sentence = (f"No student ever saw a frame. Right of the questions that only film answers, "
+                f"mean of {worlds} worlds: {', '.join(means)}; chance 50.0 %.")
+    said = [f"{verdict}: {', '.join(some)}" for verdict, some in numbers.items()]
+    title = (f"The paper's claims in {worlds} mini worlds, by one difference of each, in points – "
+             f"{'; '.join(said)}")
+    return sentence, interval_plots({title: rows})
+
+
 def report_claims(judged, questions=False):
     """A figure a claim, or a question: its parts' differences over worlds."""
     figures = {}
-    for claim in judged.get("claims", []):
+    for claim in judged["claims"]:
         rows = []
         for part in claim["parts"]:
-            colour = {"holds": 2, "fails": 1}.get(part["verdict"], 0)
+            colour = VERDICT_COLOURS.get(part["verdict"], 0)
             name = part["name"]
             if not questions:
                 name += f" ({part['question']})"
             rows.append((name, effect_of(part), part["values"], colour, 0))
-        if (claim["number"] in QUESTIONS) == questions:
+        if (claim["said"] == "-") == questions:
             figures[headline(claim)] = rows
     drawn = interval_plots(figures)
     if not drawn:
@@ -1875,9 +1908,9 @@ def report(args):
     names = names_of(runs, args.names)
     facts = [run_facts(run) for run in runs]
     cells = [cells_of(read_results(run)) for run in runs]
-    file = Path(args.claims or beside / "claims" / "claims.json")
-    judged = data.read_json(file, "make claims") if args.claims or file.exists() else {}
-    of_films = "sentence" in judged   # of tests/film.py: they are the result, so stand at the top
+    files = args.claims or list(beside.glob("claims/claims.json"))
+    judged = [data.read_json(file, "make claims") for file in files]
+    of_films = any("sentence" in each for each in judged)   # of tests/film.py: the result itself
     sections = [   # heading, what makes it, what to look for, content
         ("Clips", "evaluate.py retrieve",
          "A text should bring the true clip (green) first; texts were drawn before any score was "
@@ -1895,10 +1928,10 @@ def report(args):
          report_curves(names, runs)),
         ("Claims", "" if of_films else "make claims",
          "Differences of two arms in points; hollow: a world. Magnitudes need the paper's scale.",
-         "" if of_films else report_claims(judged)),
+         "" if of_films else Raw("".join(report_claims(each) for each in judged))),
         ("Questions", "",
          "Arms that differ in one thing, less the usual one, on a few worlds; hollow: a world.",
-         report_claims(judged, questions=True)),
+         Raw("".join(report_claims(each, questions=True) for each in judged))),
         ("Runs", "", "What was run.", report_runs(names, runs, facts))]
     links = []
     shown = []
@@ -1911,9 +1944,12 @@ def report(args):
             missing.append(f"No {heading.lower()} yet: `{command}` makes them. ")
     sentence, picture = result(names, cells)
     if of_films:
-        sentence, picture = judged["sentence"], report_claims(judged)
-    legend = ("Hollow: seeds; full: their mean; bar: its 95 % interval; dashed: chance. A mini "
-              "world shows whether the mechanism works, not what HowTo100M does for GLUE. ")
+        sentence, picture = judged[0]["sentence"], report_claims(judged[0])
+    elif args.claims:
+        sentence, picture = result_of_claims(judged[0]) or (sentence, picture)
+    legend = ("Hollow: seeds; full: their mean; bar: its 95 % interval; dashed: chance, or no "
+              "difference. A mini world shows whether the mechanism works, not what HowTo100M does "
+              "for GLUE. ")
     head = tag("div", tag("h1", sentence.replace(" %", "\u00a0%")), tag("p", legend, *missing),
                tag("nav", tag("ul", *links)))
     out = Path(args.out or beside / "report.html")
@@ -1977,7 +2013,8 @@ def main(argv=None):
     command.add_argument("runs", nargs="*", help="run folders (default: those in runs/)")
     command.add_argument("--names", nargs="+", help="their names (default: the folders')")
     command.add_argument("--out", help="the file (default: report.html beside the first run)")
-    command.add_argument("--claims", help="claims.json (default: in claims/ beside the first run)")
+    command.add_argument("--claims", nargs="+", help="files that `claims` or tests/*.py judged "
+                         "(default: claims/claims.json beside the first run)")
     command.set_defaults(function=report)
 
     args = parser.parse_args(argv)

@@ -2,6 +2,7 @@
 
     python tests/bias.py make --seeds 21 22 23 24      # worlds, teachers, students; resumes
     python tests/bias.py judge --values tests/bias.jsonl
+    python evaluate.py report RUN --claims runs/claims/claims.json runs/bias/bias.json
 
 Each seed gives three worlds that differ in one behaviour alone, which way a tapped thing turns:
 
@@ -151,8 +152,9 @@ def cells_of(kind, seed, run):
     cells = []
     for name in MODELS:
         vectors = evaluate.noun_vectors(run / name / "model", evaluate.naming_texts(world))
-        cell = {"model": name, "kind": kind, "seed": seed,
-                "commit": evaluate.run_facts(run / name)["commit"]}
+        facts = evaluate.run_facts(run / name)
+        cell = {"model": name, "kind": kind, "seed": seed, "commit": facts["commit"],
+                "hardware": facts["hardware"]}
         if kind != "half":
             few = first_of(train_nouns & ~right, 80) | first_of(train_nouns & right, 14)
             cell["few"] = measures(vectors, world, few, held_out)
@@ -181,7 +183,7 @@ def make(args):
         for cells in tqdm(pool.map(make_cells, *zip(*wanted)), total=len(wanted), unit="world"):
             with open(file, "a", encoding="utf-8") as out:
                 out.writelines(json.dumps(cell) + "\n" for cell in cells)
-    judge(argparse.Namespace(values=file))
+    judge(argparse.Namespace(values=file, out=args.runs / "bias.json"))
 
 
 # --------------------------------------------------------------------------------------------------
@@ -204,32 +206,41 @@ QUANTITIES = [   # what is said, worlds, place in a cell
 
 
 def judge(args):
-    """`judge`: mean and interval over seeds of each quantity, and of its loss against equal."""
+    """`judge`: mean and interval over seeds of each quantity, and of its loss against equal; with
+    --out as evaluate.py report reads."""
     values = {}   # (model, kind, seed) -> cell
     for cell in read_values(args.values):
         values[cell["model"], cell["kind"], cell["seed"]] = cell
     if not values:
         raise model.UserError(f"no values in {args.values}; `python tests/bias.py make` makes them")
-    header = [f"probe of {SPIN}, x 100", "equal", "rare or half", "difference"]
-    rows = []
+    seeds = sorted({seed for _, _, seed in values})
+    print(f"{f'probe of {SPIN}, x 100':38}{'equal':>22}{'rare or half':>22}{'difference':>22}")
+    parts = []
     for name in MODELS:
         for said, (equal, changed), place, key in QUANTITIES:
             pairs = []
-            for seed in sorted({seed for _, _, seed in values}):
+            for seed in seeds:
                 both = [values.get((name, kind, seed)) for kind in (equal, changed)]
                 if None not in both:
                     pairs.append([100 * cell[place][key] for cell in both])
-            columns = [*zip(*pairs), [after - before for before, after in pairs]]
-            row = [f"{name}, {said}"]
-            for column in columns:
+            differences = [after - before for before, after in pairs]
+            texts = []
+            for column in ([before for before, _ in pairs], [after for _, after in pairs],
+                           differences):
                 mean, low, high = evaluate.t_interval(column)
-                row.append(f"{mean:.1f} [{low:.1f}, {high:.1f}]")
-            rows.append(row)
-    for row in (header, *rows):
-        print(f"{row[0]:38}" + "".join(f"{text:>22}" for text in row[1:]))
-    seeds = sorted({seed for _, _, seed in values})
-    commits = evaluate.once(cell["commit"] for cell in values.values())
-    print(f"seeds {' '.join(map(str, seeds))}; commit {commits}")
+                texts.append(f"{mean:.1f} [{low:.1f}, {high:.1f}]")
+            print(f"{f'{name}, {said}':38}" + "".join(f"{text:>22}" for text in texts))
+            parts.append({"name": f"{name}, {said}: {changed} - {equal}", "question": "shown",
+                          "values": differences, "mean": mean, "low": low, "high": high,
+                          "verdict": "-"})
+    facts = {"seeds": seeds}
+    for key in ("commit", "hardware"):
+        facts[key] = evaluate.once(cell[key] for cell in values.values())
+    print(f"seeds {' '.join(map(str, seeds))}; commit {facts['commit']}; {facts['hardware']}")
+    if args.out:
+        asked = {"number": "bias", "said": "-", "parts": parts, "text": "Does the student learn "
+                 "what a thing does, or what most things do? (Probe of spin, x 100)"}
+        data.write_json(args.out, {**facts, "claims": [asked], "arms": {}})
 
 
 def main():
@@ -243,6 +254,7 @@ def main():
     made.set_defaults(function=make)
     judged = commands.add_parser("judge", help="judges values that are there")
     judged.add_argument("--values", type=Path, default=Path("tests/bias.jsonl"))
+    judged.add_argument("--out", type=Path, help="JSON, for evaluate.py report --claims")
     judged.set_defaults(function=judge)
     args = parser.parse_args()
     args.function(args)

@@ -94,16 +94,22 @@ def test_values_are_judged_by_seed(tmp_path, capsys):
         places = {"equal": ("few", "shown", "hidden"), "rare": ("few",),
                   "half": ("shown", "hidden")}[kind]
         return {"model": name, "kind": kind, "seed": seed, "commit": "abc",
-                **dict.fromkeys(places, scores)}
+                "hardware": "CPU", **dict.fromkeys(places, scores)}
     values = [cell("student", "equal", 1, 0.9), cell("student", "rare", 1, 0.8),
               cell("student", "equal", 2, 0.95), cell("student", "rare", 2, 0.75),
               cell("student", "half", 1, 0.5)]
     file = tmp_path / "bias.jsonl"
     file.write_text("".join(f"{bias.json.dumps(each)}\n" for each in values))
-    bias.judge(bias.argparse.Namespace(values=file))
+    out = tmp_path / "bias.json"
+    bias.judge(bias.argparse.Namespace(values=file, out=out))
     printed = capsys.readouterr().out
     # -10 and -20: -15 +- 12.706 x 7.0711 / sqrt(2)
     assert "student, AUC" in printed and "-15.0 [-78.5, 48.5]" in printed
     assert "student, AUC, nouns that half taps" in printed and "seeds 1 2; commit abc" in printed
+    asked, = bias.data.read_json(out, "")["claims"]
+    part, = [part for part in asked["parts"] if part["name"] == "student, AUC: rare - equal"]
+    assert part["values"] == pytest.approx([-10, -20]) and asked["said"] == "-"
+    page = bias.evaluate.report_claims(bias.data.read_json(out, ""), questions=True)
+    assert "student, AUC: rare - equal" in page and "-15.0 [-78.5, +48.5]" in page
     with pytest.raises(model.UserError, match="tests/bias.py make"):
-        bias.judge(bias.argparse.Namespace(values=tmp_path / "none"))
+        bias.judge(bias.argparse.Namespace(values=tmp_path / "none", out=None))

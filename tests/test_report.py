@@ -281,6 +281,31 @@ def test_what_is_missing_is_named_and_the_result_comes_last(tmp_path, capsys):
         evaluate.main(["report", str(tmp_path / "nowhere")])
 
 
+def test_judged_claims_are_the_result_where_they_are_asked_for(tmp_path):
+    """Their verdicts in the heading, a part of each beside it: the one that decides."""
+    runs = make_runs(tmp_path)
+    file = tmp_path / "runs" / "claims" / "claims.json"
+    judged = data.read_json(file, "")
+    part = judged["claims"][0]["parts"][0]
+    weak = {**part, "name": "weak", "verdict": "fails", "values": [1.0, -1.5]}
+    judged["claims"][0]["verdict"] = "holds"
+    judged["claims"] += [
+        {"number": number, "text": "claimed", "said": verdict, "verdict": verdict,
+         "parts": [part, weak]} for number, verdict in (("6", "fails"), ("9", "fails"))]
+    data.write_json(file, judged)
+    evaluate.main(["report", *runs, "--claims", str(file)])
+    page = Page(tmp_path / "runs" / "report.html")
+    assert page.texts("h1") == [FILM.removesuffix(": ") + ", mean of 3 worlds: nst+crd 85.0 %, "
+                                "teacher 90.0 %; chance 50.0 %."]
+    assert page.texts("figcaption")[0].endswith("in points – holds: 1; fails: 6, 9")
+    header = page.texts("header")[0]
+    assert header.count("weak") == 2 and header.count("grounded <i>") == 1
+    judged["claims"] = judged["claims"][1:2]   # a question alone: the runs are the result
+    data.write_json(file, judged)
+    evaluate.main(["report", *runs, "--claims", str(file)])
+    assert page.texts("h1") != Page(tmp_path / "runs" / "report.html").texts("h1")
+
+
 def test_what_tests_film_judged_stands_at_the_top_alone(tmp_path, capsys):
     runs = make_runs(tmp_path)
     judged = tmp_path / "runs" / "claims" / "claims.json"
