@@ -1933,6 +1933,8 @@ def report(args):
          "Arms that differ in one thing, less the usual one, on a few worlds; hollow: a world.",
          Raw("".join(report_claims(each, questions=True) for each in judged))),
         ("Runs", "", "What was run.", report_runs(names, runs, facts))]
+    if args.claims:   # what was asked for comes first
+        sections.sort(key=lambda section: section[0] not in ("Claims", "Questions"))
     links = []
     shown = []
     missing = []

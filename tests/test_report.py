@@ -298,6 +298,7 @@ def test_judged_claims_are_the_result_where_they_are_asked_for(tmp_path):
     assert page.texts("h1") == [FILM.removesuffix(": ") + ", mean of 3 worlds: nst+crd 85.0 %, "
                                 "teacher 90.0 %; chance 50.0 %."]
     assert page.texts("figcaption")[0].endswith("in points – holds: 1; fails: 6, 9")
+    assert page.texts("h2")[:3] == ["Claims", "Questions", "Clips"]
     header = page.texts("header")[0]
     assert header.count("weak") == 2 and header.count("grounded <i>") == 1
     judged["claims"] = judged["claims"][1:2]   # a question alone: the runs are the result
