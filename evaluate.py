@@ -8,7 +8,8 @@
     python evaluate.py claims --values tests/claims.jsonl                  # the paper's claims
     python evaluate.py report runs/*                                       # all of it in one page
 
-Reads RUN/finetune/TASK/seed-N/metrics.json and RUN/log.jsonl. Printed numbers are x 100.
+Reads RUN/finetune/TASK/seed-N/metrics.json, RUN/log.jsonl and RUN/model; writes RUN/probe.json and
+RUN/retrieval.json, for the report. Printed numbers are x 100.
 """
 import argparse
 import base64
@@ -57,6 +58,14 @@ def run_facts(run):
     return data.read_json(path, "") if path.exists() else {}
 
 
+def made_with(run):
+    """{"commit", "hardware", "threads"} of a run; a commit "with changes" where there were some."""
+    facts = run_facts(run)
+    changed = " with changes" if facts.get("uncommitted changes") else ""
+    return {"commit": f"{facts.get('commit')}{changed}", "hardware": facts.get("hardware"),
+            "threads": facts.get("threads")}
+
+
 def names_of(runs, given=None):
     """Names of runs: given ones, else their folders'; the whole path where two agree."""
     if given and len(given) != len(runs):
@@ -99,11 +108,11 @@ def t_interval(values):
     return mean, mean - half, mean + half
 
 
-def span(ends):
-    """" [-1.0, +2.0]" of an interval; "" where it has no ends (nan, in JSON None)."""
-    if ends[0] is None or math.isnan(ends[0]):
+def span(ends, digits=1):
+    """" [-1.0, +2.0]" of an interval; "" where it has no ends (nan)."""
+    if math.isnan(ends[0]):
         return ""
-    return f" [{ends[0]:+.1f}, {ends[1]:+.1f}]"
+    return f" [{ends[0]:+.{digits}f}, {ends[1]:+.{digits}f}]"
 
 
 # --------------------------------------------------------------------------------------------------
@@ -215,7 +224,7 @@ def table_keys(rows):
 
 
 def once(values):
-    """Texts that should agree, as one: "50.0", or "33.3/50.0" where they do not."""
+    """Texts that should agree, as one: "50.0", or "33.3/50.0" where they do not; "-" of none."""
     return "/".join(sorted(set(values))) or "-"
 
 
@@ -280,7 +289,7 @@ def best_threshold(scores, answerable, predictions, odds):
 def squad_scores(dataset, predictions, na_probabilities=None):
     """What the official evaluate-v2.0.py prints, under its keys; x 100 but counts and thresholds.
 
-    dataset: a parsed SQuAD file or its "data"; predictions: {id: text}; na_probabilities: {id:
+    dataset: a parsed SQuAD file; predictions: {id: text}; na_probabilities: {id:
     probability or odds of no answer}: an answer above 1 counts as none, and best_exact, best_f1 and
     their thresholds are searched for. Raises UserError where a question has no prediction or
     probability.
@@ -288,7 +297,7 @@ def squad_scores(dataset, predictions, na_probabilities=None):
     odds = na_probabilities
     answerable = {}
     raw = {"exact": {}, "f1": {}}
-    for article in dataset["data"] if isinstance(dataset, dict) else dataset:
+    for article in dataset["data"]:
         for paragraph in article["paragraphs"]:
             for question in paragraph["qas"]:
                 name = question["id"]
@@ -327,11 +336,9 @@ def squad_scores(dataset, predictions, na_probabilities=None):
 def show_squad(args):
     """`squad`: prints squad_scores of a predictions file as JSON."""
     made_by = "python finetune.py --task SQuAD1 SQuAD2"
-    dataset = data.read_json(args.dataset, "make data/tasks/SQuAD2")
+    dataset = data.read_json(args.dataset, "make data/tasks/SQuAD2", "data")
     predictions = data.read_json(args.predictions, made_by)
     odds = data.read_json(args.na_prob, made_by) if args.na_prob else None
-    if "data" not in dataset:
-        raise model.UserError(f"{args.dataset} is not a SQuAD file: it has no data")
     print(json.dumps(squad_scores(dataset, predictions, odds), indent=2))
 
 
@@ -803,7 +810,8 @@ class Claim(NamedTuple):
 
 
 def against(reference, *others):
-    """What other arms lose: on behaviours, by tasks and probes; in what stills show; language."""
+    """Other arms less a reference: on behaviours, by tasks and probes; in what stills show; in
+    language."""
     parts = []
     for measure, tasks in (("grounded", TWO), ("probe", "dynamic"), ("probe", "static"),
                            ("MLM", "")):
@@ -840,7 +848,7 @@ CLAIMS = {
         "construction: in a mini world one frame tells no behaviour",
         [Part("teacher", "image-teacher"),
          Part("teacher", "image-teacher", "probe", "dynamic"),
-         Part("teacher", "image-teacher", "probe", "static", "no better")]),
+         Part("image-teacher", "teacher", "probe", "static", "not worse")]),
     "6": Claim(
         "magnitude", "NST and CRD each beat soft labels and regression; NST + CRD beats each",
         [Part("nst", "soft-label"),
@@ -1033,8 +1041,6 @@ def make_cell(arm, seed, tasks, folder, teacher):
 
 def measure_cell(arm, seed, run):
     """All that is known of one arm in one world, as values.jsonl holds it."""
-    facts = run_facts(run)
-    changed = " with changes" if facts.get("uncommitted changes") else ""
     tasks = {}
     for path in sorted(run.glob(f"finetune/*/seed-{seed}/metrics.json")):
         metrics = data.read_json(path, "")
@@ -1051,10 +1057,9 @@ def measure_cell(arm, seed, run):
         retrieval = {key: value for key, value in found.items() if isinstance(value, float)}
     probed = probe(run, world, device)
     losses = [line["valid_mlm"] for line in read_log(run) if "valid_mlm" in line]
-    return {"arm": arm, "seed": seed, "flags": recipe(arm),
-            "commit": f"{facts.get('commit')}{changed}", "hardware": facts.get("hardware"),
-            "threads": facts.get("threads"), "seconds": seconds_by_stage(run),
-            "tasks": tasks, "retrieval": retrieval, "mlm": losses[-1],
+    return {"arm": arm, "seed": seed, "flags": recipe(arm), **made_with(run),
+            "seconds": seconds_by_stage(run), "tasks": tasks, "retrieval": retrieval,
+            "mlm": losses[-1],
             "probe": {name: groups["test"] for name, groups in probed.items()}}
 
 
@@ -1111,12 +1116,14 @@ def run_cells(ordered, teacher_of, make, file, jobs):
 
 
 def read_values(file):
-    """Cells of known arms from a file of one a line, the last of each: {(arm, seed): cell}."""
+    """Cells of known arms from a file of one a line, the last of each: {(arm, seed): cell}.
+
+    Raises UserError where there is no file.
+    """
     if not Path(file).exists():
         raise model.UserError(f"no values in {file}; `make claims` makes them")
     cells = {}
-    for line in Path(file).read_text(encoding="utf-8").splitlines():
-        cell = json.loads(line)
+    for cell in data.log_lines(file):
         if cell["arm"] in TEACHERS or cell["arm"] in TRAINED:
             cells[cell["arm"], cell["seed"]] = cell
     return dict(sorted(cells.items()))
@@ -1164,9 +1171,11 @@ MARGINS = {"better": 0, "not worse": -2}   # points that a difference has to exc
 
 
 def verdict_of(question, low, high):
-    """The verdict of a 95 % interval, in points. No effect: a wide one around 0 is not enough."""
-    if question == "no better":   # seen from the other arm: not worse
-        return verdict_of("not worse", -high, -low)
+    """The verdict of a 95 % interval, in points: holds, fails or not decided.
+
+    better: holds above 0, fails below +2 (so great a lead is excluded). not worse: holds above -2,
+    fails below 0. no effect: holds around 0 with a mean within 4, fails without 0.
+    """
     if question == "no effect":
         holds = low <= 0 <= high and abs(low + high) / 2 <= 4
         fails = low > 0 or high < 0
@@ -1182,8 +1191,6 @@ def p_of(question, differences):
     """Twice the one-sided p of Student's t-test, at most 1; None for "no effect"."""
     if question == "no effect":
         return None
-    if question == "no better":
-        return p_of("not worse", [-difference for difference in differences])
     test = scipy.stats.ttest_1samp(differences, MARGINS[question], alternative="greater")
     return min(1.0, 2 * float(test.pvalue))
 
@@ -1213,8 +1220,12 @@ def holm(values):
 
 
 def judge(part, cells, seeds):
-    """One part of a claim, paired over the seeds that have both arms. "worlds": how many of this
-    mean and spread would decide it, where these do not."""
+    """One part of a claim, paired over the seeds that have both arms.
+
+    "worlds": how many of this mean and spread would decide it, where these do not. Without values
+    the verdict is "not run", of one "one seed", of a student "teacher carries no signal" where its
+    hinge teacher is less than 10 points above chance itself.
+    """
     pairs = {}   # seed -> the two arms' values
     for seed in seeds:
         ours = measured(cells.get((part.arm, seed)), part.measure, part.tasks)
@@ -1232,14 +1243,14 @@ def judge(part, cells, seeds):
     elif len(pairs) > 1:
         verdict = verdict_of(part.question, low, high)
         p = p_of(part.question, differences)
-    worlds = None
-    if verdict == "not decided":
-        worlds = seeds_needed(differences, lambda low, high: verdict_of(
-            part.question, low, high) != "not decided")
     if pairs and "of-hinge" in part.arm:
         known = judge(Part("hinge-teacher", "chance", part.measure, part.tasks), cells, seeds)
         if known["mean"] < 10:
             verdict = "teacher carries no signal"
+    worlds = None
+    if verdict == "not decided":
+        worlds = seeds_needed(differences, lambda low, high: verdict_of(
+            part.question, low, high) != "not decided")
     name = part.measure if part.tasks == TWO else f"{part.measure} {part.tasks}".strip()
     return {"name": f"{name}: {part.arm} - {part.against}", "question": part.question,
             "pairs": pairs, "values": differences, "mean": mean, "low": low, "high": high, "p": p,
@@ -1250,7 +1261,8 @@ WORST = ("teacher carries no signal", "fails", "not run", "one seed", "not decid
 
 
 def judge_claims(cells, names, seeds):
-    """Claims with their parts and verdicts, as claims.json holds them."""
+    """Claims with their parts and verdicts, as claims.json holds them: the worst verdict of the
+    parts; "not decided" where p after Holm's correction is not below 0.05."""
     judged = {}
     largest = {}   # p of a joined claim (Berger's intersection-union test)
     for name in names:
@@ -1306,6 +1318,8 @@ def effect_of(part):
     worlds = part.get("worlds")   # of tests/film.py: none
     more = f" ({worlds} worlds would)" if worlds else ""
     verdict = part["verdict"].strip("-") + more
+    if part["name"].startswith("MLM"):   # nats
+        return f"{part['mean']:+.2f}{span((part['low'], part['high']), 2)} {verdict}".rstrip()
     return f"{part['mean']:+.1f}{span((part['low'], part['high']))} {verdict}".rstrip()
 
 
@@ -1325,7 +1339,7 @@ def print_claims(judged):
     for claim in judged:
         most = max([most, *[len(part["values"]) for part in claim["parts"]]])
     print(f"\nDifferences of two arms in points, mean [95 % interval], n={most} worlds where no n "
-          f"stands;\ngrounded: in SST-2 and PIQA")
+          f"stands;\ngrounded: in SST-2 and PIQA; MLM: nats")
     for claim in judged:
         print()
         print_wrapped(headline(claim))
@@ -1372,7 +1386,7 @@ def print_halted(cells):
 
 
 def print_arms(cells, rows):
-    """Every arm in every measure, and what stuck."""
+    """Every arm in every measure, what fine-tuning left at chance, and what stuck."""
     print()
     print_wrapped("Every arm, mean ± standard deviation over worlds. Grounded, ungrounded, "
                   "unfilmed: in SST-2 and PIQA; MNLI: its grounded rows; behaviours: mean of their "
@@ -1398,13 +1412,19 @@ def claims(args):
 
     Unless --seeds names worlds, these are 1 to 99: all others chose settings.
     """
+    if args.make and not args.seeds:
+        raise model.UserError("--make needs --seeds: which worlds?")
+    file = Path(args.values or Path(args.runs, "values.jsonl"))
     failed = 0
     if args.make:
         failed = make_cells(cells_for(args.claims, args.seeds), args.runs, args.make)
+    undone = f"{failed} cells were not made; the same command tries them again"
+    if failed and not file.exists():
+        raise model.UserError(undone)
     grid = {}
     cells = {}
     other = []
-    for (arm, seed), cell in read_values(args.values or Path(args.runs, "values.jsonl")).items():
+    for (arm, seed), cell in read_values(file).items():
         if cell["flags"] != recipe(arm):
             other.append(f"{arm} seed {seed}")
         elif arm in GRID:
@@ -1418,7 +1438,7 @@ def claims(args):
     if other:
         print(f"! left out, made with other flags: {', '.join(other)}")
     if failed:
-        raise model.UserError(f"{failed} cells were not made; the same command tries them again")
+        raise model.UserError(undone)
 
 
 def judge_worlds(args, cells):
@@ -1570,8 +1590,11 @@ def line_plot(title, series):
         else:
             path = " ".join(f"{x},{y}" for x, y in zip(xs, ys))
             shapes.append(tag("polyline", points=path, **dashed))
-        swatch = tag("svg", tag("line", x1=0, x2=28, y1=5, y2=5, **dashed))
-        key[name] = tag("li", swatch, " ", name)
+        swatch = tag("line", x1=0, x2=28, y1=5, y2=5, **dashed)
+        if hollow:
+            swatch = tag("circle", cx=14, cy=5, r=3, **paint(colour))
+        if name not in key or not hollow:   # a line stands for its circles, too
+            key[name] = tag("li", tag("svg", swatch), " ", name)
     picture = tag("svg", tag("title", "; ".join(words)), *shapes, role="img",
                   viewBox="0 0 360 202")
     key = tag("ul", *key.values(), class_="key")
@@ -1579,13 +1602,14 @@ def line_plot(title, series):
 
 
 def interval_plots(figures):
-    """Figures of values on one axis. figures: {title: rows}; a row: (name, text, values, colour,
-    reference). Hollow dots: values; full: their mean; bar: its 95 % interval; dashed: reference."""
+    """Figures of values on one axis, "" of none. figures: {title: rows}; a row: (name, text,
+    values, colour, reference or None). Hollow dots: values; full: their mean; bar: its 95 % interval;
+    dashed: reference."""
     numbers = []
     for rows in figures.values():
         for _, _, values, _, reference in rows:
             numbers += [*values, *t_interval(values), reference]
-    numbers = [number for number in numbers if not math.isnan(number)]
+    numbers = [number for number in numbers if number is not None and not math.isnan(number)]
     if not numbers:
         return ""
     ends = min(numbers), max(numbers)
@@ -1595,15 +1619,19 @@ def interval_plots(figures):
 
     def picture(values, colour, reference):
         mean, low, high = t_interval(values)
-        shapes = [tag("line", x1=at(reference), x2=at(reference), y1=0, y2=24,
-                      stroke="var(--soft)", stroke_dasharray="3 3")]
+        shapes = []
+        if reference is not None:   # a score may have no chance
+            shapes.append(tag("line", x1=at(reference), x2=at(reference), y1=0, y2=24,
+                              stroke="var(--soft)", stroke_dasharray="3 3"))
         if len(values) > 1:
             shapes.append(tag("line", x1=at(low), x2=at(high), y1=12, y2=12, **paint(colour)))
             shapes += [tag("circle", cx=at(value), cy=12, r=3, **paint(colour))
                        for value in values]
         if values:
             shapes.append(tag("circle", cx=at(mean), cy=12, r=4, fill=paint(colour)["stroke"]))
-        words = f"mean {mean:.1f}, interval {low:.1f} to {high:.1f}"
+        words = f"mean {mean:.1f}" if values else "no value"
+        if len(values) > 1:
+            words += f", interval {low:.1f} to {high:.1f}"
         return tag("svg", tag("title", words), *shapes, role="img")
 
     axis = tag("li", tag("span", f"{ends[0]:.0f}"), tag("span", f"{ends[1]:.0f}"))
@@ -1650,7 +1678,8 @@ def result(names, cells):
     asked = "No student ever saw a frame. Right of the questions that only film answers"
     if not grounded:
         asked = f"In the mean of {', '.join(task for task, _ in shared)}"
-    chance = once(key_chance(cells, key) for key in shared)
+    chances = [key_chance(cells, key) for key in shared]
+    chance = once(each for each in chances if each != "-")   # a correlation has none
     return f"{asked}: {', '.join(texts)}; chance {chance} %.", interval_plots(figures)
 
 
@@ -1910,7 +1939,8 @@ def report(args):
     cells = [cells_of(read_results(run)) for run in runs]
     files = args.claims or list(beside.glob("claims/claims.json"))
     judged = [data.read_json(file, "make claims") for file in files]
-    of_films = any("sentence" in each for each in judged)   # of tests/film.py: the result itself
+    films = [each for each in judged if "sentence" in each]   # of tests/film.py: the result itself
+    judged = [each for each in judged if "sentence" not in each]
     sections = [   # heading, what makes it, what to look for, content
         ("Clips", "evaluate.py retrieve",
          "A text should bring the true clip (green) first; texts were drawn before any score was "
@@ -1926,9 +1956,9 @@ def report(args):
         ("Training", "make",
          "By step; hollow: held-out text or clips (r1, median rank: within a batch).",
          report_curves(names, runs)),
-        ("Claims", "" if of_films else "make claims",
+        ("Claims", "" if films else "make claims",
          "Differences of two arms in points; hollow: a world. Magnitudes need the paper's scale.",
-         "" if of_films else Raw("".join(report_claims(each) for each in judged))),
+         Raw("".join(report_claims(each) for each in judged))),
         ("Questions", "",
          "Arms that differ in one thing, less the usual one, on a few worlds; hollow: a world.",
          Raw("".join(report_claims(each, questions=True) for each in judged))),
@@ -1945,8 +1975,8 @@ def report(args):
         elif command:
             missing.append(f"No {heading.lower()} yet: `{command}` makes them. ")
     sentence, picture = result(names, cells)
-    if of_films:
-        sentence, picture = judged[0]["sentence"], report_claims(judged[0])
+    if films:
+        sentence, picture = films[0]["sentence"], report_claims(films[0])
     elif args.claims:
         sentence, picture = result_of_claims(judged[0]) or (sentence, picture)
     legend = ("Hollow: seeds; full: their mean; bar: its 95 % interval; dashed: chance, or no "

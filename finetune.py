@@ -1,12 +1,13 @@
 """Stage 3: fine-tune a BERT on one task or several and write its predictions (paper section 4).
 
-    python finetune.py --model runs/student --task RTE --seed 0
+    python finetune.py --model runs/student --task QNLI --seed 0
     python finetune.py --model runs/student --seed 0 1 2                   # every task under --data
     python finetune.py --model FOLDER --data data/tasks --task CoLA STS-B     # any BERT folder
     torchrun --nproc_per_node=8 finetune.py --model runs/student --data data/tasks --task MNLI
 
 Writes RUN/finetune/TASK/seed-N/{args.json, log.jsonl, predictions-SPLIT.tsv, metrics.json}; for
-SQuAD {predictions, null_odds}-SPLIT.json, for a test split without labels its leaderboard's file.
+SQuAD predictions-SPLIT.json (v2.0: null_odds-SPLIT.json, too), for a published test split the file
+that its leaderboard takes.
 MNLI's model also answers AX and diagnostics, where their files lie beside MNLI's. metrics.json
 comes last: where it is, all is, and a finished (task, seed) is passed over. A killed one begins
 anew and ends the same, since all randomness is drawn from (seed, step).

@@ -815,7 +815,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except model.UserError as error:
-        sys.exit(f"bench.py: {error}")
+    model.command(main)

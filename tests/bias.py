@@ -1,7 +1,7 @@
 """Does a student learn what a thing does, or what most things do? A command, not a test:
 
     python tests/bias.py make --seeds 21 22 23 24      # worlds, teachers, students; resumes
-    python tests/bias.py judge --values tests/bias.jsonl
+    python tests/bias.py judge --values runs/bias/values.jsonl
     python evaluate.py report RUN --claims runs/claims/claims.json runs/bias/bias.json
 
 Each seed gives three worlds that differ in one behaviour alone, which way a tapped thing turns:
@@ -10,21 +10,17 @@ Each seed gives three worlds that differ in one behaviour alone, which way a tap
     rare    of each group's nouns one in eleven turns right, the others left
     half    as equal, but every other noun is never tapped: its films show three actions, not four
 
-The probe is evaluate.probe's, of spin, on all filmed nouns that it was not fitted on (validation
-and test). It is fitted alike in the worlds that are compared: with equal, on as few nouns that turn
-right as there are in rare, or on the nouns alone that half shows. So what differs is what the
-models saw. AUC is how often a noun that turns right gets a higher score than one that does not,
-which no threshold biases.
+The probe is evaluate.probe's, of spin, on the filmed nouns of validation and test. It is fitted
+alike in the worlds that are compared: with equal, on as few nouns that turn right as there are in
+rare, or on the nouns alone that half shows. So what differs is what the models saw. AUC is how
+often a noun that turns right gets a higher score than one that does not, which no threshold biases.
 """
 import argparse
-import json
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import data
@@ -140,60 +136,50 @@ def first_of(chosen, count):
     return chosen & (chosen.cumsum() <= count)
 
 
-def cells_of(kind, seed, run):
-    """What each model of one world tells, as bias.jsonl holds it."""
+def cell_of(kind, seed, run):
+    """What the models of one world tell, as values.jsonl holds it."""
     file = folder_of(kind, seed) / "world.json"
     world = data.read_json(file, "python tests/bias.py make")["nouns"]
     group = np.array([noun["group"] for noun in world.values()])
     right = np.array([noun[SPIN] == data.PROPERTIES[SPIN][1][1] for noun in world.values()])
-    hidden = np.array([noun in never_tapped(world) for noun in world])
+    hidden = np.isin(list(world), list(never_tapped(world)))
     held_out = np.isin(group, ("validation", "test"))
     train_nouns = group == "train"
-    cells = []
+    measured = {}
     for name in MODELS:
         vectors = evaluate.noun_vectors(run / name / "model", evaluate.naming_texts(world))
-        facts = evaluate.run_facts(run / name)
-        cell = {"model": name, "kind": kind, "seed": seed, "commit": facts["commit"],
-                "hardware": facts["hardware"]}
+        measured[name] = {}
         if kind != "half":
             few = first_of(train_nouns & ~right, 80) | first_of(train_nouns & right, 14)
-            cell["few"] = measures(vectors, world, few, held_out)
+            measured[name]["few"] = measures(vectors, world, few, held_out)
         if kind != "rare":
             shown = train_nouns & ~hidden
-            cell["shown"] = measures(vectors, world, shown, held_out & ~hidden)
-            cell["hidden"] = measures(vectors, world, shown, held_out & hidden)
-        cells.append(cell)
-    return cells
+            measured[name]["shown"] = measures(vectors, world, shown, held_out & ~hidden)
+            measured[name]["hidden"] = measures(vectors, world, shown, held_out & hidden)
+    return {"kind": kind, "seed": seed, **measured, **evaluate.made_with(run / "student")}
 
 
 def make(args):
-    """`make`: what RUNS/values.jsonl lacks, so many worlds at once."""
+    """`make`: what RUNS/values.jsonl lacks, so many worlds at once, then judges."""
     file = args.runs / "values.jsonl"
     args.runs.mkdir(parents=True, exist_ok=True)
-    known = {(cell["kind"], cell["seed"]) for cell in read_values(file)}
+    known = {(cell["kind"], cell["seed"]) for cell in data.log_lines(file)}
     wanted = [(kind, seed) for seed in args.seeds for kind in KINDS if (kind, seed) not in known]
     for kind, seed in wanted:
         make_world(kind, seed, folder_of(kind, seed), args.jobs)
 
-    def make_cells(kind, seed):
+    def make_cell(kind, seed, _):
         run = args.runs / f"{kind}-{seed}"
         train(kind, seed, run)
-        return cells_of(kind, seed, run)
-    with ThreadPoolExecutor(args.jobs) as pool:
-        for cells in tqdm(pool.map(make_cells, *zip(*wanted)), total=len(wanted), unit="world"):
-            with open(file, "a", encoding="utf-8") as out:
-                out.writelines(json.dumps(cell) + "\n" for cell in cells)
+        return cell_of(kind, seed, run)
+    failed = evaluate.run_cells(wanted, lambda kind: None, make_cell, file, args.jobs)
     judge(argparse.Namespace(values=file, out=args.runs / "bias.json"))
+    if failed:
+        raise model.UserError(f"{failed} worlds were not made; the same command tries them again")
 
 
 # --------------------------------------------------------------------------------------------------
 # Judging
-
-
-def read_values(file):
-    """The cells of a file of one a line; [] where there is none."""
-    lines = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
-    return [json.loads(line) for line in lines]
 
 
 QUANTITIES = [   # what is said, worlds, place in a cell
@@ -208,21 +194,19 @@ QUANTITIES = [   # what is said, worlds, place in a cell
 def judge(args):
     """`judge`: mean and interval over seeds of each quantity, and of its loss against equal; with
     --out as evaluate.py report reads."""
-    values = {}   # (model, kind, seed) -> cell
-    for cell in read_values(args.values):
-        values[cell["model"], cell["kind"], cell["seed"]] = cell
+    values = {(cell["kind"], cell["seed"]): cell for cell in data.log_lines(args.values)}
     if not values:
         raise model.UserError(f"no values in {args.values}; `python tests/bias.py make` makes them")
-    seeds = sorted({seed for _, _, seed in values})
+    seeds = sorted({seed for _, seed in values})
     print(f"{f'probe of {SPIN}, x 100':38}{'equal':>22}{'rare or half':>22}{'difference':>22}")
     parts = []
     for name in MODELS:
         for said, (equal, changed), place, key in QUANTITIES:
             pairs = []
             for seed in seeds:
-                both = [values.get((name, kind, seed)) for kind in (equal, changed)]
+                both = [values.get((kind, seed)) for kind in (equal, changed)]
                 if None not in both:
-                    pairs.append([100 * cell[place][key] for cell in both])
+                    pairs.append([100 * cell[name][place][key] for cell in both])
             differences = [after - before for before, after in pairs]
             texts = []
             for column in ([before for before, _ in pairs], [after for _, after in pairs],
@@ -253,7 +237,7 @@ def main():
     made.add_argument("--runs", type=Path, default=Path("runs/bias"))
     made.set_defaults(function=make)
     judged = commands.add_parser("judge", help="judges values that are there")
-    judged.add_argument("--values", type=Path, default=Path("tests/bias.jsonl"))
+    judged.add_argument("--values", type=Path, default=Path("runs/bias/values.jsonl"))
     judged.add_argument("--out", type=Path, help="JSON, for evaluate.py report --claims")
     judged.set_defaults(function=judge)
     args = parser.parse_args()

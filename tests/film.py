@@ -229,8 +229,6 @@ def make_cell(args, pairs, arm, seed, teacher):
 
 def measure_cell(args, pairs, arm, seed, run):
     """All that is known of one arm by one seed, as values.jsonl holds it."""
-    facts = evaluate.run_facts(run)
-    changed = " with changes" if facts["uncommitted changes"] else ""
     retrieval = {}
     if evaluate.trained_encoder(run):   # by the objective's own map
         films = "data/msrvtt-words" if "words" in arm else "data/msrvtt"
@@ -244,19 +242,15 @@ def measure_cell(args, pairs, arm, seed, run):
     losses = [line["valid_mlm"] for line in evaluate.read_log(run) if "valid_mlm" in line]
     return {"arm": arm, "seed": seed, "flags": recipe(arm), "sts": evaluate.sts(run, pairs),
             "retrieval": retrieval, "probe": probes, "mlm": losses[-1],
-            "seconds": evaluate.seconds_by_stage(run)["pretraining"],
-            "commit": f"{facts['commit'][:7]}{changed}", "hardware": facts["hardware"],
-            "threads": facts["threads"]}
+            "seconds": evaluate.seconds_by_stage(run)["pretraining"], **evaluate.made_with(run)}
 
 
 def read_values(file):
     """Cells made with the arms' flags, the last of each: {(arm, seed): cell}."""
     cells = {}
-    if file.exists():
-        for line in file.read_text(encoding="utf-8").splitlines():
-            cell = json.loads(line)
-            if cell["flags"] == recipe(cell["arm"]):
-                cells[cell["arm"], cell["seed"]] = cell
+    for cell in data.log_lines(file):
+        if cell["flags"] == recipe(cell["arm"]):
+            cells[cell["arm"], cell["seed"]] = cell
     return cells
 
 

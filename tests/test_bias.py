@@ -2,6 +2,7 @@
 
     python -m pytest tests/test_bias.py
 """
+import json
 import pickle
 import sys
 from collections import Counter
@@ -89,17 +90,16 @@ def test_measures_are_those_of_scikit_learn():
 
 
 def test_values_are_judged_by_seed(tmp_path, capsys):
-    def cell(name, kind, seed, value):
+    def cell(kind, seed, value):
         scores = {"auc": value, "left": value, "right": value, "nouns": [1, 1]}
         places = {"equal": ("few", "shown", "hidden"), "rare": ("few",),
                   "half": ("shown", "hidden")}[kind]
-        return {"model": name, "kind": kind, "seed": seed, "commit": "abc",
-                "hardware": "CPU", **dict.fromkeys(places, scores)}
-    values = [cell("student", "equal", 1, 0.9), cell("student", "rare", 1, 0.8),
-              cell("student", "equal", 2, 0.95), cell("student", "rare", 2, 0.75),
-              cell("student", "half", 1, 0.5)]
+        return {"kind": kind, "seed": seed, "commit": "abc", "hardware": "CPU",
+                **dict.fromkeys(bias.MODELS, dict.fromkeys(places, scores))}
+    values = [cell("equal", 1, 0.9), cell("rare", 1, 0.8), cell("equal", 2, 0.95),
+              cell("rare", 2, 0.75), cell("half", 1, 0.5)]
     file = tmp_path / "bias.jsonl"
-    file.write_text("".join(f"{bias.json.dumps(each)}\n" for each in values))
+    file.write_text("".join(f"{json.dumps(each)}\n" for each in values))
     out = tmp_path / "bias.json"
     bias.judge(bias.argparse.Namespace(values=file, out=out))
     printed = capsys.readouterr().out

@@ -28,7 +28,8 @@ def test_t_interval_by_hand():
     assert evaluate.t_interval([5]) == (5, nan, nan)
     assert evaluate.t_interval([]) == (nan, nan, nan)
     assert evaluate.span((-1, 2)) == " [-1.0, +2.0]"
-    assert evaluate.span((None, None)) == evaluate.span((math.nan, 1)) == ""
+    assert evaluate.span((-1, 2.004), 2) == " [-1.00, +2.00]"
+    assert evaluate.span((math.nan, 1)) == ""
 
 
 def write(run, task, seed, grounded=None, majority=False, **splits):

@@ -204,15 +204,15 @@ def test_numbers_are_those_of_the_files(page):
     assert not any(text.startswith("By number of films") for text in captions)   # not run
 
 
-def entries(*values):
-    return [{"seed": seed, "value": value, "chance": 50.0, "stuck": False, "split_dev": False}
+def entries(*values, chance=50.0):
+    return [{"seed": seed, "value": value, "chance": chance, "stuck": False, "split_dev": False}
             for seed, value in enumerate(values)]
 
 
 MINI = {("QNLI", "grounded"): entries(80.0, 90.0), ("PIQA", "grounded"): entries(95.0),
         ("PIQA", "unfilmed"): entries(1.0), ("MNLI", "grounded"): entries(None)}
 MINI_PLAIN = {("QNLI", "grounded"): entries(50.0), ("PIQA", "grounded"): entries(52.0)}
-REAL = {("RTE", "dev"): entries(60.0), ("STS-B", "dev"): entries(80.0, 90.0),
+REAL = {("RTE", "dev"): entries(60.0), ("STS-B", "dev"): entries(80.0, 90.0, chance=None),
         ("MNLI", "dev-mismatched"): entries(1.0)}
 REAL_PLAIN = {("RTE", "dev"): entries(61.0), ("MNLI", "dev"): entries(1.0)}
 FILM = "No student ever saw a frame. Right of the questions that only film answers: "

@@ -15,6 +15,7 @@ import socket
 import subprocess
 import sys
 import time
+import types
 from functools import partial
 from pathlib import Path
 
@@ -486,6 +487,19 @@ def test_every_parameter_of_the_teacher_moves(taught):
         for key, value in start.items():
             moved = not torch.equal(value, state["networks"][f"{name}.{key}"])
             assert moved, f"{name} {key} never moved"
+
+
+def test_the_exercises_change_is_what_that_test_notices(mini, tmp_path):
+    """README's exercise 8: the stage still runs, and the video encoder stays where it was."""
+    readme = Path(teacher.__file__).with_name("README.md").read_text(encoding="utf-8")
+    new, old = re.search(r"In teacher.py write `(.*?)` for `(.*?)`", readme).groups()
+    source = Path(teacher.__file__).read_text(encoding="utf-8")
+    assert source.count(old) == 1
+    changed = types.ModuleType("changed")
+    exec(source.replace(old, new), changed.__dict__)
+    changed.main(["--data", str(mini), "--out", str(tmp_path / "run"), *TEACHER])
+    with pytest.raises(AssertionError, match="video_encoder .* never moved"):
+        test_every_parameter_of_the_teacher_moves(tmp_path / "run")
 
 
 def test_distillation_moves_student_and_heads_and_not_the_teacher(taught, student, tmp_path):

@@ -115,7 +115,4 @@ def main():
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except model.UserError as error:
-        sys.exit(f"why.py: {error}")
+    model.command(main)
