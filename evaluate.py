@@ -1026,13 +1026,13 @@ def make_cell(arm, seed, tasks, folder, teacher):
     run = folder / arm
     log = folder / f"{arm}.log"
     world = world_of(seed)
-    teacher = folder / str(teacher_of(arm))
-    command = [word.format(teacher=teacher) for word in flags_of(arm).split()]
+    taught_by = folder / str(teacher_of(arm))
+    command = [word.format(teacher=taught_by) for word in flags_of(arm).split()]
     command += ["--data", world, "--size", "mini", "--seed", seed, "--out", run]
     if arm in TRAINED:
         command += ["--text", world / "text"]
         if teacher_of(arm):
-            command += ["--teacher", teacher]
+            command += ["--teacher", taught_by]
     run_script(log, *command)
     run_script(log, "finetune.py", "--model", run, "--data", world / "tasks", "--seed", seed,
                "--task", *tasks)
@@ -1638,8 +1638,9 @@ def interval_plots(figures):
     drawn = []
     for title, rows in figures.items():
         items = []
-        for name, text, *numbers in rows:
-            items.append(tag("li", tag("span", name), tag("span", text), picture(*numbers)))
+        for name, text, values, colour, reference in rows:
+            drawing = picture(values, colour, reference)
+            items.append(tag("li", tag("span", name), tag("span", text), drawing))
         rows = tag("ul", *items, axis, class_="rows")
         drawn.append(tag("figure", tag("figcaption", title), rows))
     return tag("div", *drawn, class_="grid")

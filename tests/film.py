@@ -59,7 +59,7 @@ def read_sentences(source):
     return dict(sorted(sentences.items(), key=lambda item: int(item[0].removeprefix("video"))))
 
 
-def film_files(source, out):
+def write_files(source, out):
     """What `data.py captions` and `data.py text` read: features/film, caption.json, valid_ids.json
     and text/{train,valid}.txt, whose last 200 films are held out."""
     sentences = read_sentences(source)
@@ -296,9 +296,9 @@ MEASURES = {   # heading -> of a cell, in points or as it is
 
 def values_of(cells, arm, measure):
     """{seed: value} of an arm in one measure; {} where it is not defined for it."""
-    retrieves = measure not in ("R@1", "R@10", "median rank")
+    of_retrieval = measure in ("R@1", "R@10", "median rank")
     return {seed: MEASURES[measure](cell) for (other, seed), cell in cells.items()
-            if other == arm and (retrieves or cell["retrieval"])}
+            if other == arm and (cell["retrieval"] or not of_retrieval)}
 
 
 def compare(cells, arm, against):
@@ -327,12 +327,13 @@ def judge(args):
     if not cells:
         raise model.UserError(f"no values of these seeds in {args.values}; `make film` makes them")
     primary = [compare(cells, *pair) for pair in COMPARED]
-    corrected = evaluate.holm({part["name"]: part["p"] for part in primary if part["p"]})
+    known = {part["name"]: part["p"] for part in primary if part["p"] is not None}
+    corrected = evaluate.holm(known)
     print("Spearman x 100: (MSRvid + images) / 2 less (news + forums) / 2, mean [95 % interval]\n")
     for part in primary:
         n = len(part["values"])
-        print(f"{part['name']}: {evaluate.effect_of(part)}, n={n}, "
-              f"p {corrected.get(part['name'], 1):.2g} after Holm")
+        p = f", p {corrected[part['name']]:.2g} after Holm" if n > 1 else ""
+        print(f"{part['name']}: {evaluate.effect_of(part)}, n={n}{p}")
         if part["verdict"] == "includes 0" and n > 1:
             more = evaluate.seeds_needed(part["values"], lambda low, high: low > 0 or high < 0)
             print(f"  this mean and spread would exclude 0 with {more} seeds")
@@ -390,7 +391,7 @@ def main(argv=None):
     files = commands.add_parser("files", help="published files -> those that data.py reads")
     files.add_argument("--source", default="data/downloads/msrvtt", help="features/ and two zips")
     files.add_argument("--out", type=Path, default="data/msrvtt")
-    files.set_defaults(function=lambda args: film_files(args.source, args.out))
+    files.set_defaults(function=lambda args: write_files(args.source, args.out))
     words = commands.add_parser("words", help="the data folder of words in place of films")
     words.add_argument("--data", type=Path, default="data/msrvtt")
     words.add_argument("--out", type=Path, default="data/msrvtt-words")

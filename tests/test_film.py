@@ -28,7 +28,7 @@ KEPT = HERE / "film.jsonl"
 def films(real_data, tmp_path_factory):
     """The folder of the films' data, as `make data/msrvtt` makes it; beside it msrvtt-words."""
     folder = tmp_path_factory.mktemp("film") / "msrvtt"
-    film.film_files(real_data / "msrvtt", folder)
+    film.write_files(real_data / "msrvtt", folder)
     data.captions_command(SimpleNamespace(
         videos=folder / "features" / "film", captions=folder / "caption.json", out=folder,
         vocab=real_data / "vocab" / "bert-base-uncased-vocab.txt", held_out=None))
