@@ -1362,11 +1362,12 @@ def print_grid(cells):
         for ratio in RATIOS:
             tried = [values_of(cells, f"{name}@{ratio}", measure, tasks) for name in TUNED]
             if any(tried):
-                texts = [f"{show_points(values)} (n={len(values)})" for values in tried]
+                texts = [show_points(values) for values in tried]
                 columns.append((f"ratio {ratio}", texts))
         columns.append(("STUDENTS has", [str(STUDENTS[name][2]) for name in TUNED]))
         if len(columns) > 1:
-            print(f"\n{title}, by gradient ratio; worlds {' '.join(map(str, seeds))}\n")
+            print(f"\n{title}, by gradient ratio; worlds {' '.join(map(str, seeds))}, not each of "
+                  "them everywhere\n")
             print_columns(list(TUNED), columns)
     print_halted(cells)
 
