@@ -1359,15 +1359,16 @@ def print_grid(cells):
              "held-out MLM, nats": ("MLM", "")}
     for title, (measure, tasks) in asked.items():
         columns = []
+        counts = set()
         for ratio in RATIOS:
             tried = [values_of(cells, f"{name}@{ratio}", measure, tasks) for name in TUNED]
+            counts.update(len(values) for values in tried if values)
             if any(tried):
-                texts = [show_points(values) for values in tried]
-                columns.append((f"ratio {ratio}", texts))
+                columns.append((f"ratio {ratio}", [show_points(values) for values in tried]))
         columns.append(("STUDENTS has", [str(STUDENTS[name][2]) for name in TUNED]))
         if len(columns) > 1:
-            print(f"\n{title}, by gradient ratio; worlds {' '.join(map(str, seeds))}, not each of "
-                  "them everywhere\n")
+            some = " (some in a part of them)" if len(counts) > 1 else ""
+            print(f"\n{title}, by gradient ratio; worlds {' '.join(map(str, seeds))}{some}\n")
             print_columns(list(TUNED), columns)
     print_halted(cells)
 
