@@ -1605,8 +1605,8 @@ def line_plot(title, series):
 
 def interval_plots(figures):
     """Figures of values on one axis, "" of none. figures: {title: rows}; a row: (name, text,
-    values, colour, reference or None). Hollow dots: values; full: their mean; bar: its 95 % interval;
-    dashed: reference."""
+    values, colour, reference or None). Hollow dots: values; full: their mean; bar: its 95 %
+    interval; dashed: reference."""
     numbers = []
     for rows in figures.values():
         for _, _, values, _, reference in rows:
