@@ -16,7 +16,6 @@ import subprocess
 import sys
 import time
 import types
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -197,10 +196,21 @@ def test_a_step_is_one_graph(stage, mini, taught, tmp_path, monkeypatch):
         names = ["nst", "crd", "mlm", "grad_norm"]
     command += ["--log-every", "4"]   # between these, steps are compiled
     stage.main([*command, "--out", str(tmp_path / "off")])
-    captured = partial(torch.compile, backend="aot_eager", fullgraph=True)
-    monkeypatch.setattr(torch, "compile", captured)
-    monkeypatch.setattr(model, "compiled", lambda function, *rest: torch.compile(function))
+    steps_a_clip = []   # of each batch, the teacher's
+
+    def captured(function, *rest):
+        whole = torch.compile(function, backend="aot_eager", fullgraph=True)
+
+        def call(*given):
+            if function is teacher.forward:
+                steps_a_clip.append(given[1]["features"].shape[1])
+            return whole(*given)
+        return call
+
+    monkeypatch.setattr(model, "compiled", captured)
     stage.main([*command, "--out", str(tmp_path / "on")])
+    assert not any(count % 8 for count in steps_a_clip)   # one alignment, so compiled once
+    assert len(steps_a_clip) == (5 if stage is teacher else 0)
     expected = logged(tmp_path / "off", *names)
     for step, values in logged(tmp_path / "on", *names).items():
         assert values == pytest.approx(expected[step], rel=1e-3)
