@@ -445,8 +445,9 @@ class WhitenedHead(nn.Module):
         variances, axes = torch.linalg.eigh(torch.cov((states - mean).T, correction=0))
         floor = 0.1 * variances.mean() + 1e-6   # what hardly varies stays small
         self.register_buffer("mean", mean)
-        # turned back: an axis may point either way, as the machine's roundings have it
-        self.register_buffer("whitening", axes * (variances + floor).rsqrt() @ axes.T)   # [H, H]
+        # an axis may point either way: its largest component is positive
+        axes = axes * axes.gather(0, axes.abs().argmax(0, keepdim=True)).sign()
+        self.register_buffer("whitening", axes * (variances + floor).rsqrt())   # [H, H]
         self.dense = nn.Linear(config.hidden_size, config.intermediate_size)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
         self.classifier = nn.Linear(config.intermediate_size, outputs)

@@ -38,8 +38,8 @@ CASES = {   # name: (stage, its flags)
     "hinge": (teacher, [*STAGE, "--contrastive", "hinge"]),
     "nst+crd": (distill, STAGE),
     "all": (distill, [*STAGE, *OBJECTIVES]),   # by lot, as the nearest clip may be a near tie
-    "classification": (finetune, [*COMMON, "--task", "QNLI", "--train-limit", "64", "--epochs",
-                                  "1", "--warmup", "0.5", "--log-every", "1"]),
+    "classification": (finetune, [*COMMON, "--task", "QNLI", "--head", "plain", "--train-limit",
+                                  "64", "--epochs", "1", "--warmup", "0.5", "--log-every", "1"]),
     "span": (finetune, [*COMMON, "--task", "SQuAD2", "--train-limit", "64", "--epochs", "1",
                         "--warmup", "0.5", "--log-every", "1"]),
 }
@@ -105,6 +105,19 @@ def test_losses_and_gradients_are_those_of_the_cpu(case, command, tmp_path):
     flags = [*command[stage], *flags, "--device"]
     check(run(stage, [*flags, DEVICE], tmp_path / "gpu"),
           run(stage, [*flags, "cpu"], tmp_path / "cpu"), 1e-3)
+
+
+def test_a_whitened_head_is_that_of_the_cpu():
+    """But for its axes, where two have the same variance."""
+    torch.manual_seed(0)
+    states = torch.randn(300, 128) @ torch.randn(128, 128)
+    config = model.SIZES["mini"]
+    ours, wanted = [model.WhitenedHead(config, 2, states.to(device)).whitening.cpu()
+                    for device in (DEVICE, "cpu")]
+    difference = ours @ ours.T - wanted @ wanted.T
+    assert difference.norm() < 1e-3 * (wanted @ wanted.T).norm()
+    strong = slice(-16, None)   # of the most variance, far apart
+    assert (ours[:, strong] - wanted[:, strong]).norm() < 1e-2 * wanted[:, strong].norm()
 
 
 @pytest.mark.parametrize("case", ["nst+crd", "classification", "span"])
