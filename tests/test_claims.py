@@ -264,6 +264,21 @@ def test_what_the_kept_values_say_is_kept_beside_them(capsys, monkeypatch):
     assert re.search(r"nst\+crd - text-only +\+36.5 \[\+26.6, \+46.5\] holds p 0.00051", printed)
 
 
+def test_the_least_ratio_near_the_best_is_taken():
+    def grid(**accuracies):
+        return {(f"crd@{name[1:]}", 100 + world): cell(f"crd@{name[1:]}", 100 + world, accuracy)
+                for name, worlds in accuracies.items() for world, accuracy in enumerate(worlds)}
+    near = grid(r3=[0.6, 0.6], r10=[0.9, 0.87], r30=[0.91, 0.89], r100=[0.9, 0.9])
+    assert evaluate.chosen_ratio(near, "crd") == 10
+    assert evaluate.chosen_ratio({**near, **grid(r1=[0.99])}, "crd") == 10   # of one world
+    assert evaluate.chosen_ratio(grid(r1=[0.5, 0.5], r3=[0.54, 0.54]), "crd") == 3
+    assert evaluate.chosen_ratio(near, "nst") is None
+    kept = evaluate.read_values(KEPT)
+    assert {arm: evaluate.chosen_ratio(kept, arm) for arm in evaluate.TUNED} == {
+        "nst": 30, "crd": 100, "nst+crd": 30, "soft-label": 3, "regression": 10, "voken": 10,
+        "no-head": 10}
+
+
 def test_a_cell_holds_its_own_seed_alone(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(evaluate, "probe", lambda *_: {"lift": {"test": 0.125, "unfilmed": 0}})
@@ -329,7 +344,7 @@ def test_cells_ask_for_what_a_claim_needs():
     curve = {arm for arm, _ in evaluate.cells_for(["3"], [0])}
     assert curve == {*evaluate.CURVE["two-stage"], *evaluate.CURVE["distilled"], "teacher"}
     grid = {arm for arm, _ in evaluate.cells_for(["weights"], [100])}
-    assert grid == {*evaluate.GRID, "teacher", "text-teacher"}
+    assert grid == {*evaluate.GRID, "teacher"}
     assert evaluate.flags_of("nst@3") == "distill.py --objective nst --gradient-ratio 3"
     with pytest.raises(model.UserError, match="never reported"):
         evaluate.cells_for(["weights"], [1, 100])
