@@ -108,13 +108,6 @@ def t_interval(values):
     return mean, mean - half, mean + half
 
 
-def span(ends, digits=1):
-    """" [-1.0, +2.0]" of an interval; "" where it has no ends (nan)."""
-    if math.isnan(ends[0]):
-        return ""
-    return f" [{ends[0]:+.{digits}f}, {ends[1]:+.{digits}f}]"
-
-
 # --------------------------------------------------------------------------------------------------
 # Table
 
@@ -228,18 +221,12 @@ def once(values):
     return "/".join(sorted(set(values))) or "-"
 
 
-def entries_of(rows, key):
-    """The entries of one row of a table, of all runs."""
-    entries = []
+def agreed(rows, key, what, form):
+    """"chance" or "rows" of one row of a table, as one text; rows: the cells of each run."""
+    values = []
     for cells in rows:
-        entries += cells.get(key, [])
-    return entries
-
-
-def key_chance(rows, key):
-    """Chance of one row as text."""
-    chances = [entry["chance"] for entry in entries_of(rows, key)]
-    return once(f"{chance:.1f}" for chance in chances if chance is not None)
+        values += [entry[what] for entry in cells.get(key, [])]
+    return once(f"{value:{form}}" for value in values if value is not None)
 
 
 def table(args):
@@ -250,10 +237,8 @@ def table(args):
     if not keys:
         raise model.UserError(f"no finetune/TASK/seed-N/metrics.json under {', '.join(args.runs)}; "
                               f"`python finetune.py --model {args.runs[0]}` makes them")
-    counts = []
-    for key in keys:
-        counts.append(once(str(entry["rows"]) for entry in entries_of(runs, key)))
-    columns = [("chance", [key_chance(runs, key) for key in keys]), ("rows", counts)]
+    columns = [("chance", [agreed(runs, key, "chance", ".1f") for key in keys]),
+               ("rows", [agreed(runs, key, "rows", "d") for key in keys])]
     stuck = set()
     halved = False
     for name, cells in zip(names, runs):
@@ -737,8 +722,6 @@ TEACHERS = {   # arm -> flags of teacher.py
 STUDENTS = {   # arm -> (its teacher, flags of distill.py, gradient ratio: see RATIOS)
     "text-only": (None, "--objective none", None),
     "nst+crd": ("teacher", "--objective nst crd", 10),
-    "of-text-teacher": ("text-teacher", "--objective nst crd", 10),
-    "of-shuffled-teacher": ("shuffled-teacher", "--objective nst crd", 10),
     "nst": ("teacher", "--objective nst", 30),
     "crd": ("teacher", "--objective crd", 30),
     "soft-label": ("teacher", "--objective soft-label", 10),
@@ -748,13 +731,6 @@ STUDENTS = {   # arm -> (its teacher, flags of distill.py, gradient ratio: see R
     "voken-shuffled": ("teacher", "--objective voken --voken-labels shuffled", 10),
     "voken-mixed": ("teacher", "--objective voken --voken-labels mixed", 10),
     "voken-random": ("teacher", "--objective voken --voken-labels random", 10),
-    # the ratios are those of an nce teacher's students
-    "nst+crd-of-hinge": ("hinge-teacher", "--objective nst crd", 10),
-    "nst-of-hinge": ("hinge-teacher", "--objective nst", 30),
-    "crd-of-hinge": ("hinge-teacher", "--objective crd", 30),
-    "soft-label-of-hinge": ("hinge-teacher", "--objective soft-label", 10),
-    "regression-of-hinge": ("hinge-teacher", "--objective regression", 3),
-    "of-hinge-text-teacher": ("hinge-text-teacher", "--objective nst crd", 10),
     "two-stage-500": ("teacher", "--objective none --init {teacher}/model --steps 500", None),
     "distilled-500": ("teacher", "--objective nst crd --steps 500", 10),
     "two-stage-1000": ("teacher", "--objective none --init {teacher}/model --steps 1000", None),
@@ -768,9 +744,13 @@ STUDENTS = {   # arm -> (its teacher, flags of distill.py, gradient ratio: see R
     "wide": ("teacher", "--objective nst crd --width 256", 10),
     "clean": ("teacher", "--objective nst crd --teacher-reads clean", 10),
 }
-for name in ("contrastive", "noisy-20", "noisy-50", "half", "quarter", "1-layer", "4-layer", "wide",
-             "image"):
+for name in ("nst+crd", "nst", "crd", "soft-label", "regression"):
+    STUDENTS[f"{name}-of-hinge"] = ("hinge-teacher", *STUDENTS[name][1:])
+for name in ("text", "shuffled", "hinge-text", "contrastive", "noisy-20", "noisy-50", "half",
+             "quarter", "1-layer", "4-layer", "wide", "image"):
     STUDENTS[f"of-{name}-teacher"] = (f"{name}-teacher", *STUDENTS["nst+crd"][1:])
+RIVALS = (("nst", "soft-label"), ("nst", "regression"), ("crd", "soft-label"),
+          ("crd", "regression"), ("nst+crd", "nst"), ("nst+crd", "crd"))   # of claim 6
 LENGTHS = (500, 1000, 2000, 4000)   # steps of claim 3's text stage, fixed before any was run
 CURVE = {   # arms of these lengths; nst+crd's own is 1,000
     "two-stage": ("two-stage-500", "two-stage-1000", "two-stage-2000", "two-stage-4000"),
@@ -851,12 +831,7 @@ CLAIMS = {
          Part("image-teacher", "teacher", "probe", "static", "not worse")]),
     "6": Claim(
         "magnitude", "NST and CRD each beat soft labels and regression; NST + CRD beats each",
-        [Part("nst", "soft-label"),
-         Part("nst", "regression"),
-         Part("crd", "soft-label"),
-         Part("crd", "regression"),
-         Part("nst+crd", "nst"),
-         Part("nst+crd", "crd")]),
+        [Part(arm, other) for arm, other in RIVALS]),
     "7": Claim(
         "magnitude", "2D and 3D features together beat either; partly by construction: in a mini "
         "world a behaviour is a movement, and SST-2 and PIQA ask behaviours alone",
@@ -890,12 +865,7 @@ CLAIMS = {
         [Part("nst+crd-of-hinge", "of-hinge-text-teacher", tasks="MNLI")]),
     "6h": Claim(
         "hinge", "Claim 6 with a hinge teacher",
-        [Part("nst-of-hinge", "soft-label-of-hinge", tasks="MNLI"),
-         Part("nst-of-hinge", "regression-of-hinge", tasks="MNLI"),
-         Part("crd-of-hinge", "soft-label-of-hinge", tasks="MNLI"),
-         Part("crd-of-hinge", "regression-of-hinge", tasks="MNLI"),
-         Part("nst+crd-of-hinge", "nst-of-hinge", tasks="MNLI"),
-         Part("nst+crd-of-hinge", "crd-of-hinge", tasks="MNLI")]),
+        [Part(f"{arm}-of-hinge", f"{other}-of-hinge", tasks="MNLI") for arm, other in RIVALS]),
     "pairs": Claim(
         "control", "A student of a teacher of shuffled video-caption pairs is as the text-only one",
         [Part("of-shuffled-teacher", "text-only", question="no effect")]),
@@ -1315,12 +1285,13 @@ def effect_of(part):
     """"+36.5 [+26.6, +46.5] holds" of a judged part; without worlds its verdict alone."""
     if not part["values"]:
         return part["verdict"]
+    digits = 2 if part["name"].startswith("MLM") else 1   # nats, else points
+    effect = f"{part['mean']:+.{digits}f}"
+    if not math.isnan(part["low"]):   # more than one world
+        effect += f" [{part['low']:+.{digits}f}, {part['high']:+.{digits}f}]"
     worlds = part.get("worlds")   # of tests/film.py: none
     more = f" ({worlds} worlds would)" if worlds else ""
-    verdict = part["verdict"].strip("-") + more
-    if part["name"].startswith("MLM"):   # nats
-        return f"{part['mean']:+.2f}{span((part['low'], part['high']), 2)} {verdict}".rstrip()
-    return f"{part['mean']:+.1f}{span((part['low'], part['high']))} {verdict}".rstrip()
+    return f"{effect} {part['verdict'].strip('-')}{more}".rstrip()
 
 
 def headline(claim):
@@ -1678,7 +1649,7 @@ def result(names, cells):
             values = [entry["value"] for entry in entries if entry["value"] is not None]
             if values:
                 means.setdefault(name, {})[key] = statistics.fmean(values)
-                title = f"{' '.join(key)}, chance {key_chance(cells, key)}"
+                title = f"{' '.join(key)}, chance {agreed(cells, key, 'chance', '.1f')}"
                 figures.setdefault(title, []).append(
                     (name, show_cell(entries), values, colour, entries[0]["chance"]))
     shared = keys
@@ -1692,7 +1663,7 @@ def result(names, cells):
     asked = "No student ever saw a frame. Right of the questions that only film answers"
     if not grounded:
         asked = f"In the mean of {', '.join(task for task, _ in shared)}"
-    chances = [key_chance(cells, key) for key in shared]
+    chances = [agreed(cells, key, "chance", ".1f") for key in shared]
     chance = once(each for each in chances if each != "-")   # a correlation has none
     return f"{asked}: {', '.join(texts)}; chance {chance} %.", interval_plots(figures)
 
@@ -1702,7 +1673,7 @@ def report_results(names, cells):
     rows = []
     for key in table_keys(cells):
         shown = [show_cell(row.get(key)) for row in cells]
-        rows.append([" ".join(key), key_chance(cells, key), *shown])
+        rows.append([" ".join(key), agreed(cells, key, "chance", ".1f"), *shown])
     return html_table(["task", "chance", *names], rows) if rows else ""
 
 

@@ -27,9 +27,10 @@ def test_t_interval_by_hand():
     nan = pytest.approx(math.nan, nan_ok=True)
     assert evaluate.t_interval([5]) == (5, nan, nan)
     assert evaluate.t_interval([]) == (nan, nan, nan)
-    assert evaluate.span((-1, 2)) == " [-1.0, +2.0]"
-    assert evaluate.span((-1, 2.004), 2) == " [-1.00, +2.00]"
-    assert evaluate.span((math.nan, 1)) == ""
+    part = {"name": "R@1: a - b", "values": [1], "mean": 0.5, "low": -1, "high": 2, "verdict": "-"}
+    assert evaluate.effect_of(part) == "+0.5 [-1.0, +2.0]"
+    assert evaluate.effect_of({**part, "name": "MLM: a - b"}) == "+0.50 [-1.00, +2.00]"
+    assert evaluate.effect_of({**part, "low": math.nan}) == "+0.5"
 
 
 def write(run, task, seed, grounded=None, majority=False, **splits):
