@@ -1421,6 +1421,10 @@ def claims(args):
         judge_worlds(args, cells)
     if other:
         print(f"! left out, made with other flags: {', '.join(other)}")
+    lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
+    damaged = len(lines) - len(data.log_lines(file))
+    if damaged:
+        print(f"! left out, damaged: {damaged} of the {len(lines)} lines of {file}")
     if failed:
         raise model.UserError(undone)
 

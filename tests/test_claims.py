@@ -231,6 +231,7 @@ def test_claims_are_judged_from_values(tmp_path, capsys):
     assert "+28.0 [+28.0, +28.0] holds p " in first
     assert "! left out, made with other flags: text-only seed 4\n" in first
     assert "counts as it is: nst SST-2 seed 1\n" in first
+    assert "damaged" not in first
     judged = json.loads((tmp_path / "claims.json").read_text())
     assert [claim["number"] for claim in judged["claims"]] == ["2", "pairs", "unfilmed"]
     assert judged["arms"]["nst+crd"]["grounded"] == pytest.approx([80.0, 80.3, 81.2])
@@ -241,6 +242,13 @@ def test_claims_are_judged_from_values(tmp_path, capsys):
     evaluate.main(["claims", "--claims", "2", "--values", str(lines), "--out", str(again)])
     assert capsys.readouterr().out == first
     assert again.read_bytes() == (tmp_path / "claims.json").read_bytes()
+    # a process was killed while it wrote
+    with open(lines, "a") as file:
+        file.write('{"arm": "nst", "seed": 2, "fla')
+    evaluate.main(["claims", "--claims", "2", "--values", str(lines), "--out", str(again)])
+    count = len(lines.read_text().splitlines())
+    assert capsys.readouterr().out == first + (
+        f"! left out, damaged: 1 of the {count} lines of {lines}\n")
     # of values that came from elsewhere nothing is written
     elsewhere = ["claims", "--values", str(lines), "--runs", str(tmp_path / "other"), "--seeds"]
     evaluate.main([*elsewhere, "1"])
