@@ -32,7 +32,7 @@ import threading
 import time
 from collections import Counter, deque
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, ThreadPoolExecutor, wait
-from contextlib import closing
+from contextlib import closing, suppress
 from fractions import Fraction
 from functools import lru_cache, partial
 from itertools import chain, combinations, cycle, islice, product
@@ -110,11 +110,9 @@ class Processes:
         return slice(self.rank * each, (self.rank + 1) * each)
 
     def sum(self, value):
-        """Sum over processes of a number, or of a tensor, which itself is left as it is."""
+        """Sum over processes of a tensor, which itself is left as it is."""
         if self.world == 1:
             return value
-        if not torch.is_tensor(value):
-            return self.sum(torch.tensor(value, dtype=torch.float64, device=self.device)).item()
         total = value.detach().clone()
         dist.all_reduce(total)
         return total
@@ -127,11 +125,6 @@ class Processes:
         if self.world == 1:
             return tensor
         return _Gather.apply(tensor, self.rank, self.world)
-
-    def barrier(self):
-        """Waits until every process is here."""
-        if self.world > 1:
-            dist.barrier()
 
     def check_equal(self, place, facts, networks=None):
         """Raises UserError unless all processes have the same facts, a dict, and weights.
@@ -187,8 +180,8 @@ class Processes:
 
     def close(self):
         """Leaves the group, all together: gloo aborts a process whose partner still talks."""
-        self.barrier()
         if self.world > 1:
+            dist.barrier()
             dist.destroy_process_group()
         while LOCKS:
             LOCKS.pop().close()
@@ -517,10 +510,8 @@ def log_lines(path):
     lines = []
     if Path(path).exists():
         for line in Path(path).read_text(encoding="utf-8", errors="replace").splitlines():
-            try:
+            with suppress(ValueError, TypeError):
                 lines.append(dict(**json.loads(line)))
-            except (ValueError, TypeError):
-                continue
     return lines
 
 
@@ -1059,12 +1050,9 @@ def view_graph(view, frame):
 def filtered(graph, frame):
     """Gives a graph the next frame, None at the end. Yields the pictures uint8 [h, w, 3] due."""
     graph.vpush(frame)
-    while True:
-        try:
-            picture = graph.vpull()
-        except (av.BlockingIOError, av.EOFError):
-            return
-        yield picture.to_ndarray()
+    with suppress(av.BlockingIOError, av.EOFError):
+        while True:
+            yield graph.vpull().to_ndarray()
 
 
 def timed_frames(container, stream, damaged):
@@ -1694,20 +1682,14 @@ def check_captions(entry, video, path):
         for text, start, end in zip(entry["text"], entry["start"], entry["end"], strict=True):
             if text is None or text != text:
                 text = ""
-            if not is_unicode(text):
-                raise ValueError
+            text.encode()   # fails at half of a surrogate pair, which JSON can spell
             checked["text"].append(text)
             checked["start"].append(float(start))
             checked["end"].append(float(end))
-    except (KeyError, TypeError, ValueError):
+    except (AttributeError, KeyError, TypeError, ValueError):
         raise UserError(f"{path}: video {video!r}, caption {len(checked['end'])}: needs text, "
                         f"start, end: a text in UTF-8, two numbers, as many of each") from None
     return checked
-
-
-def is_unicode(text):
-    """False for text with half of a surrogate pair, which JSON can spell and no tokenizer takes."""
-    return not re.search("[\ud800-\udfff]", text)
 
 
 def subtitles(path):

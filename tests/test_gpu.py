@@ -277,7 +277,7 @@ def group_of_one():
     for parameter, wanted in zip((weight, bias), expected):
         torch.testing.assert_close(parameter.grad, wanted)
     assert torch.equal(data._Gather.apply(mask > 0, 0, 1), mask > 0)
-    assert processes.sum((mask > 0).sum()) == (mask > 0).sum() and processes.sum(2.5) == 2.5
+    assert processes.sum((mask > 0).sum()) == (mask > 0).sum()
     assert processes.noted(10) == 0
     processes.close()
     print("the messages of one process change nothing")

@@ -432,7 +432,7 @@ def worker(rank, port, folder):
     processes = data.Processes("cpu")
     state = loss_of(processes)
     assert processes.rows(B) == slice(3 * rank, 3 * rank + 3)
-    assert processes.master == (rank == 0) and processes.sum(rank + 1) == 3
+    assert processes.master == (rank == 0) and processes.sum(torch.tensor(rank + 1)) == 3
     assert processes.from_all(rank) == [0, 1]
     network = torch.nn.Linear(2, 2)
     torch.nn.init.ones_(network.weight)
