@@ -1480,6 +1480,8 @@ nav li, .key li { display: inline-block; margin: 4px 20px 4px 0 }
 table { border-collapse: collapse }
 td, th { padding: 5px 16px 5px 0; text-align: left; vertical-align: top;
   overflow-wrap: break-word; border-bottom: 1px solid var(--line) }
+td span { display: block; min-width: 5ch; padding: 0 4px;
+  background: linear-gradient(90deg, #1f82c855 calc(100% * var(--share)), transparent 0) }
 tbody th { position: sticky; left: 0; background: Canvas; max-width: 40vw }
 .grid, .clips { display: grid; gap: 32px;
   grid-template-columns: repeat(auto-fit, minmax(min(100%, 420px), 1fr)) }
@@ -1489,6 +1491,7 @@ figcaption { font-weight: bold }
 small { display: block }
 .key, .rows, small { font: .9rem system-ui, sans-serif; color: var(--soft) }
 svg { width: 100% }
+svg[viewBox] { max-width: 26rem }
 svg text { font: 12px system-ui, sans-serif; fill: var(--soft) }
 .key svg { width: 28px; height: 10px }
 .rows li { display: flex; flex-wrap: wrap; justify-content: space-between; column-gap: 16px }
@@ -1540,7 +1543,10 @@ def html_table(header, rows):
     """A table in a box that scrolls by itself; a row's first cell names it."""
     body = []
     for first, *others in rows:
-        cells = [tag("td", str(cell).replace(" ± ", "\u00a0±\u00a0")) for cell in others]
+        cells = []
+        for cell in others:
+            shown = cell if isinstance(cell, Raw) else str(cell).replace(" ± ", "\u00a0±\u00a0")
+            cells.append(tag("td", shown))
         body.append(tag("tr", tag("th", first, scope="row"), *cells))
     head = tag("tr", *[tag("th", cell, scope="col") for cell in header])
     table = tag("table", tag("thead", head), tag("tbody", *body))
@@ -1636,6 +1642,8 @@ def interval_plots(figures):
 
 # --- sections: "" where there is nothing to show
 
+FILM_ALONE = "No student ever saw a frame. Right answers to questions that only film answers"
+
 
 def result(names, cells):
     """(The result in one sentence, its picture): grounded questions, else real tasks' scores.
@@ -1664,7 +1672,7 @@ def result(names, cells):
     texts = []
     for name, scores in means.items():
         texts.append(f"{name} {statistics.fmean(scores[key] for key in shared):.1f} %")
-    asked = "No student ever saw a frame. Right of the questions that only film answers"
+    asked = FILM_ALONE
     if not grounded:
         asked = f"In the mean of {', '.join(task for task, _ in shared)}"
     chances = [agreed(cells, key, "chance", ".1f") for key in shared]
@@ -1744,8 +1752,7 @@ def result_of_claims(judged):
         values = judged["arms"].get(arm, {}).get("grounded")
         if values:
             means.append(f"{arm} {statistics.fmean(values):.1f} %")
-    sentence = (f"No student ever saw a frame. Right of the questions that only film answers, "
-                f"mean of {worlds} worlds: {', '.join(means)}; chance 50.0 %.")
+    sentence = f"{FILM_ALONE}, mean of {worlds} worlds: {', '.join(means)}; chance 50.0 %."
     said = [f"{verdict}: {', '.join(some)}" for verdict, some in numbers.items()]
     title = (f"The paper's claims in {worlds} mini worlds, by one difference of each, in points – "
              f"{'; '.join(said)}")
@@ -1774,8 +1781,8 @@ def report_claims(judged, questions=False):
     plots = [curve_plot("Claim 3, by steps of text", LENGTHS, CURVE, arms)]
     if questions:
         plots = [curve_plot(title, *shown, arms) for title, shown in CURVES.items()]
-        plots.append(arrival_plot(arms))
-    return tag("div", drawn, tag("div", *plots, class_="grid"), tag("p", source))
+    arrived = arrival_table(arms) if questions else ""
+    return tag("div", drawn, tag("div", *plots, class_="grid"), arrived, tag("p", source))
 
 
 CURVES = {   # of what: (its values, {line: an arm for each value})
@@ -1808,20 +1815,24 @@ def curve_plot(title, places, lines, arms):
     return line_plot(f"{title}: grounded questions", series) if series else ""
 
 
-def arrival_plot(arms):
-    """Probes of students against those of their teachers: a circle an arm and property."""
-    series = []
-    for colour, name in enumerate(data.PROPERTIES):
-        points = []
-        for arm in sorted(arms.keys() & TRAINED.keys()):
-            known = arms.get(teacher_of(arm), {}).get(name)
-            learnt = arms[arm].get(name)
-            if known and learnt:
-                points.append((statistics.fmean(known), statistics.fmean(learnt)))
-        if points:
-            series.append((name, colour, points, True))
-    return line_plot("What arrives: probes of a teacher (across) and of its student (up), a circle "
-                     "an arm", series) if series else ""
+def arrival_table(arms):
+    """Probes of the teacher and of its students by objective, then of an image teacher and its
+    student; a bar behind each runs from chance to 100 %."""
+    rows = []
+    for arm in ("teacher", *TUNED, "image-teacher", "of-image-teacher", "text-only"):
+        probes = arms.get(arm, {})
+        if not probes.get("lift"):
+            continue
+        cells = []
+        for name, (_, answers) in data.PROPERTIES.items():
+            known = statistics.fmean(probes[name])
+            share = 1 - (100 - known) / (100 - 100 / len(answers))
+            cells.append(tag("span", f"{known:.0f}", style=f"--share: {share:.2f}"))
+        rows.append([arm, *cells])
+    title = ("What arrives: probes of the teacher and of its students, accuracy in %; a bar runs "
+             "from chance to 100 %")
+    table = html_table(["", *data.PROPERTIES], rows)
+    return tag("figure", tag("figcaption", title), table) if rows else ""
 
 
 def films_of(folder):

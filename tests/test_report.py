@@ -189,8 +189,7 @@ def test_numbers_are_those_of_the_files(page):
     # 80.1667 +- 4.30265 x 8.7547 / sqrt(3), by hand
     for text in ("80.2, interval 58.4 to 101.9", "text-only: 0.009082 at 991",
                  "text-only: 0.25 at 200; text-only: 0.25 at 200",
-                 "two-stage: 53.5 at 4000", "student: 71 at 20; student: 72 at 20",
-                 "lift: 91.5 at 98"):
+                 "two-stage: 53.5 at 4000", "student: 71 at 20; student: 72 at 20"):
         assert text in pictures
     rows = "".join(page.texts("li"))
     for text in ("grounded <i> (better)+24.0 [+12.6, +35.4] holds", "-1.2 one seed", "not run",
@@ -202,6 +201,11 @@ def test_numbers_are_those_of_the_files(page):
                  "By % of captions that meet another film: grounded questions"):
         assert text in captions
     assert not any(text.startswith("By number of films") for text in captions)   # not run
+    arrived = [(text, attributes["style"]) for attributes, text in page.every("span")
+               if "style" in attributes]
+    assert arrived == [("98", "--share: 0.96")] * 4 + [("98", "--share: 0.97")] + \
+        [("98", "--share: 0.96")] * 2 + [("92", "--share: 0.83")] * 4 + \
+        [("92", "--share: 0.89")] + [("92", "--share: 0.83")] * 2
 
 
 def entries(*values, chance=50.0):
@@ -215,7 +219,7 @@ MINI_PLAIN = {("QNLI", "grounded"): entries(50.0), ("PIQA", "grounded"): entries
 REAL = {("RTE", "dev"): entries(60.0), ("STS-B", "dev"): entries(80.0, 90.0, chance=None),
         ("MNLI", "dev-mismatched"): entries(1.0)}
 REAL_PLAIN = {("RTE", "dev"): entries(61.0), ("MNLI", "dev"): entries(1.0)}
-FILM = "No student ever saw a frame. Right of the questions that only film answers: "
+FILM = "No student ever saw a frame. Right answers to questions that only film answers: "
 
 
 @pytest.mark.parametrize("cells, sentence", [
