@@ -166,6 +166,46 @@ def test_the_ten_claims_are_those_of_the_kept_values(judged):
         assert verdict.strip("*") == judged[number]["verdict"]
 
 
+ARMS = {   # a row of the README -> its arm
+    "text-only student": "text-only",
+    "NST+CRD student of a text-only teacher": "of-text-teacher",
+    "NST+CRD student of a teacher of mismatched films": "of-shuffled-teacher",
+    "NST+CRD student": "nst+crd",
+    "teacher's text encoder": "teacher",
+}
+
+
+def interval(values, sign=""):
+    mean, low, high = evaluate.t_interval(values)
+    return f"{mean:{sign}.1f} [{low:{sign}.1f}, {high:{sign}.1f}]"
+
+
+def test_the_first_tables_are_those_of_the_kept_values():
+    """All arms over worlds, and in each world; three arms' probes."""
+    cells = evaluate.read_values(HERE / "claims.jsonl")
+    reported = {key: cell for key, cell in cells.items() if key[1] < 100}
+
+    def means(arm, measure, *all_tasks):
+        every = [evaluate.values_of(reported, arm, measure, tasks) for tasks in all_tasks]
+        return [f"{np.mean(values):.1f}" for values in every]
+    rows = {}
+    section = README[README.index("## What this shows"):README.index("## Claims")]
+    for line in section.splitlines():
+        name, *row = [word.strip(" *") for word in line.strip("|").split("|")]
+        rows.setdefault(name.removesuffix("** (never saw a frame)"), []).append(row)
+    text_only = evaluate.values_of(reported, "text-only", "grounded", evaluate.TWO)
+    for name, arm in ARMS.items():
+        grounded = evaluate.values_of(reported, arm, "grounded", evaluate.TWO)
+        lead = [ours - theirs for ours, theirs in zip(grounded, text_only, strict=True)]
+        over_worlds, each_world, *probes = rows[name]
+        assert over_worlds == [interval(grounded), *means(arm, "unfilmed", evaluate.TWO),
+                               *means(arm, "ungrounded", evaluate.TWO)]
+        assert each_world == [*[f"{value:.1f}" for value in grounded],
+                              interval(lead, "+") if any(lead) else ""]
+        if arm in ("text-only", "nst+crd", "teacher"):
+            assert probes == [means(arm, "probe", *data.PROPERTIES)]
+
+
 def test_nearest_clips_are_compared_with_their_article(mini, tmp_path, monkeypatch):
     """A teacher whose every token is itself: at a noun the nearest clip shows that noun, at all
     else it is clip 0."""
