@@ -39,8 +39,9 @@ def test_every_row_of_a_gpu_runs(transformers, capsys):
     for milliseconds, share in rows:
         assert float(milliseconds) > 0 and float(share) > 0
     assert len(re.findall(r"(?:wait for data|dry-run says) +\| [\d.]+ ", printed)) == 2
-    rates = re.findall(r"(?:alone|data.py video), 2 cores, (?:fp32|bf16) +\| ([\d,]+) ", printed)
-    assert len(rates) == 3 and "0" not in rates
+    rates = re.findall(r"(?:alone|data.py video), 2 cores, (?:fp32|bf16) +\| (-?[\d,]+) ", printed)
+    # the last is of a difference of two times, which on a busy machine has any sign
+    assert len(rates) == 3 and "0" not in rates[:2]
 
 
 def test_a_gpu_is_not_timed_without_one(capsys):
