@@ -1833,7 +1833,7 @@ def arrival_table(arms):
         rows.append([arm, *cells])
     title = ("What arrives: probes of the teacher and of its students, accuracy in %; a bar runs "
              "from chance to 100 %")
-    table = html_table(["", *data.PROPERTIES], rows)
+    table = html_table(["arm", *data.PROPERTIES], rows)
     return tag("figure", tag("figcaption", title), table) if rows else ""
 
 
@@ -1981,7 +1981,7 @@ def report(args):
         sentence, picture = films[0]["sentence"], report_claims(films[0])
     elif args.claims:
         sentence, picture = result_of_claims(judged[0]) or (sentence, picture)
-    legend = ("Hollow: seeds; full: their mean; bar: its 95 % interval; dashed: chance, or no "
+    legend = ("Hollow: seeds, or worlds; full: their mean; bar: its 95 % interval; dashed: chance, or no "
               "difference. A mini world shows whether the mechanism works, not what HowTo100M does "
               "for GLUE. ")
     head = tag("div", tag("h1", sentence.replace(" %", "\u00a0%")), tag("p", legend, *missing),
