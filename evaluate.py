@@ -1982,8 +1982,8 @@ def report(args):
     elif args.claims:
         sentence, picture = result_of_claims(judged[0]) or (sentence, picture)
     legend = ("Hollow: seeds, or worlds; full: their mean; bar: its 95 % interval; dashed: chance, "
-              "or no difference. A mini world shows whether the mechanism works, not what HowTo100M "
-              "does for GLUE. ")
+              "or no difference. A mini world shows whether the mechanism works, not what "
+              "HowTo100M does for GLUE. ")
     head = tag("div", tag("h1", sentence.replace(" %", "\u00a0%")), tag("p", legend, *missing),
                tag("nav", tag("ul", *links)))
     out = Path(args.out or beside / "report.html")
