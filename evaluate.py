@@ -1610,8 +1610,20 @@ def interval_plots(figures):
         return ""
     ends = min(numbers), max(numbers)
 
+    def place(x):
+        return np.interp(x, ends, (3, 97))
+
     def at(x):
-        return f"{np.interp(x, ends, (3, 97)):.1f}%"
+        return f"{place(x):.1f}%"
+
+    def axis(rows):
+        marks = [tag("text", f"{ends[0]:.0f}", x="0%", y=16),
+                 tag("text", f"{ends[1]:.0f}", x="100%", y=16, text_anchor="end")]
+        for reference in {row[-1] for row in rows} - {None}:
+            if 15 < place(reference) < 85:   # else it would touch an end's number
+                marks.append(tag("text", f"{reference:.0f}", x=at(reference), y=16,
+                                 text_anchor="middle"))
+        return tag("li", tag("svg", *marks, aria_hidden="true"))
 
     def picture(values, colour, reference):
         mean, low, high = t_interval(values)
@@ -1630,14 +1642,13 @@ def interval_plots(figures):
             words += f", interval {low:.1f} to {high:.1f}"
         return tag("svg", tag("title", words), *shapes, role="img")
 
-    axis = tag("li", tag("span", f"{ends[0]:.0f}"), tag("span", f"{ends[1]:.0f}"))
     drawn = []
     for title, rows in figures.items():
         items = []
         for name, text, values, colour, reference in rows:
             drawing = picture(values, colour, reference)
             items.append(tag("li", tag("span", name), tag("span", text), drawing))
-        rows = tag("ul", *items, axis, class_="rows")
+        rows = tag("ul", *items, axis(rows), class_="rows")
         drawn.append(tag("figure", tag("figcaption", title), rows))
     return tag("div", *drawn, class_="grid")
 
@@ -1750,10 +1761,11 @@ def result_of_claims(judged):
         return None
     worlds = len(judged["seeds"])
     means = []
-    for arm in ("text-only", "nst+crd", "teacher"):
+    for arm, name in (("text-only", "text-only student"), ("nst+crd", "NST+CRD student"),
+                      ("teacher", "its teacher")):
         values = judged["arms"].get(arm, {}).get("grounded")
         if values:
-            means.append(f"{arm} {statistics.fmean(values):.1f} %")
+            means.append(f"{name} {statistics.fmean(values):.1f} %")
     sentence = f"{FILM_ALONE}, mean of {worlds} worlds: {', '.join(means)}; chance 50.0 %."
     said = [f"{verdict}: {', '.join(some)}" for verdict, some in numbers.items()]
     title = (f"The paper's claims in {worlds} mini worlds, by one difference of each, in points – "
@@ -1959,7 +1971,10 @@ def report(args):
          "By step; hollow: held-out text or clips (r1, median rank: within a batch).",
          report_curves(names, runs)),
         ("Claims", "" if films else "make claims",
-         "Differences of two arms in points; hollow: a world. Magnitudes need the paper's scale.",
+         "Differences of two arms (models) in points; hollow: a world. text-only: a student by MLM "
+         "alone; nst+crd: one that also learns from the teacher by NST and CRD; of-X-teacher: "
+         "nst+crd with teacher X. Mechanism: is there an effect? Magnitude: how large, which needs "
+         "the paper's scale.",
          Raw("".join(report_claims(each) for each in judged))),
         ("Questions", "",
          "Arms that differ in one thing, less the usual one, on a few worlds; hollow: a world.",

@@ -299,8 +299,8 @@ def test_judged_claims_are_the_result_where_they_are_asked_for(tmp_path):
     data.write_json(file, judged)
     evaluate.main(["report", *runs, "--claims", str(file)])
     page = Page(tmp_path / "runs" / "report.html")
-    assert page.texts("h1") == [FILM.removesuffix(": ") + ", mean of 3 worlds: nst+crd 85.0 %, "
-                                "teacher 90.0 %; chance 50.0 %."]
+    assert page.texts("h1") == [FILM.removesuffix(": ") + ", mean of 3 worlds: NST+CRD student "
+                                "85.0 %, its teacher 90.0 %; chance 50.0 %."]
     assert page.texts("figcaption")[0].endswith("in points – holds: 1; fails: 6, 9")
     assert page.texts("h2")[:3] == ["Claims", "Questions", "Clips"]
     header = page.texts("header")[0]
@@ -309,6 +309,13 @@ def test_judged_claims_are_the_result_where_they_are_asked_for(tmp_path):
     data.write_json(file, judged)
     evaluate.main(["report", *runs, "--claims", str(file)])
     assert page.texts("h1") != Page(tmp_path / "runs" / "report.html").texts("h1")
+
+
+def test_an_axis_names_its_ends_and_the_reference_where_there_is_room():
+    for low, marks in ((-10.0, ["-10", "30", "0"]), (-1.0, ["-1", "30"])):
+        rows = [("one", "", [low], 0, 0), ("other", "", [30.0], 1, 0)]
+        drawn = evaluate.interval_plots({"title": rows})
+        assert re.findall(r"<text [^>]*>(.*?)</text>", drawn) == marks
 
 
 def test_what_tests_film_judged_stands_at_the_top_alone(tmp_path, capsys):
