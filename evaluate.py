@@ -1371,7 +1371,7 @@ def print_halted(cells):
 
 
 def print_arms(cells, rows):
-    """Every arm in every measure, what fine-tuning left at chance, and what stuck."""
+    """Every arm in every measure, tasks, what fine-tuning left at chance, and what stuck."""
     print()
     print_wrapped("Every arm, mean ± standard deviation over worlds. Grounded, ungrounded, "
                   "unfilmed: in SST-2 and PIQA; MNLI: its grounded rows; behaviours: mean of their "
@@ -1383,6 +1383,7 @@ def print_arms(cells, rows):
         columns.append((heading, [show_points(row[heading]) for row in rows.values()]))
     print_columns(list(rows), columns[:-len(data.PROPERTIES)])
     print_columns(list(rows), columns[-len(data.PROPERTIES):])
+    print_tasks(cells)
     stuck = []
     for (arm, seed), cell in cells.items():
         stuck += [f"{arm} {task} seed {seed}" for task, scores in cell["tasks"].items()
@@ -1390,6 +1391,18 @@ def print_arms(cells, rows):
     print_halted(cells)
     if stuck:
         print_wrapped(f"! gives every row one answer, and counts as it is: {', '.join(stuck)}")
+
+
+def print_tasks(cells):
+    """Each task of the arms that were fine-tuned on all of them."""
+    columns = []
+    for arm in STUDENTS:
+        if values_of(cells, arm, "grounded", "all"):
+            for part in ("grounded", "ungrounded"):
+                scores = [values_of(cells, arm, part, task) for task in MINI_TASKS]
+                columns.append((f"{arm} {part}", [show_points(values) for values in scores]))
+    if columns:
+        print_columns(list(MINI_TASKS), columns)
 
 
 def claims(args):

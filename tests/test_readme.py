@@ -181,7 +181,7 @@ def interval(values, sign=""):
 
 
 def test_the_first_tables_are_those_of_the_kept_values():
-    """All arms over worlds, and in each world; three arms' probes."""
+    """All arms over worlds, and in each world; two arms' tasks; three arms' probes."""
     cells = evaluate.read_values(HERE / "claims.jsonl")
     reported = {key: cell for key, cell in cells.items() if key[1] < 100}
 
@@ -204,6 +204,11 @@ def test_the_first_tables_are_those_of_the_kept_values():
                               interval(lead, "+") if any(lead) else ""]
         if arm in ("text-only", "nst+crd", "teacher"):
             assert probes == [means(arm, "probe", *data.PROPERTIES)]
+    for task in evaluate.MINI_TASKS:
+        scores = []
+        for arm in ("text-only", "nst+crd"):
+            scores += [*means(arm, "grounded", task), *means(arm, "ungrounded", task)]
+        assert rows[task] == [scores]
 
 
 def test_nearest_clips_are_compared_with_their_article(mini, tmp_path, monkeypatch):
