@@ -168,8 +168,8 @@ def test_the_ten_claims_are_those_of_the_kept_values(judged):
 
 ARMS = {   # a row of the README -> its arm
     "text-only student": "text-only",
-    "NST+CRD student of a text-only teacher": "of-text-teacher",
-    "NST+CRD student of a teacher of mismatched films": "of-shuffled-teacher",
+    "NST+CRD student, text-only teacher": "of-text-teacher",
+    "NST+CRD student, mismatched films": "of-shuffled-teacher",
     "NST+CRD student": "nst+crd",
     "teacher's text encoder": "teacher",
 }
