@@ -125,9 +125,8 @@ def scored_rows(metrics):
     task = metrics["task"]
     out = {}
     parts = metrics["parts"].get("test", {})
-    for part in finetune.PARTS:
-        if part in parts:
-            scores = parts[part]
+    for part, scores in parts.items():
+        if part in finetune.PARTS:   # not "grounded_by_property"
             out[task, part] = (scores["accuracy"], scores["chance"], scores["n"])
     if not parts:
         splits = ("dev", "dev-mismatched") if "dev" in metrics else ("test",)
@@ -209,10 +208,10 @@ def print_columns(labels, columns):
         print(*[line.rstrip() for line in block], sep="\n", end="\n\n")
 
 
-def table_keys(rows):
+def table_keys(runs):
     """The (task, row) of a table of these runs, each given as its cells, in their order."""
     tasks = [*finetune.TASKS, ACCURACY, MATTHEWS]
-    keys = set().union(*rows)
+    keys = set().union(*runs)
     return sorted(keys, key=lambda key: (tasks.index(key[0]), ROWS.index(key[1])))
 
 
@@ -221,10 +220,10 @@ def once(values):
     return "/".join(sorted(set(values))) or "-"
 
 
-def agreed(rows, key, what, form):
-    """"chance" or "rows" of one row of a table, as one text; rows: the cells of each run."""
+def agreed(runs, key, what, form):
+    """"chance" or "rows" of one row of a table, as one text; runs: the cells of each."""
     values = []
-    for cells in rows:
+    for cells in runs:
         values += [entry[what] for entry in cells.get(key, [])]
     return once(f"{value:{form}}" for value in values if value is not None)
 
@@ -357,7 +356,6 @@ def retrieval_metrics(ranks, best, pool):
     """
     out = {f"R@{k}": float((ranks <= k).float().mean()) for k in (1, 5, 10)}
     out["median rank"] = float(ranks.float().median())
-    out["chance R@1"] = 1 / len(ranks)
     keys = {}
     if "shown" in pool[0]:
         keys["behaviour"] = [row["shown"]["behaviour"] for row in pool]
@@ -475,7 +473,7 @@ def retrieve(run, data_folder, bank=None, lender=None, device="cpu"):
     examples = []
     if text_map:   # texts and videos share coordinates
         ranks, best = search(texts, video_map(videos))
-        metrics = retrieval_metrics(ranks, best, pool)
+        metrics |= retrieval_metrics(ranks, best, pool)
         examples = retrieval_examples(ranks, best, pool)
 
     # True = a noun that the ridge map was not fitted on
@@ -705,8 +703,7 @@ TEACHERS = {   # arm -> flags of teacher.py
     "2d-teacher": "--streams frame",
     "3d-teacher": "--streams motion",
     "shuffled-teacher": "--shuffle-pairs",
-    # Hinge stops at what tells most rivals apart: colour, shape, size (probes 90 to 100, also after
-    # 3,000 steps; at nce's rate and steps nothing). MNLI, which asks for these, judges it.
+    # learns some of colour, shape and size, then stops: MNLI, which asks for these, judges it
     "hinge-teacher": "--contrastive hinge --lr 5e-4 --steps 1500",
     "hinge-text-teacher": "--contrastive none --lr 5e-4 --steps 1500",
     # of questions
@@ -756,6 +753,18 @@ CURVE = {   # arms of these lengths; nst+crd's own is 1,000
     "two-stage": ("two-stage-500", "two-stage-1000", "two-stage-2000", "two-stage-4000"),
     "distilled": ("distilled-500", "nst+crd", "distilled-2000", "distilled-4000"),
 }
+QUESTION_CURVES = {   # of what: (its values, {line: an arm for each value})
+    "By % of captions that meet another film": ((0, 20, 50), {
+        "teacher": ("teacher", "noisy-20-teacher", "noisy-50-teacher"),
+        "student": ("nst+crd", "of-noisy-20-teacher", "of-noisy-50-teacher")}),
+    "By number of films": ((576, 1152, 2304), {
+        "teacher": ("quarter-teacher", "half-teacher", "teacher"),
+        "student": ("of-quarter-teacher", "of-half-teacher", "nst+crd")}),
+    "By layers of the teacher": ((1, 2, 4), {
+        "teacher": ("1-layer-teacher", "teacher", "4-layer-teacher"),
+        "student": ("of-1-layer-teacher", "nst+crd", "of-4-layer-teacher")}),
+    "By layers of the student": ((1, 2, 4), {"student": ("1-layer", "nst+crd", "4-layer")}),
+}
 # Ratios tried for TUNED (`make claims CLAIMS=weights SEEDS="100 101 102 103"`, worlds never
 # reported). In STUDENTS stands the least whose mean on validation nouns is within 2 points of the
 # best; other arms have that of the arm that they are compared with. Equal weights: 12 for CRD.
@@ -768,8 +777,7 @@ for arm in TUNED:
 TRAINED = {**STUDENTS, **GRID}
 
 MINI_TASKS = ("SST-2", "QNLI", "QQP", "MNLI", "PIQA", "SWAG", "SQuAD1", "SQuAD2", "TRACIE")
-# Tasks of every arm: two ways to ask of behaviours, a sentence and a pair of choices. QNLI takes
-# twice SST-2's time; each halts at its saddle for two of thirty models.
+# Tasks of every arm: two ways to ask of behaviours, a sentence and a pair of choices.
 TWO = "SST-2 PIQA"
 
 
@@ -1035,10 +1043,9 @@ def measure_cell(arm, seed, run):
 
 
 def make_cells(cells, runs, jobs):
-    """Makes what RUNS/values.jsonl lacks of these cells, `jobs` at once. Returns how many failed.
-    """
+    """Makes the cells that RUNS/values.jsonl lacks, `jobs` at once. Returns how many failed."""
     file = Path(runs, "values.jsonl")
-    known = read_values(file) if file.exists() else {}
+    known = read_values(file)
     missing = {}
     for (arm, seed), tasks in cells.items():
         cell = known.get((arm, seed), {"flags": None})
@@ -1058,7 +1065,7 @@ def make_cells(cells, runs, jobs):
     return run_cells(ordered, teacher_of, make, file, jobs)
 
 
-def run_cells(ordered, teacher_of, make, file, jobs):
+def run_cells(ordered, needed_by, make, file, jobs):
     """Makes cells [(arm, seed)], teachers before their students, `jobs` at once. Returns how many
     failed.
 
@@ -1069,30 +1076,25 @@ def run_cells(ordered, teacher_of, make, file, jobs):
     pool = ThreadPoolExecutor(jobs)
     started = {}
     for arm, seed in ordered:
-        teacher = started.get((teacher_of(arm), seed))
+        teacher = started.get((needed_by(arm), seed))
         started[arm, seed] = pool.submit(make, arm, seed, teacher)
-    keys = {cell: key for key, cell in started.items()}
+    keys = {future: key for key, future in started.items()}
     failed = 0
     try:
-        for cell in tqdm(as_completed(keys), total=len(keys), unit="cell"):
-            if cell.exception():
+        for future in tqdm(as_completed(keys), total=len(keys), unit="cell"):
+            if future.exception():
                 failed += 1
-                tqdm.write(f"{keys[cell]} not made: {cell.exception()!r}")
+                tqdm.write(f"{keys[future]} not made: {future.exception()!r}")
                 continue
             with open(file, "a", encoding="utf-8") as values:
-                values.write(json.dumps(cell.result()) + "\n")
+                values.write(json.dumps(future.result()) + "\n")
     finally:   # at Ctrl-C the scripts that run save and stop; no other starts
         pool.shutdown(cancel_futures=True)
     return failed
 
 
 def read_values(file):
-    """Cells of known arms from a file of one a line, the last of each: {(arm, seed): cell}.
-
-    Raises UserError where there is no file.
-    """
-    if not Path(file).exists():
-        raise model.UserError(f"no values in {file}; `make claims` makes them")
+    """Cells of known arms from a file of one a line, the last of each: {(arm, seed): cell}."""
     cells = {}
     for cell in data.log_lines(file):
         if cell["arm"] in TEACHERS or cell["arm"] in TRAINED:
@@ -1349,10 +1351,9 @@ def print_grid(cells):
             if any(tried):
                 columns.append((f"ratio {ratio}", [show_points(values) for values in tried]))
         columns.append(("taken", [str(chosen_ratio(cells, name)) for name in TUNED]))
-        if len(columns) > 1:
-            some = " (some in a part of them)" if len(counts) > 1 else ""
-            print(f"\n{title}, by gradient ratio; worlds {' '.join(map(str, seeds))}{some}\n")
-            print_columns(list(TUNED), columns)
+        some = " (some in a part of them)" if len(counts) > 1 else ""
+        print(f"\n{title}, by gradient ratio; worlds {' '.join(map(str, seeds))}{some}\n")
+        print_columns(list(TUNED), columns)
     print_halted(cells)
 
 
@@ -1417,8 +1418,9 @@ def claims(args):
     if args.make:
         failed = make_cells(cells_for(args.claims, args.seeds), args.runs, args.make)
     undone = f"{failed} cells were not made; the same command tries them again"
-    if failed and not file.exists():
-        raise model.UserError(undone)
+    if not file.exists():
+        absent = f"no values in {file}; `make claims` makes them"
+        raise model.UserError(undone if failed else absent)
     grid = {}
     cells = {}
     other = []
@@ -1593,15 +1595,14 @@ def line_plot(title, series):
         points = points[::-(len(points) // 200 + 1)]   # a long log is thinned, from its end
         xs = np.interp(points[:, 0], (left, right), (60, 354)).round(1)
         ys = np.interp(points[:, 1], (low, high), (180, 6)).round(1)
-        dashed = {**paint(colour), "stroke_dasharray": DASHES[colour % len(DASHES)]}
         if hollow:
             shapes += [tag("circle", cx=x, cy=y, r=3, **paint(colour)) for x, y in zip(xs, ys)]
+            swatch = tag("circle", cx=14, cy=5, r=3, **paint(colour))
         else:
+            dashed = {**paint(colour), "stroke_dasharray": DASHES[colour % len(DASHES)]}
             path = " ".join(f"{x},{y}" for x, y in zip(xs, ys))
             shapes.append(tag("polyline", points=path, **dashed))
-        swatch = tag("line", x1=0, x2=28, y1=5, y2=5, **dashed)
-        if hollow:
-            swatch = tag("circle", cx=14, cy=5, r=3, **paint(colour))
+            swatch = tag("line", x1=0, x2=28, y1=5, y2=5, **dashed)
         if name not in key or not hollow:   # a line stands for its circles, too
             key[name] = tag("li", tag("svg", swatch), " ", name)
     picture = tag("svg", tag("title", "; ".join(words)), *shapes, role="img",
@@ -1640,19 +1641,18 @@ def interval_plots(figures):
 
     def picture(values, colour, reference):
         mean, low, high = t_interval(values)
+        words = f"mean {mean:.1f}" if values else "no value"
         shapes = []
         if reference is not None:   # a score may have no chance
             shapes.append(tag("line", x1=at(reference), x2=at(reference), y1=0, y2=24,
                               stroke="var(--soft)", stroke_dasharray="3 3"))
         if len(values) > 1:
+            words += f", interval {low:.1f} to {high:.1f}"
             shapes.append(tag("line", x1=at(low), x2=at(high), y1=12, y2=12, **paint(colour)))
             shapes += [tag("circle", cx=at(value), cy=12, r=3, **paint(colour))
                        for value in values]
         if values:
             shapes.append(tag("circle", cx=at(mean), cy=12, r=4, fill=paint(colour)["stroke"]))
-        words = f"mean {mean:.1f}" if values else "no value"
-        if len(values) > 1:
-            words += f", interval {low:.1f} to {high:.1f}"
         return tag("svg", tag("title", words), *shapes, role="img")
 
     drawn = []
@@ -1747,7 +1747,7 @@ def report_curves(names, runs):
             for key, value in line.items():
                 if type(value) in (int, float) and math.isfinite(value):   # no bool
                     curves[key][line["step"]] = value
-        for key in curves.keys() - {"step", "seconds", "lr", "valid_pool"}:
+        for key in sorted(curves.keys() - {"step", "seconds", "lr", "valid_pool"}):
             title = key.removeprefix("valid_").replace("_", " ")
             plots[title].append((name, colour, list(curves[key].items()), "valid_" in key))
     figures = [line_plot(title, plots[title]) for title in sorted(plots)]
@@ -1807,23 +1807,9 @@ def report_claims(judged, questions=False):
     arms = judged["arms"]
     plots = [curve_plot("Claim 3, by steps of text", LENGTHS, CURVE, arms)]
     if questions:
-        plots = [curve_plot(title, *shown, arms) for title, shown in CURVES.items()]
+        plots = [curve_plot(title, *shown, arms) for title, shown in QUESTION_CURVES.items()]
     arrived = arrival_table(arms) if questions else ""
     return tag("div", drawn, tag("div", *plots, class_="grid"), arrived, tag("p", source))
-
-
-CURVES = {   # of what: (its values, {line: an arm for each value})
-    "By % of captions that meet another film": ((0, 20, 50), {
-        "teacher": ("teacher", "noisy-20-teacher", "noisy-50-teacher"),
-        "student": ("nst+crd", "of-noisy-20-teacher", "of-noisy-50-teacher")}),
-    "By number of films": ((576, 1152, 2304), {
-        "teacher": ("quarter-teacher", "half-teacher", "teacher"),
-        "student": ("of-quarter-teacher", "of-half-teacher", "nst+crd")}),
-    "By layers of the teacher": ((1, 2, 4), {
-        "teacher": ("1-layer-teacher", "teacher", "4-layer-teacher"),
-        "student": ("of-1-layer-teacher", "nst+crd", "of-4-layer-teacher")}),
-    "By layers of the student": ((1, 2, 4), {"student": ("1-layer", "nst+crd", "4-layer")}),
-}
 
 
 def curve_plot(title, places, lines, arms):
@@ -1926,12 +1912,12 @@ def report_clips(names, runs):
         return ""
     texts = defaultdict(dict)   # runs that searched the same clips share a text
     scores = []
-    for name, search in searched.items():
-        for example in search["examples"]:
-            texts[search["data"], example["index"], example["own"]["text"]][name] = example
-        shares = [f"{key} {100 * value:.1f} %" for key, value in search.items()
+    for name, written in searched.items():
+        for example in written["examples"]:
+            texts[written["data"], example["index"], example["own"]["text"]][name] = example
+        shares = [f"{key} {100 * value:.1f} %" for key, value in written.items()
                   if isinstance(value, float) and key != "median rank"]
-        scores.append([name, search["how"], search["pool"], ", ".join(shares)])
+        scores.append([name, written["how"], written["pool"], ", ".join(shares)])
     articles = []
     for (folder, _, text), answers in texts.items():
         films = films_of(folder)
@@ -1942,12 +1928,12 @@ def report_clips(names, runs):
     return tag("div", *shown, html_table(["run", "text beside video", "among", "found"], scores))
 
 
-def report_runs(names, runs, facts):
+def report_runs(names, runs):
     """What was run: steps, seconds, versions and flags of each run, folded."""
     out = []
-    for name, run, about in zip(names, runs, facts):
+    for name, run in zip(names, runs):
         steps = max([line["step"] for line in read_log(run)], default=0)
-        about = {"steps": steps, "seconds": seconds_by_stage(run), **about}
+        about = {"steps": steps, "seconds": seconds_by_stage(run), **run_facts(run)}
         out.append(tag("details", tag("summary", name), tag("pre", json.dumps(about, indent=1))))
     return tag("div", *out)
 
@@ -1962,7 +1948,6 @@ def report(args):
         raise model.UserError(f"no run in {', '.join(absent) or 'runs/'}; `make` makes some")
     beside = runs[0].resolve().parent
     names = names_of(runs, args.names)
-    facts = [run_facts(run) for run in runs]
     cells = [cells_of(read_results(run)) for run in runs]
     files = args.claims or list(beside.glob("claims/claims.json"))
     judged = [data.read_json(file, "make claims") for file in files]
@@ -1992,7 +1977,7 @@ def report(args):
         ("Questions", "",
          "Arms that differ in one thing, less the usual one, on a few worlds; hollow: a world.",
          Raw("".join(report_claims(each, questions=True) for each in judged))),
-        ("Runs", "", "What was run.", report_runs(names, runs, facts))]
+        ("Runs", "", "What was run.", report_runs(names, runs))]
     if args.claims:   # what was asked for comes first
         sections.sort(key=lambda section: section[0] not in ("Claims", "Questions"))
     links = []
