@@ -1168,15 +1168,13 @@ def p_of(question, differences):
     return min(1.0, 2 * float(test.pvalue))
 
 
-def seeds_needed(values, decided):
-    """How many values of this mean and spread have an interval that decided(low, high) accepts.
-
-    Text: "over 10,000" where so many do not.
-    """
+def seeds_needed(values, decided, level=0.05):
+    """How many values of this mean and spread have a 1 - level interval that decided(low, high)
+    accepts. Text: "over 10,000" where so many do not."""
     mean = statistics.fmean(values)
     spread = statistics.stdev(values)
     for n in range(2, 10_001):
-        half = scipy.stats.t.ppf(0.975, n - 1) * spread / n ** 0.5
+        half = scipy.stats.t.ppf(1 - level / 2, n - 1) * spread / n ** 0.5
         if decided(mean - half, mean + half):
             return f"{n:,}"
     return "over 10,000"
@@ -1235,7 +1233,8 @@ WORST = ("teacher carries no signal", "fails", "not run", "one seed", "not decid
 
 def judge_claims(cells, names, seeds):
     """Claims with their parts and verdicts, as claims.json holds them: the worst verdict of the
-    parts; "not decided" where p after Holm's correction is not below 0.05."""
+    parts; "not decided" where p after Holm's correction is not below 0.05. How many worlds of the
+    weakest part's mean and spread would pass the same correction is said."""
     judged = {}
     largest = {}   # p of a joined claim (Berger's intersection-union test)
     for name in names:
@@ -1249,11 +1248,16 @@ def judge_claims(cells, names, seeds):
         if name in PAPERS and None not in tests:
             largest[name] = max(tests)
     corrected = holm(largest)
-    for name, p in corrected.items():
-        if judged[name]["verdict"] == "holds" and p >= 0.05:
-            judged[name]["verdict"] = "not decided"
     for name, claim in judged.items():
-        claim["said"] = claim["verdict"]
+        more = ""
+        if claim["verdict"] == "holds" and corrected.get(name, 0) >= 0.05:
+            claim["verdict"] = "not decided"
+            weakest = max(claim["parts"], key=lambda part: part["p"] or 0)
+            level = 0.05 * largest[name] / corrected[name]
+            worlds = seeds_needed(weakest["values"],
+                                  lambda low, high: low > MARGINS[weakest["question"]], level)
+            more = f" ({worlds} worlds would)"
+        claim["said"] = claim["verdict"] + more
         if name in corrected:
             claim["said"] += f", p {corrected[name]:.2g} corrected over {len(corrected)} claims"
         for control in CLAIMS[name].controls:

@@ -166,7 +166,8 @@ def test_holms_correction_takes_a_verdict_away(monkeypatch):
     first, _ = evaluate.judge_claims(cells, ["8", "4"], WORLDS)
     assert first["parts"][0]["verdict"] == "holds"
     assert first["parts"][0]["p"] == pytest.approx(0.0306, abs=5e-4)
-    assert first["said"] == "not decided, p 0.061 corrected over 2 claims"
+    # four: t = 20 / (6.2 / 2) = 6.45, p = 0.0076, twice that is below 0.05
+    assert first["said"] == "not decided (4 worlds would), p 0.061 corrected over 2 claims"
     alone = evaluate.judge_claims(cells, ["8"], WORLDS)[0]
     assert alone["verdict"] == "holds"
 
