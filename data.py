@@ -99,10 +99,7 @@ class Processes:
             print(text, flush=True)
 
     def rows(self, batch, parts=1):
-        """This process's slice of a global batch, worked off in so many parts.
-
-        Raises UserError where the batch does not divide.
-        """
+        """This process's slice of a global batch. Raises UserError where parts do not divide it."""
         if batch % (self.world * parts):
             raise UserError(f"global batch {batch} does not divide by {self.world} processes x "
                             f"{parts} parts")
@@ -224,27 +221,23 @@ class GradientSum:
         self.on = False      # else a backward pass sends nothing
         if world == 1:
             return
-        group_of = {}
         for parameter in reversed(list(parameters)):
             size = sum(each.numel() for each in self.groups[-1])
             if self.groups[-1] and size + parameter.numel() > message:
                 self.groups.append([])
             self.groups[-1].append(parameter)
-            group_of[parameter] = len(self.groups) - 1
-        for parameter in group_of:
-            parameter.register_post_accumulate_grad_hook(self._arrived(group_of[parameter]))
+            arrived = partial(self._arrived, len(self.groups) - 1)
+            parameter.register_post_accumulate_grad_hook(arrived)
         self._reset()
 
     def _reset(self):
         self.waiting = [len(group) for group in self.groups]
         self.sent = []   # (gradients, flat, message under way), in the order of groups
 
-    def _arrived(self, group):
-        def hook(parameter):
-            if self.on:
-                self.waiting[group] -= 1
-                self._send(self.waiting)
-        return hook
+    def _arrived(self, group, parameter):
+        if self.on:
+            self.waiting[group] -= 1
+            self._send(self.waiting)
 
     def _send(self, waiting):
         """Sends the next groups as far as nothing of them is waited for, in the same order."""
@@ -268,10 +261,7 @@ class GradientSum:
 
 
 def settle_precision(asked, device):
-    """'auto' -> 'bf16' where the device computes in it, else 'fp32'.
-
-    Returns (name, dtype for autocast or None).
-    """
+    """(name, dtype for autocast or None); "auto" is bf16 where the device computes in it."""
     if asked == "auto":
         fast = False
         if device.type == "cuda":   # before Ampere bf16 is emulated
@@ -321,9 +311,7 @@ def batch_indices(count, batch, seed, step):
 
 @lru_cache(maxsize=1)
 def _permutation(count, seed, epoch):
-    order = np.arange(count, dtype=np.int32)
-    numpy_generator(seed, "order", epoch).shuffle(order)
-    return order
+    return numpy_generator(seed, "order", epoch).permutation(np.arange(count, dtype=np.int32))
 
 
 def derangement(count, generator):
@@ -482,11 +470,9 @@ class Log:
         self.first_step = resume_step
         if not master:
             return
-        kept = ""
-        for line in log_lines(path):
-            if line["step"] <= resume_step:   # what is past the checkpoint will be written again
-                kept += json.dumps(line) + "\n"
-        write_text(path, kept)
+        # what is past the checkpoint will be written again
+        kept = [line for line in log_lines(path) if line["step"] <= resume_step]
+        write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
         self.file = open(path, "a", buffering=1)
 
     def __call__(self, step, total, **values):
@@ -1179,11 +1165,12 @@ def wrapped_moments(weight, side):
 
 
 def frame_descriptor(frames):
-    """What one frame shows (the small 2D stream). uint8 [N, S, S, 3] -> float32 [N, 56].
+    """What every 4th frame shows (the small 2D stream). uint8 [F, S, S, 3] -> float32 [N, 56].
 
     A 4 x 4 thumbnail (48), and of the colourful part of the picture: area, centre, elongation,
     spread (image moments, Hu 1962), mean colour.
     """
+    frames = frames[::HOP]   # at the steps of the motion stream
     N, S = frames.shape[:2]
     rgb = frames.astype(np.float32) / 255   # [N, S, S, 3]
     thumbnail = rgb.reshape(N, 4, S // 4, 4, S // 4, 3).mean((2, 4))   # [N, 4, 4, 3]
@@ -1192,23 +1179,16 @@ def frame_descriptor(frames):
     chroma = highest - np.minimum(np.minimum(red, green), blue)   # [N, S, S]
     weight = np.where(chroma > 0.15, chroma, 0)   # grey is background
     x, y, dx, dy = wrapped_moments(weight.reshape(N, -1), S)
-    xx = (weight * (dx * dx)).reshape(N, -1).sum(1, keepdims=True)   # [N, 1]
-    yy = (weight * (dy * dy)).reshape(N, -1).sum(1, keepdims=True)
-    xy = (weight * (dx * dy)).reshape(N, -1).sum(1, keepdims=True)
+    total = weight.reshape(N, -1).sum(1, keepdims=True) + 1e-3   # [N, 1]
+    xx, yy, xy = [(weight * part).reshape(N, -1).sum(1, keepdims=True) / total
+                  for part in (dx * dx, dy * dy, dx * dy)]   # [N, 1] each
     weight = weight.reshape(N, -1)   # [N, S*S]
-    total = weight.sum(1, keepdims=True) + 1e-3
-    xx, yy, xy = xx / total, yy / total, xy / total
     spread = np.sqrt((xx - yy) ** 2 + 4 * xy ** 2)
     elongation = spread / (xx + yy + 1e-4)   # 0 round .. 1 a line
     colour = (weight[:, None] @ rgb.reshape(N, -1, 3))[:, 0] / total   # [N, 3]
     area = (weight > 0).mean(1, keepdims=True)
     columns = [thumbnail.reshape(N, -1), np.sqrt(area), x, y, elongation, xx + yy, colour]
     return np.concatenate(columns, 1)
-
-
-def frame_steps(frames):
-    """frame_descriptor at the steps of the motion stream."""
-    return frame_descriptor(frames[::HOP])
 
 
 def motion_descriptor(frames):
@@ -1258,7 +1238,7 @@ def motion_descriptor(frames):
     steps = []
     for start in range(0, N - WINDOW + 1, HOP):
         window = each[start:start + WINDOW - 1]   # [3, 39]
-        gain = window[WINDOW // 2:, 6].mean() - window[:WINDOW // 2 - 1, 6].mean()
+        gain = window[-1, 6] - window[0, 6]
         steps.append(np.append(window.mean(0), gain.clip(-2, 2)))
     return np.stack(steps).astype(np.float32)   # [M, 40]
 
@@ -1294,7 +1274,7 @@ SMALL_VIEW = View(FPS, SIDE, stretch=True)
 
 # those of model.CNNS are frozen networks
 STREAMS = {
-    "frame": Stream(SMALL_VIEW, 512, frame_steps, FPS / HOP, 56, 1),
+    "frame": Stream(SMALL_VIEW, 512, frame_descriptor, FPS / HOP, 56, 1),
     "motion": Stream(SMALL_VIEW, 512, motion_descriptor, FPS / HOP, 40, WINDOW),
     "resnet152": Stream(View(1, 224), 16, prepare_frames, 1.0, 2048, 1),
     "resnext101": Stream(View(24, 112, crop=True), 8 * 16, prepare_windows, 24 / 16, 2048, 16),
@@ -1479,10 +1459,7 @@ def extract_all(films, streams, out, workers, devices, weights, precision):
 
 
 def read_stream(folder, made_by):
-    """stream.json of a feature folder, anyone's: {"rate", "width", "frames_seen" or 1}.
-
-    Raises UserError that says what to write.
-    """
+    """{"rate", "width", "frames_seen" or 1} of a feature folder, anyone's. Raises UserError."""
     path = Path(folder) / "stream.json"
     if path.exists():
         stream = {"frames_seen": 1, **read_json(path, made_by)}
@@ -1493,10 +1470,7 @@ def read_stream(folder, made_by):
 
 
 def open_streams(streams, out, tag, weights, precision):
-    """Makes the feature folders with their stream.json. tag: that of the shard.
-
-    Raises UserError on other weights, or where features were made otherwise.
-    """
+    """Makes the feature folders with stream.json. Raises UserError where one was made otherwise."""
     for name in streams:
         folder = out / "features" / name
         facts = {key: getattr(STREAMS[name], key) for key in ("rate", "width", "frames_seen")}
@@ -1830,8 +1804,7 @@ def pack_captions(source, seconds, tokenizer, out):
     folder = Path(out) / "captions"
     lock(folder)
     kind = smallest_integer(tokenizer.get_vocab_size())
-    pieces = tokenizer.get_vocab().items()
-    inside = {index for piece, index in pieces if piece.startswith("##")}
+    inside = {index for piece, index in tokenizer.get_vocab().items() if piece.startswith("##")}
     counts = {"read": 0, "kept": 0, "tokens": 0}
     spans = {}   # {video: (first, last + 1) of its captions}
     left_out = dict.fromkeys(seconds, "no captions")
