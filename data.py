@@ -99,7 +99,8 @@ class Processes:
             print(text, flush=True)
 
     def rows(self, batch, parts=1):
-        """This process's slice of a global batch. Raises UserError where parts do not divide it."""
+        """This process's slice of a global batch, worked off in so many parts. Raises UserError
+        where processes x parts do not divide it."""
         if batch % (self.world * parts):
             raise UserError(f"global batch {batch} does not divide by {self.world} processes x "
                             f"{parts} parts")
@@ -261,7 +262,8 @@ class GradientSum:
 
 
 def settle_precision(asked, device):
-    """(name, dtype for autocast or None); "auto" is bf16 where the device computes in it."""
+    """(name, dtype for autocast or None); "auto": bf16 where the device computes in it, else fp32.
+    """
     if asked == "auto":
         fast = False
         if device.type == "cuda":   # before Ampere bf16 is emulated
@@ -1459,7 +1461,8 @@ def extract_all(films, streams, out, workers, devices, weights, precision):
 
 
 def read_stream(folder, made_by):
-    """{"rate", "width", "frames_seen" or 1} of a feature folder, anyone's. Raises UserError."""
+    """{"rate", "width", "frames_seen" or 1} of a feature folder, anyone's, from its stream.json.
+    Raises UserError that says what to write."""
     path = Path(folder) / "stream.json"
     if path.exists():
         stream = {"frames_seen": 1, **read_json(path, made_by)}
@@ -1470,7 +1473,8 @@ def read_stream(folder, made_by):
 
 
 def open_streams(streams, out, tag, weights, precision):
-    """Makes the feature folders with stream.json. Raises UserError where one was made otherwise."""
+    """Makes the feature folders with their stream.json. tag: that of the shard. Raises UserError
+    on other weights, or where features were made otherwise."""
     for name in streams:
         folder = out / "features" / name
         facts = {key: getattr(STREAMS[name], key) for key in ("rate", "width", "frames_seen")}
