@@ -323,11 +323,12 @@ $(ZIPS) $(WEIGHTS) $(MSRVTT) $(foreach task,$(PLAIN),$(call files,$(task))) \
 data/tasks/PIQA/tests.jsonl:
 	@mkdir -p $(@D)
 	@for try in 1 2 3 4 5; do \
-	  curl -fL --retry 5 --connect-timeout 60 -C - -o $@.part "$(FROM)"; code=$$?; \
+	  status=$$(curl -fL --retry 5 --connect-timeout 60 -C - -w '%{http_code}' -o $@.part \
+	    "$(FROM)"); code=$$?; \
 	  case $$code in 18|56) ;; 33) rm $@.part;; *) break;; esac; \
 	done; \
-	test $$code = 0 || { echo "$(FROM): not fetched. Try again later, or from elsewhere" \
-	  "(MIRROR=URL), or put the file at $@"; exit 1; }
+	test $$code = 0 || { echo "$(FROM): not fetched (HTTP $$status, curl's code $$code). Try" \
+	  "again later, or from elsewhere (MIRROR=URL), or put the file at $@"; exit 1; }
 	@sum=$$({ sha256sum $@.part || shasum -a 256 $@.part; } 2>/dev/null | cut -c 1-64); \
 	case $$sum in $(WANTED)*) wrong=;; *) wrong="sha256 $$sum, expected $(WANTED)";; esac; \
 	head -c 100 $@.part | grep -qiE '<(!doctype|html)' && wrong="a web page, not the file"; \

@@ -344,7 +344,7 @@ def test_a_part_that_is_whole(server, project):
     (BODY, "0" * 64, f"sha256 {sha256(BODY)}, expected {'0' * 64}", ["AX.tsv.wrong"]),
     (BODY, "1234abcd", "expected 1234abcd", ["AX.tsv.wrong"]),
     (b"\n<!DOCTYPE html>Sign in", "", "a web page, not the file", ["AX.tsv.wrong"]),
-    (None, "0" * 64, "404", []),
+    (None, "0" * 64, "HTTP 404", []),
 ])
 def test_nothing_wrong_gets_the_name(server, project, served, digest, message, left):
     if served:
@@ -442,7 +442,7 @@ def test_one_dead_link_does_not_stop_the_others(server, project):
     publish_tasks(server)
     del server.files["WNLI.zip"]
     code, said = fetch(server, "-k", "data/tasks/WNLI", "data/tasks/RTE")
-    assert code != 0 and "404" in said
+    assert code != 0 and "HTTP 404" in said
     assert files_under(project / "data" / "tasks") == ["RTE/dev.tsv", "RTE/test.tsv",
                                                        "RTE/train.tsv"]
 
