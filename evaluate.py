@@ -895,7 +895,8 @@ CLAIMS = {
     "noise": Claim(
         "question", "What costs more: captions that do not match their film, or fewer films?",
         against("nst+crd", "of-noisy-20-teacher", "of-noisy-50-teacher", "of-half-teacher",
-                "of-quarter-teacher")),
+                "of-quarter-teacher")
+        + [Part("of-noisy-50-teacher", "of-half-teacher", question="shown")]),   # as many match
     "sizes": Claim(
         "question", "What does a larger teacher bring, and what a larger student?",
         against("nst+crd", "of-1-layer-teacher", "of-4-layer-teacher", "of-wide-teacher",
