@@ -69,12 +69,15 @@ def hinge_all_loss(text, video, mask, margin, rows=slice(None)):
 
 
 def nce_loss(text, video, mask, temperature, pool, rows=slice(None)):
-    """Softmax over all in-batch pairs (NT-Xent between two views), in nats. Collapsed: log B.
+    """Softmax over all pairs of the batch (InfoNCE), in nats. Collapsed encoders score log B.
 
-    pool "token": each real token against all videos, mean over tokens.
-    pool "sentence": the mean of a text's real tokens against all videos, and each video against
-    all texts, averaged.
-    text: [B, L, H]; video: [B, H]; mask: bool [B, L]; temperature divides cosines.
+    pool "token": mean over tokens (i,l) of    -log softmax over j of (h_il.v_j / temperature), at i
+    pool "sentence", t_i the mean of text i's tokens: mean over i of the average of
+                    -log softmax over j of (t_i.v_j / temperature), at i          a text's video
+                and -log softmax over j of (t_j.v_i / temperature), at i          a video's text
+
+    text: [B, L, H]; video: [B, H] (h, t, v all made unit vectors here); mask: bool [B, L], True =
+    takes part. Returns a scalar.
     """
     video = F.normalize(video, dim=-1)
     own = torch.arange(len(text), device=text.device)
