@@ -355,7 +355,7 @@ def retrieval_metrics(ranks, best, pool):
     that knows that alone: its chance among the clips that show the same.
     """
     out = {f"R@{k}": float((ranks <= k).float().mean()) for k in (1, 5, 10)}
-    out["median rank"] = float(ranks.float().median())
+    out["median rank"] = float(ranks.float().quantile(0.5))
     keys = {}
     if "shown" in pool[0]:
         keys["behaviour"] = [row["shown"]["behaviour"] for row in pool]
@@ -1074,6 +1074,9 @@ def run_cells(ordered, needed_by, make, file, jobs):
     where that is there. A cell is added to the file as soon as it is made. One that fails stops
     none but those it is the teacher of.
     """
+    if Path(file).exists() and Path(file).read_bytes()[-1:] not in (b"", b"\n"):
+        with open(file, "a", encoding="utf-8") as values:   # a line that was cut stays alone
+            values.write("\n")
     pool = ThreadPoolExecutor(jobs)
     started = {}
     for arm, seed in ordered:
@@ -1183,12 +1186,9 @@ def seeds_needed(values, decided, level=0.05):
 
 def holm(values):
     """Holm's correction of p-values {name: p}: the k-th smallest of m times m - k + 1."""
-    out = {}
-    highest = 0.0
-    for rank, name in enumerate(sorted(values, key=values.get)):
-        highest = max(highest, min(1.0, (len(values) - rank) * values[name]))
-        out[name] = highest
-    return out
+    order = sorted(values, key=values.get)
+    scaled = [(len(order) - rank) * values[name] for rank, name in enumerate(order)]
+    return dict(zip(order, np.maximum.accumulate(scaled).clip(max=1).tolist()))
 
 
 def judge(part, cells, seeds):
@@ -1229,7 +1229,7 @@ def judge(part, cells, seeds):
             "verdict": verdict, "worlds": worlds}
 
 
-WORST = ("teacher carries no signal", "fails", "not run", "one seed", "not decided", "holds", "-")
+WORST = ("teacher carries no signal", "fails", "not run", "one seed", "not decided", "holds")
 
 
 def judge_claims(cells, names, seeds):
@@ -1241,11 +1241,12 @@ def judge_claims(cells, names, seeds):
     for name in names:
         claim = CLAIMS[name]
         parts = [judge(part, cells, seeds) for part in claim.parts]
-        verdicts = [part["verdict"] for part in parts]
+        asked = [part for part in parts if part["question"] != "shown"]
+        verdicts = [part["verdict"] for part in asked]
         kind = "" if claim.kind == "question" else f" ({claim.kind})"
         judged[name] = {"number": name, "text": claim.text + kind, "parts": parts,
                         "verdict": min(verdicts, key=WORST.index, default="-")}
-        tests = [part["p"] for part in parts if part["question"] != "shown"]
+        tests = [part["p"] for part in asked]
         if name in PAPERS and None not in tests:
             largest[name] = max(tests)
     corrected = holm(largest)
@@ -1278,14 +1279,17 @@ for name in data.PROPERTIES:
 
 
 def arm_rows(cells):
-    """What each arm reached -> {arm: {heading: [a number a seed]}} of SHOWN."""
+    """What each arm reached -> {arm: {heading: [a number a seed]}} of SHOWN; "worlds": the seeds of
+    its grounded numbers."""
     out = {}
     for arm in [*TEACHERS, *STUDENTS]:
         row = {}
         for heading, (measure, tasks) in SHOWN.items():
             row[heading] = values_of(cells, arm, measure, tasks)
         if any(row.values()):
-            out[arm] = row
+            worlds = [seed for (other, seed), cell in cells.items()
+                      if other == arm and measured(cell, *SHOWN["grounded"])]
+            out[arm] = {**row, "worlds": worlds}
     return out
 
 
@@ -1314,9 +1318,7 @@ def print_wrapped(text):
 
 def print_claims(judged):
     """Each claim's verdict, then its parts."""
-    most = 0
-    for claim in judged:
-        most = max([most, *[len(part["values"]) for part in claim["parts"]]])
+    most = max((len(part["values"]) for claim in judged for part in claim["parts"]), default=0)
     print(f"\nDifferences of two arms in points, mean [95 % interval], n={most} worlds where no n "
           f"stands;\ngrounded: in SST-2 and PIQA; MLM: nats")
     for claim in judged:
@@ -1324,9 +1326,9 @@ def print_claims(judged):
         print_wrapped(headline(claim))
         for part in claim["parts"]:
             asked = "" if part["question"] in ("better", "shown") else f" ({part['question']})"
-            p = "" if part["p"] is None else f"p {part['p']:.2g}"
+            p = "" if part["p"] is None else f" p {part['p']:.2g}"
             n = "" if len(part["values"]) in (0, most) else f", n={len(part['values'])}"
-            print(f"   {part['name'] + asked:<55} {effect_of(part)} {p}{n}".rstrip())
+            print(f"   {part['name'] + asked:<55} {effect_of(part)}{p}{n}".rstrip())
 
 
 def chosen_ratio(cells, arm):
@@ -1436,6 +1438,9 @@ def claims(args):
             grid[arm, seed] = cell
         elif seed in (args.seeds or range(1, 100)):
             cells[arm, seed] = cell
+    if args.claims == ["weights"] and not grid:
+        raise model.UserError(undone if failed else f"no values of the grid in {file}; "
+                              'make claims CLAIMS=weights SEEDS="100 101" makes them')
     if grid:
         print_grid(grid)
     if args.claims != ["weights"]:
@@ -1456,10 +1461,12 @@ def judge_worlds(args, cells):
         raise model.UserError(f"no values of worlds {args.seeds or '1 to 99'} made with the arms' "
                               f"flags; `make claims` makes them, --seeds names worlds")
     seeds = sorted({seed for _, seed in cells})
-    judged = judge_claims(cells, with_controls(args.claims), seeds)
+    every = judge_claims(cells, ALL + QUESTIONS, seeds)   # Holm's family, whatever is asked for
+    asked = with_controls(args.claims)
     if not args.claims:
-        asked = judge_claims(cells, QUESTIONS, seeds)
-        judged += [question for question in asked if question["verdict"] != "not run"]
+        asked += [claim["number"] for claim in every
+                  if any(part["values"] for part in claim["parts"])]
+    judged = [claim for claim in every if claim["number"] in asked]
     rows = arm_rows(cells)
     print_claims(judged)
     print_arms(cells, rows)
@@ -1628,6 +1635,7 @@ def interval_plots(figures):
     if not numbers:
         return ""
     ends = min(numbers), max(numbers)
+    digits = 0 if ends[1] - ends[0] > 5 else 2   # points, or nats
 
     def place(x):
         return np.interp(x, ends, (3, 97))
@@ -1636,8 +1644,8 @@ def interval_plots(figures):
         return f"{place(x):.1f}%"
 
     def axis(rows):
-        marks = [tag("text", f"{ends[0]:.0f}", x="0%", y=16),
-                 tag("text", f"{ends[1]:.0f}", x="100%", y=16, text_anchor="end")]
+        marks = [tag("text", f"{ends[0]:.{digits}f}", x="0%", y=16),
+                 tag("text", f"{ends[1]:.{digits}f}", x="100%", y=16, text_anchor="end")]
         for reference in {row[-1] for row in rows} - {None}:
             if 15 < place(reference) < 85:   # else it would touch an end's number
                 marks.append(tag("text", f"{reference:.0f}", x=at(reference), y=16,
@@ -1646,13 +1654,13 @@ def interval_plots(figures):
 
     def picture(values, colour, reference):
         mean, low, high = t_interval(values)
-        words = f"mean {mean:.1f}" if values else "no value"
+        words = f"mean {mean:.{digits + 1}f}" if values else "no value"
         shapes = []
         if reference is not None:   # a score may have no chance
             shapes.append(tag("line", x1=at(reference), x2=at(reference), y1=0, y2=24,
                               stroke="var(--soft)", stroke_dasharray="3 3"))
         if len(values) > 1:
-            words += f", interval {low:.1f} to {high:.1f}"
+            words += f", interval {low:.{digits + 1}f} to {high:.{digits + 1}f}"
             shapes.append(tag("line", x1=at(low), x2=at(high), y1=12, y2=12, **paint(colour)))
             shapes += [tag("circle", cx=at(value), cy=12, r=3, **paint(colour))
                        for value in values]
@@ -1681,7 +1689,7 @@ def result(names, cells):
 
     The sentence is of the tasks that all runs have which have any.
     """
-    keys = table_keys(cells)
+    keys = [key for key in table_keys(cells) if key[0] in finetune.TASKS]   # no diagnostics' parts
     grounded = [key for key in keys if key[1] == "grounded"]
     keys = grounded or [key for key in keys if key[1] in ("dev", "test")]
     means = {}   # name -> {key: mean over seeds}
@@ -1793,18 +1801,20 @@ def result_of_claims(judged):
 
 def report_claims(judged, questions=False):
     """A figure a claim, or a question: its parts' differences over worlds."""
-    figures = {}
+    points = defaultdict(list)
+    nats = defaultdict(list)   # on an axis of their own
     for claim in judged["claims"]:
-        rows = []
+        if (claim["said"] == "-") != questions:
+            continue
         for part in claim["parts"]:
             colour = VERDICT_COLOURS.get(part["verdict"], 0)
-            name = part["name"]
-            if not questions:
-                name += f" ({part['question']})"
-            rows.append((name, effect_of(part), part["values"], colour, 0))
-        if (claim["said"] == "-") == questions:
-            figures[headline(claim)] = rows
-    drawn = interval_plots(figures)
+            asked = "" if questions else f" ({part['question']})"
+            row = (part["name"] + asked, effect_of(part), part["values"], colour, 0)
+            if part["name"].startswith("MLM"):
+                nats[headline(claim) + " (MLM, in nats)"].append(row)
+            else:
+                points[headline(claim)].append(row)
+    drawn = Raw(interval_plots(points) + interval_plots(nats))
     if not drawn:
         return ""
     worlds = ", ".join(map(str, judged["seeds"]))
@@ -1818,13 +1828,18 @@ def report_claims(judged, questions=False):
 
 
 def curve_plot(title, places, lines, arms):
-    """A plot of grounded tasks over the arms of each line; hollow: a world."""
+    """A plot of grounded tasks over the arms of each line, in the worlds that all of them have;
+    hollow: a world."""
+    members = [arm for line in lines.values() for arm in line if arm in arms]
+    shared = set.intersection(*[set(arms[arm]["worlds"]) for arm in members] or [set()])
     series = []
     for colour, (line, members) in enumerate(lines.items()):
         means = []
         every = []
         for place, arm in zip(places, members):
-            values = arms.get(arm, {}).get("grounded", [])
+            row = arms.get(arm, {"worlds": [], "grounded": []})
+            values = [value for world, value in zip(row["worlds"], row["grounded"])
+                      if world in shared]
             every += [(place, value) for value in values]
             if values:
                 means.append((place, statistics.fmean(values)))
@@ -1998,7 +2013,7 @@ def report(args):
     if films:
         sentence, picture = films[0]["sentence"], report_claims(films[0])
     elif args.claims:
-        sentence, picture = result_of_claims(judged[0]) or (sentence, picture)
+        sentence, picture = next(filter(None, map(result_of_claims, judged)), (sentence, picture))
     legend = ("Hollow: seeds, or worlds; full: their mean; bar: its 95 % interval; dashed: chance, "
               "or no difference. A mini world shows whether the mechanism works, not what "
               "HowTo100M does for GLUE. ")

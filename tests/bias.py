@@ -121,9 +121,8 @@ def measures(vectors, world, fitted, tested):
     nouns that it tells, of those that turn left and of those that turn right."""
     values = data.PROPERTIES[SPIN][1]
     truth = np.array([values.index(noun[SPIN]) for noun in world.values()])      # [N]
-    targets = 2.0 * np.eye(2)[truth] - 1                                         # [N, 2]
-    scores = evaluate.ridge_probe(vectors[fitted], targets[fitted], vectors)     # [N, 2]
-    margins = scores[:, 1] - scores[:, 0]
+    targets = 2.0 * truth[:, None] - 1                                           # [N, 1]
+    margins = evaluate.ridge_probe(vectors[fitted], targets[fitted], vectors)[:, 0]
     left = margins[tested & (truth == 0)]
     right = margins[tested & (truth == 1)]
     above = (right[:, None] > left).mean() + (right[:, None] == left).mean() / 2
@@ -156,14 +155,21 @@ def cell_of(kind, seed, run):
             shown = train_nouns & ~hidden
             measured[name]["shown"] = measures(vectors, world, shown, held_out & ~hidden)
             measured[name]["hidden"] = measures(vectors, world, shown, held_out & hidden)
-    return {"kind": kind, "seed": seed, **measured, **evaluate.made_with(run / "student")}
+    return {"kind": kind, "seed": seed, "flags": evaluate.recipe("nst+crd"), **measured,
+            **evaluate.made_with(run / "student")}
+
+
+def read_values(file):
+    """Cells of today's flags from a file of one a line, the last of each: {(kind, seed): cell}."""
+    return {(cell["kind"], cell["seed"]): cell for cell in data.log_lines(file)
+            if cell["flags"] == evaluate.recipe("nst+crd")}
 
 
 def make(args):
     """`make`: what RUNS/values.jsonl lacks, so many worlds at once, then judges."""
     file = args.runs / "values.jsonl"
     args.runs.mkdir(parents=True, exist_ok=True)
-    known = {(cell["kind"], cell["seed"]) for cell in data.log_lines(file)}
+    known = read_values(file)
     wanted = [(kind, seed) for seed in args.seeds for kind in KINDS if (kind, seed) not in known]
     for kind, seed in wanted:
         make_world(kind, seed, folder_of(kind, seed), args.jobs)
@@ -194,7 +200,7 @@ QUANTITIES = [   # what is said, worlds, place in a cell
 def judge(args):
     """`judge`: mean and interval over seeds of each quantity, and of its loss against equal; with
     --out as evaluate.py report reads."""
-    values = {(cell["kind"], cell["seed"]): cell for cell in data.log_lines(args.values)}
+    values = read_values(args.values)
     if not values:
         raise model.UserError(f"no values in {args.values}; `python tests/bias.py make` makes them")
     seeds = sorted({seed for _, seed in values})
@@ -219,7 +225,7 @@ def judge(args):
                           "verdict": "-"})
     facts = {"seeds": seeds}
     for key in ("commit", "hardware"):
-        facts[key] = evaluate.once(cell[key] for cell in values.values())
+        facts[key] = evaluate.once(str(cell[key]) for cell in values.values())
     print(f"seeds {' '.join(map(str, seeds))}; commit {facts['commit']}; {facts['hardware']}")
     if args.out:
         asked = {"number": "bias", "said": "-", "parts": parts, "text": "Does the student learn "

@@ -94,10 +94,12 @@ def test_values_are_judged_by_seed(tmp_path, capsys):
         scores = {"auc": value, "left": value, "right": value, "nouns": [1, 1]}
         places = {"equal": ("few", "shown", "hidden"), "rare": ("few",),
                   "half": ("shown", "hidden")}[kind]
-        return {"kind": kind, "seed": seed, "commit": "abc", "hardware": "CPU",
+        return {"kind": kind, "seed": seed, "commit": "abc", "hardware": None,
+                "flags": bias.evaluate.recipe("nst+crd"),
                 **dict.fromkeys(bias.MODELS, dict.fromkeys(places, scores))}
     values = [cell("equal", 1, 0.9), cell("rare", 1, 0.8), cell("equal", 2, 0.95),
-              cell("rare", 2, 0.75), cell("half", 1, 0.5)]
+              cell("rare", 2, 0.75), cell("half", 1, 0.5),
+              {**cell("rare", 1, 0.1), "flags": "teacher.py --lr 1; distill.py"}]
     file = tmp_path / "bias.jsonl"
     file.write_text("".join(f"{json.dumps(each)}\n" for each in values))
     out = tmp_path / "bias.json"

@@ -172,6 +172,23 @@ def test_holms_correction_takes_a_verdict_away(monkeypatch):
     assert alone["verdict"] == "holds"
 
 
+def test_holms_family_is_all_claims_whatever_is_asked_for(capsys):
+    said = {}
+    for asked in ([], ["--claims", "4"]):
+        evaluate.main(["claims", "--values", str(KEPT), *asked])
+        said[len(asked)] = re.search(r"^4\. .*\n.*", capsys.readouterr().out, re.M)[0]
+    assert said[0] == said[2] and "over 10 claims" in said[0]
+
+
+def test_what_is_only_shown_decides_nothing():
+    cells = cells_of(voken_mixed=near(0.5), voken_random=near(0.5), text_only=(0.51, 0.49, 0.5))
+    control = evaluate.judge_claims(cells, ["vokens"], WORLDS)[0]
+    assert [part["verdict"] for part in control["parts"]] == ["holds", "holds", "not run"]
+    assert control["said"] == "holds"
+    cells = cells_of(nst_crd=near(0.8), of_half_teacher=near(0.7))
+    assert evaluate.judge_claims(cells, ["noise"], WORLDS)[0]["said"] == "-"
+
+
 def test_a_control_that_does_not_hold_stands_beside_its_claim():
     cells = cells_of(nst_crd=near(0.8), of_text_teacher=near(0.5), text_only=near(0.501),
                      of_shuffled_teacher=near(0.6), teacher=near(0.8))
@@ -259,6 +276,8 @@ def test_claims_are_judged_from_values(tmp_path, capsys):
         evaluate.main([*elsewhere, "7"])
     with pytest.raises(model.UserError, match="make claims"):
         evaluate.main(["claims", "--values", str(tmp_path / "none.jsonl")])
+    with pytest.raises(model.UserError, match="no values of the grid in .* CLAIMS=weights"):
+        evaluate.main(["claims", "--claims", "weights", "--values", str(lines)])
 
 
 def test_what_the_kept_values_say_is_kept_beside_them(capsys, monkeypatch):
@@ -408,6 +427,12 @@ def test_what_is_there_is_not_made_again(tmp_path, monkeypatch):
     Path("runs/world-0/teacher/model").mkdir(parents=True)
     assert evaluate.make_cells({("nst+crd", 0): ["SST-2", "QQP"]}, "runs", 1) == 0
     assert ran == student
+    # a line that was cut swallows no cell
+    with open("runs/values.jsonl", "a") as file:
+        file.write('{"arm": "nst", "seed": 0, "fla')
+    assert evaluate.make_cells({("crd", 0): ["SST-2"]}, "runs", 1) == 0
+    assert ("crd", 0) in evaluate.read_values("runs/values.jsonl")
+    assert '"fla\n' in Path("runs/values.jsonl").read_text()
 
 
 def test_a_world_is_made_before_the_next(tmp_path, monkeypatch):

@@ -56,6 +56,12 @@ def rows_of(printed):
     return rows
 
 
+def test_the_median_of_an_even_count_lies_between_the_middle_two():
+    ranks = torch.tensor([9, 1, 10, 2])
+    found = evaluate.retrieval_metrics(ranks, torch.zeros(4, 3), [{}] * 4)
+    assert found["median rank"] == 5.5 and found["R@1"] == 0.25 and found["R@10"] == 1.0
+
+
 def test_table_has_a_column_a_run(tmp_path, capsys):
     student = tmp_path / "student"
     for seed, value in enumerate((0.6, 0.7, 0.8)):

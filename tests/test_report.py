@@ -87,8 +87,9 @@ def make_runs(folder):
     shown = {**part, "question": "shown", "verdict": "-", "name": "MLM: clean - nst+crd"}
     asked = {"number": "masks", "text": "Masked or clean?", "parts": [shown], "said": "-"}
     grounded = {"two-stage-500": [80, 82], "two-stage-4000": [55, 52], "distilled-500": [60, 61],
-                "nst+crd": [84, 86], "of-noisy-20-teacher": [70, 72], "teacher": [90]}
-    arms = {arm: {"grounded": values} for arm, values in grounded.items()}
+                "nst+crd": [84, 86], "of-noisy-20-teacher": [70, 72],
+                "teacher": [90, 90]}
+    arms = {arm: {"grounded": values, "worlds": [1, 2]} for arm, values in grounded.items()}
     for arm, known in (("teacher", [97, 99]), ("nst+crd", [91, 92])):
         arms[arm].update(dict.fromkeys(data.PROPERTIES, known))
     (folder / "runs" / "claims").mkdir()
@@ -197,7 +198,7 @@ def test_numbers_are_those_of_the_files(page):
         assert text in rows
     captions = page.texts("figcaption")
     for text in ("1. student > text-only <b>: holds; its control pairs: fails",
-                 "masks. Masked or clean?",
+                 "masks. Masked or clean? (MLM, in nats)",
                  "By % of captions that meet another film: grounded questions"):
         assert text in captions
     assert not any(text.startswith("By number of films") for text in captions)   # not run
@@ -214,8 +215,10 @@ def entries(*values, chance=50.0):
 
 
 MINI = {("QNLI", "grounded"): entries(80.0, 90.0), ("PIQA", "grounded"): entries(95.0),
+        (evaluate.MATTHEWS, "grounded"): entries(40.0, chance=0.0),
         ("PIQA", "unfilmed"): entries(1.0), ("MNLI", "grounded"): entries(None)}
-MINI_PLAIN = {("QNLI", "grounded"): entries(50.0), ("PIQA", "grounded"): entries(52.0)}
+MINI_PLAIN = {("QNLI", "grounded"): entries(50.0), ("PIQA", "grounded"): entries(52.0),
+              (evaluate.MATTHEWS, "grounded"): entries(0.0, chance=0.0)}
 REAL = {("RTE", "dev"): entries(60.0), ("STS-B", "dev"): entries(80.0, 90.0, chance=None),
         ("MNLI", "dev-mismatched"): entries(1.0)}
 REAL_PLAIN = {("RTE", "dev"): entries(61.0), ("MNLI", "dev"): entries(1.0)}
@@ -306,14 +309,26 @@ def test_judged_claims_are_the_result_where_they_are_asked_for(tmp_path):
     header = page.texts("header")[0]
     assert header.count("weak") == 2 and header.count("grounded <i>") == 1
     judged["claims"] = judged["claims"][1:2]   # a question alone: the runs are the result
-    data.write_json(file, judged)
-    evaluate.main(["report", *runs, "--claims", str(file)])
+    question = tmp_path / "question.json"
+    data.write_json(question, judged)
+    evaluate.main(["report", *runs, "--claims", str(question)])
     assert page.texts("h1") != Page(tmp_path / "runs" / "report.html").texts("h1")
+    evaluate.main(["report", *runs, "--claims", str(question), str(file)])
+    assert page.texts("h1") == Page(tmp_path / "runs" / "report.html").texts("h1")
+
+
+def test_a_curve_is_of_the_worlds_that_all_its_arms_have():
+    arms = {"of-half-teacher": {"grounded": [70, 80], "worlds": [1, 2]},
+            "nst+crd": {"grounded": [10, 50, 60], "worlds": [3, 1, 2]}}
+    drawn = evaluate.curve_plot("films", [1152, 2304],
+                                {"student": ["of-half-teacher", "nst+crd"]}, arms)
+    assert "student: 55 at 2304" in drawn and "10 at" not in drawn
 
 
 def test_an_axis_names_its_ends_and_the_reference_where_there_is_room():
-    for low, marks in ((-10.0, ["-10", "30", "0"]), (-1.0, ["-1", "30"])):
-        rows = [("one", "", [low], 0, 0), ("other", "", [30.0], 1, 0)]
+    for low, high, marks in ((-10.0, 30.0, ["-10", "30", "0"]), (-1.0, 30.0, ["-1", "30"]),
+                             (-0.125, 0.5, ["-0.12", "0.50", "0"])):
+        rows = [("one", "", [low], 0, 0), ("other", "", [high], 1, 0)]
         drawn = evaluate.interval_plots({"title": rows})
         assert re.findall(r"<text [^>]*>(.*?)</text>", drawn) == marks
 
