@@ -31,7 +31,7 @@ import model
 # Objectives
 
 
-def nst_loss(student, teacher, mask):
+def nst_loss(student, teacher):
     """Neuron Selectivity Transfer (section 3.3; Huang & Wang 2017), kernel k(x, y) = (x.y)^2.
 
     A neuron is one hidden unit; its sample is what it did at each of the L tokens of a sequence,
@@ -44,10 +44,9 @@ def nst_loss(student, teacher, mask):
     products of L x L instead of H x H, no H x H x L tensor (the authors build two), and Hs may
     differ from Ht. It sees neurons as a set: permuting or flipping the teacher's changes nothing,
     so NST alone gives the student no coordinates in video space.
-    student: [B, L, Hs], teacher: [B, L, Ht]; mask: bool [B, L]. Returns the mean over sequences.
+    student: [B, L, Hs], teacher: [B, L, Ht]. Returns the mean over sequences.
     """
     def gram(hidden):
-        hidden = hidden.float() * mask[:, :, None]           # a padded token is no sample
         neurons = F.normalize(hidden, dim=1)                 # [B, L, H], unit columns
         return neurons @ neurons.transpose(1, 2) / hidden.shape[2]          # [B, L, L]
 
@@ -59,8 +58,8 @@ class CRD(nn.Module):
 
     e_s = unit(W_s student), e_t = unit(W_t teacher). Each is an anchor in turn: its positive is
     the other model's vector of the same token, its K negatives are the other model's vectors of
-    earlier tokens, in a first-in first-out queue. With s a cosine, tau the temperature and
-    z = s / tau - log(K c),
+    earlier tokens, in a first-in first-out queue (random unit vectors to begin with). With s a
+    cosine, tau the temperature and z = s / tau - log(K c),
 
         loss = sum over both sides, mean over anchors, of
                softplus(-z+) + sum over the queue of softplus(z-).
@@ -85,10 +84,11 @@ class CRD(nn.Module):
     def forward(self, student, teacher):
         """student: [N, Hs], teacher: [N, Ht], the same N tokens in the same order.
 
-        Returns (loss, e_s, e_t [N, width]). Before the first call: settle; after backward: push.
+        Returns (loss, e_s, e_t [N, width]). Those of the first batch go to settle, until when the
+        loss means nothing; those of every batch go to push, after backward.
         """
-        e_s = F.normalize(self.student_embed(student.float()), dim=1)       # [N, width]
-        e_t = F.normalize(self.teacher_embed(teacher.float()), dim=1)
+        e_s = F.normalize(self.student_embed(student), dim=1)       # [N, width]
+        e_t = F.normalize(self.teacher_embed(teacher), dim=1)
         loss = self.side(e_s, e_t, self.teacher_queue, self.student_constant)
         loss = loss + self.side(e_t, e_s, self.student_queue, self.teacher_constant)
         return loss, e_s, e_t
@@ -158,7 +158,7 @@ def ntxent_loss(student, teacher, temperature, rows=slice(None)):
     position are counted, so that the sum over processes is the loss.
     """
     B, L, _ = student.shape
-    z = F.normalize(torch.cat([student, teacher]).float(), dim=-1)
+    z = F.normalize(torch.cat([student, teacher]), dim=-1)
     z = z.transpose(0, 1)                                                   # [L, 2B, H]
     each = torch.arange(2 * B, device=z.device)
     anchors = torch.cat([each[:B][rows], each[B:][rows]])                   # [2b]
@@ -170,16 +170,14 @@ def ntxent_loss(student, teacher, temperature, rows=slice(None)):
     return total / (2 * B * L)
 
 
-def regression_loss(student, teacher, mask):
-    """mean over real tokens of || unit(student) - unit(teacher) ||^2 = 2 - 2 cos.
+def regression_loss(student, teacher):
+    """mean over tokens of || unit(student) - unit(teacher) ||^2 = 2 - 2 cos.
 
     It asks for the teacher's very coordinates; the authors' code has it as a comment.
-    student, teacher: [B, L, H]; mask: bool [B, L].
+    student, teacher: [B, L, H].
     """
-    student = F.normalize(student.float(), dim=-1)
-    teacher = F.normalize(teacher.float(), dim=-1)
-    distance = (student - teacher).pow(2).sum(-1)                           # [B, L]
-    return (distance * mask).sum() / mask.sum()
+    distance = F.normalize(student, dim=-1) - F.normalize(teacher, dim=-1)
+    return distance.pow(2).sum(-1).mean()
 
 
 def soft_label_loss(student_logits, teacher_logits, mask, temperature):
@@ -198,16 +196,6 @@ def soft_label_loss(student_logits, teacher_logits, mask, temperature):
 VOKEN_LABELS = ("nearest", "random", "shuffled", "mixed")
 
 
-def voken_lots(kind, tokens, generator, rows, batch):
-    """What voken_labels needs by lot for blocks [b, L]: float [b, L - 2], in 0..1.
-
-    Drawn for `batch` blocks, of which these are `rows`.
-    """
-    if kind == "nearest":
-        return torch.zeros(len(tokens), 0)
-    return torch.rand(batch, tokens.shape[1] - 2, generator=generator)[rows]
-
-
 def voken_labels(kind, vectors, bank, lots):
     """Vokens (Tan & Bansal 2020) with clips for images: which clip of a bank belongs to each token.
 
@@ -216,10 +204,10 @@ def voken_labels(kind, vectors, bank, lots):
         shuffled  the block's nearest clips in another order, by lot: an article's topic stays
         mixed     the batch's nearest clips in another order, by lot: nothing stays
 
-    vectors t: unit [b, L, Ht], the teacher's of unmasked blocks; bank v: unit [C, Ht]; lots: see
-    voken_lots. Returns int [b, L], -100 at [CLS] and [SEP]. The loss is cross-entropy over all real
-    tokens, masked or not. Vokenization reads sentence by sentence; here the teacher reads whole
-    blocks, as in its training.
+    vectors t: unit [b, L, Ht], the teacher's of unmasked blocks; bank v: unit [C, Ht]; lots: by
+    lot, in 0..1, [b, L - 2]. Returns int [b, L], -100 at [CLS] and [SEP]. The loss is cross-entropy
+    over all other tokens, masked or not. Vokenization reads sentence by sentence; here the teacher
+    reads whole blocks, as in its training.
     """
     if kind == "random":
         labels = (lots * len(bank)).long()                                  # [b, L - 2]
@@ -295,7 +283,6 @@ def retrieval_maps(folder):
     saved = model.read_file(path, "delete it and start distill.py again")
     heads = make_heads(student=model.read_config(folder), **saved["shape"])
     heads.load_state_dict(saved["weights"])
-    heads.eval()
 
     def e_s(hidden):
         return F.normalize(heads["crd"].student_embed(heads["crd_head"](hidden)), dim=-1)
@@ -329,7 +316,6 @@ DEFAULTS = {   # sources: (a) the authors' scripts, (o) ours
         "batch": 256, "epochs": 40, "lr": 2e-4, "warmup": 10000,  # (a) on Wiki103
         "weight_decay": 0.01, "dropout": 0.1,  # (a)
         "crd_queue": 4096, "crd_tokens": 16,  # (o) the paper's sampling is not known
-        "nst_weight": 1.0,  # (a) equal weights
         "log_every": 100, "valid_every": 5000, "save_every": 2000, "compile": "auto",  # (o)
     },
 }
@@ -353,7 +339,8 @@ def parse_args(argv=None):
     for name in OBJECTIVES[1:]:
         flag(f"--{name}-weight", dest=f"{name}_weight", type=float, help="of this loss in the sum")
     flag("--gradient-ratio", type=float, help="sets the weights: the gradient of each objective in "
-         "the encoder is this times MLM's, measured at step 0 and, for good, as warm-up ends")
+         "the encoder is this times MLM's, which includes the tied output matrix; measured at step "
+         "0 and, for good, as warm-up ends")
     flag("--accumulate", type=data.positive, default=1, help="parts that a batch is worked off in, "
          "so that it fits into memory: the same loss and gradient")
     flag("--graphs", action="store_true", help="compiled steps are CUDA graphs: quicker where the "
@@ -390,6 +377,8 @@ def parse_args(argv=None):
     if args.accumulate > 1 and args.graphs:
         raise model.UserError("--graphs is for batches that fit whole: leave --accumulate out")
     data.fill_in(args, {**weights, **DEFAULTS[args.size]})
+    if args.graphs and args.compile == "off":
+        raise model.UserError("--graphs is for compiled steps: add --compile on")
     return args
 
 
@@ -416,15 +405,15 @@ class Batches:
         generator = data.torch_generator(args.seed, "mask", step)
         inputs, labels = data.mask_tokens(tokens, special, generator, self.ids["mask"], self.words,
                                           rows=self.rows, batch=args.batch)
-        whole = {"tokens": tokens, "inputs": inputs, "labels": labels,
-                 "real": tokens != self.ids["pad"]}
+        whole = {"tokens": tokens, "inputs": inputs, "labels": labels}
         if "crd" in args.objective:
             generator = data.torch_generator(args.seed, "crd", step)
             whole["anchors"] = sample_tokens(special, args.crd_tokens, generator, self.rows,
                                              args.batch)   # [b, crd_tokens]
         if "voken" in args.objective:
             generator = data.torch_generator(args.seed, "voken", step)
-            whole["lots"] = voken_lots(args.voken_labels, tokens, generator, self.rows, args.batch)
+            lots = torch.rand(args.batch, tokens.shape[1] - 2, generator=generator)
+            whole["lots"] = lots[self.rows]   # [b, L - 2], in 0..1
         parts = []
         for number in range(args.accumulate):
             part = {name: each.chunk(args.accumulate)[number] for name, each in whole.items()}
@@ -472,7 +461,7 @@ def losses_of(args, networks, frozen, part, label_count, share, autocast_type):
     # the objectives in fp32; equally many rows a part, so a mean is divided by the parts
     if "nst" in args.objective:
         student_unit = F.normalize(mapped["nst"], dim=-1)
-        losses["nst"] = nst_loss(student_unit, target, part["real"]) / share
+        losses["nst"] = nst_loss(student_unit, target) / share
     if "crd" in args.objective:
         sampled = heads["crd_head"](take_tokens(hidden, part["anchors"]).float())
         loss, *kept["crd"] = heads["crd"](sampled, take_tokens(target, part["anchors"]))
@@ -480,7 +469,7 @@ def losses_of(args, networks, frozen, part, label_count, share, autocast_type):
     if "ntxent" in args.objective:
         kept["ntxent"] = mapped["ntxent"], target
     if "regression" in args.objective:
-        losses["regression"] = regression_loss(mapped["regression"], target, part["real"]) / share
+        losses["regression"] = regression_loss(mapped["regression"], target) / share
     if "voken" in args.objective:
         vokens = voken_labels(args.voken_labels, clean, frozen["bank"], part["lots"])   # [b, L]
         loss = F.cross_entropy(mapped["voken"].flatten(0, 1), vokens.flatten())
@@ -496,7 +485,6 @@ def losses_of(args, networks, frozen, part, label_count, share, autocast_type):
 def validate(text, student, mlm_head, tokenizer, device, limit=512):
     """MLM loss, nats a masked token, on up to `limit` held-out blocks with fixed masks."""
     student.eval()
-    mlm_head.eval()
     ids = data.special_ids(tokenizer)
     limit = min(limit, len(text))
     total = 0.0
@@ -543,7 +531,7 @@ def main(argv=None):
     # --- models: frozen teacher, the student's heads
     shape = {"objective": args.objective, "head": args.head, "teacher_width": None, "classes": None,
              "crd": {"queue": args.crd_queue, "temperature": args.crd_temperature}}
-    frozen = {"words": words, "bank": None}
+    frozen = {"words": words}
     if args.objective:
         teacher_folder = Path(args.teacher) / "model"
         teacher_config, teacher, teacher_mlm_head = model.load_hf(teacher_folder)
@@ -564,10 +552,9 @@ def main(argv=None):
 
     # --- optimizer
     optimizer = model.optimizer_for([networks], args.lr, args.weight_decay)
-    decayed, plain = optimizer.param_groups
-    parameters = decayed["params"] + plain["params"]
+    parameters = [each for group in optimizer.param_groups for each in group["params"]]
     gradients = data.GradientSum(parameters, processes.world)
-    encoder_parameters = list(student.parameters())
+    encoder_parameters = list(student.parameters())   # tokens.weight, MLM's output matrix, too
     weights = {name: getattr(args, f"{name}_weight") for name in args.objective}
     norms = Counter()   # for --gradient-ratio: sums over steps of each loss's gradient norm
 
@@ -655,6 +642,7 @@ def main(argv=None):
         logged = step % args.log_every == 0 or step + 1 == steps
         measuring = step == 0 or args.warmup - MEASURED <= step < args.warmup
         measured = bool(args.gradient_ratio) and measuring
+        apart = (logged or measured) and args.accumulate == 1   # single losses' gradients
         pulls = {}
         seen = []   # of all parts, for CRD's queues
         totals = torch.zeros(len(names), device=device)   # of all parts
@@ -662,14 +650,14 @@ def main(argv=None):
         optimizer.zero_grad(set_to_none=True)
         for number, part in enumerate(parts, 1):
             # a compiled step keeps no graph to take single losses' gradients from
-            chosen = losses_of if logged or measured else losses_fast
+            chosen = losses_of if apart else losses_fast
             losses, kept = chosen(args, networks, frozen, part, *given)
             if "ntxent" in kept:   # every process sees all sequences, and counts its own
                 ours, theirs = map(processes.gather, kept["ntxent"])
                 losses["ntxent"] = ntxent_loss(ours, theirs, args.ntxent_temperature, rows)
             if "crd" in kept:
                 seen.append(kept["crd"])
-            if (logged or measured) and args.accumulate == 1:
+            if apart:
                 pulls = [model.gradient_norm(losses[name], encoder_parameters, processes.sum)
                          for name in names]
                 pulls = dict(zip(names, torch.stack(pulls).tolist()))

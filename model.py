@@ -4,7 +4,7 @@ The text encoder is BERT (Devlin et al. 2019), computed exactly as Hugging Face'
 The video encoder is the paper's (section 3.1). What differs from the authors' code:
 - one fused projection for query, key and value, and `scaled_dot_product_attention`;
 - MLM logits at the masked positions only, 15 % of the largest matrix product;
-- the video projection has a non-linearity (theirs stacks two linear layers);
+- features are standardised, then projected with a non-linearity (theirs: raw, two linear layers);
 - video positions are added once (theirs: twice);
 - a clip's vector is the mean over its real steps (theirs: what stands at the first step).
 
@@ -137,7 +137,8 @@ class Layer(nn.Module):
 
 
 def init_weights(module, std):
-    """BERT's initialisation: normal weights of deviation std, zero biases, unit layer norms."""
+    """BERT's initialisation: normal weights of deviation std, zero biases; layer norms keep
+    PyTorch's ones."""
     for part in module.modules():
         if isinstance(part, (nn.Linear, nn.Embedding)):
             nn.init.normal_(part.weight, std=std)
@@ -380,7 +381,7 @@ class VideoEncoder(nn.Module):
     def forward(self, features, mask):
         """features: [B, T, D]; mask: bool [B, T], True = a real step, of which each clip has one.
 
-        Returns [B, H], of any length.
+        Returns [B, H], not made unit vectors.
         """
         x = (features - self.feature_mean) / self.feature_std               # [B, T, D]
         x = self.project(x) + self.positions.weight[:x.shape[1]]            # [B, T, H]
@@ -530,7 +531,8 @@ def save_hf(folder, config, bert, mlm_head, tokenizer):
         "model_input_names": ["input_ids", "token_type_ids", "attention_mask"],
     }
     (temporary / "tokenizer_config.json").write_text(json.dumps(rules, indent=1))
-    described = {"architectures": ["BertForMaskedLM"], **PLAIN_BERT, **asdict(config)}
+    described = {"architectures": ["BertForMaskedLM"], **PLAIN_BERT, **asdict(config),
+                 "pad_token_id": tokenizer.token_to_id("[PAD]")}
     (temporary / "config.json").write_text(json.dumps(described, indent=1))
     # config.json last: without it there is no model
     for path in sorted(temporary.iterdir(), reverse=True):
@@ -690,9 +692,8 @@ def gradient_norm(loss, parameters, total):
 
     total: adds a tensor up over the processes.
     """
-    gradients = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
-    flat = torch.cat([gradient.flatten() for gradient in gradients if gradient is not None])
-    return total(flat).norm()
+    gradients = torch.autograd.grad(loss, parameters, retain_graph=True)
+    return total(torch.cat([gradient.flatten() for gradient in gradients])).norm()
 
 
 def compiled(function, asked, device, say, graphs=False):

@@ -52,7 +52,9 @@ def hinge_loss(text, video, mask, negatives, margin, rows=slice(None)):
 
 
 def hinge_all_loss(text, video, mask, margin, rows=slice(None)):
-    """The hinge against all in-batch negatives: means over every (token, rival), each way."""
+    """The hinge against all rivals of the batch: hinge_loss, whose means run over every token (i,l)
+    and rival j != i instead of one n(i). Shapes as there. Returns a scalar.
+    """
     text = F.normalize(text, dim=-1)
     video = F.normalize(video, dim=-1)
     B = len(text)
@@ -76,8 +78,8 @@ def nce_loss(text, video, mask, temperature, pool, rows=slice(None)):
                     -log softmax over j of (t_i.v_j / temperature), at i          a text's video
                 and -log softmax over j of (t_j.v_i / temperature), at i          a video's text
 
-    text: [B, L, H]; video: [B, H] (h, t, v all made unit vectors here); mask: bool [B, L], True =
-    takes part. Returns a scalar.
+    text: [B, L, H]; video: [B, H]; mask: bool [B, L], True = takes part. v, t and, for "token", h
+    are made unit vectors here; t is the mean of h as they are. Returns a scalar.
     """
     video = F.normalize(video, dim=-1)
     own = torch.arange(len(text), device=text.device)
@@ -94,6 +96,7 @@ def nce_loss(text, video, mask, temperature, pool, rows=slice(None)):
 
 
 def contrastive_loss(args, text, video, mask, negatives, rows=slice(None)):
+    """The loss that --contrastive names, as above; negatives, int [B], are hinge's alone."""
     if args.contrastive == "hinge":
         return hinge_loss(text, video, mask, negatives, args.margin, rows)
     if args.contrastive == "hinge-all":
@@ -154,6 +157,8 @@ def parse_args(argv=None):
     flag("--decay-epochs", type=float, help="epochs until the rate is 0, no fewer than are run")
     flag("--max-steps-clip", type=data.positive, help="longer clips are thinned to so many steps")
     args = parser.parse_args(argv)
+    if args.margin is not None and args.margin <= 0:
+        raise model.UserError("--margin is above 0")
     if not 0 <= args.shuffle_pairs <= 1:
         raise model.UserError("--shuffle-pairs takes a share, 0 to 1")
     data.fill_in(args, DEFAULTS[args.size])
@@ -308,8 +313,7 @@ def main(argv=None):
 
     # --- optimizer
     optimizer = model.optimizer_for([networks], args.lr, args.weight_decay)
-    decayed, plain = optimizer.param_groups
-    parameters = decayed["params"] + plain["params"]
+    parameters = [each for group in optimizer.param_groups for each in group["params"]]
     gradients = data.GradientSum(parameters, processes.world)
     gradients.on = True   # every backward pass is of a whole batch
 
@@ -383,7 +387,8 @@ def main(argv=None):
         batch, = next(feed)
         label_count = processes.sum((batch["labels"] != -100).sum())
         if with_video and forward_fast is not forward:   # clips differ in length: compiled once
-            more = 0, -batch["features"].shape[1] % 8   # another alignment would be compiled, too
+            T = batch["features"].shape[1]   # to multiples of 8: each alignment is compiled
+            more = 0, min(-T % 8, config.max_position_embeddings - T)
             batch["features"] = F.pad(batch["features"], (0, 0, *more))
             batch["step_mask"] = F.pad(batch["step_mask"], more)
             torch._dynamo.maybe_mark_dynamic(batch["features"], 1)

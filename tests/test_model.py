@@ -125,6 +125,14 @@ def test_our_folder_opens_in_transformers(transformers, tiny_tokenizer, tmp_path
             assert torch.equal(value, after.state_dict()[key])
 
 
+def test_padding_is_the_vocabularys_own(tmp_path):
+    (tmp_path / "vocab.txt").write_text("the\n[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\n")
+    tokenizer = data.load_tokenizer(tmp_path)
+    bert, head = make()
+    model.save_hf(tmp_path / "model", CONFIG, bert, head, tokenizer)
+    assert model.load_hf(tmp_path / "model")[0].pad_token_id == 1
+
+
 def test_saving_again_deletes_nothing_of_others(tiny_tokenizer, tmp_path):
     bert, head = make()
     for _ in range(2):

@@ -174,6 +174,8 @@ def test_what_needs_the_whole_batch_says_so(taught):
     for flags in (["--objective", "ntxent"], ["--gradient-ratio", "1"], ["--graphs"]):
         with pytest.raises(model.UserError, match="whole.*leave"):
             distill.parse_args(["--teacher", str(taught), "--accumulate", "2", *flags])
+    with pytest.raises(model.UserError, match="--graphs is for compiled steps"):
+        distill.parse_args(["--teacher", str(taught), "--graphs"])
     with pytest.raises(model.UserError, match="16 does not divide by 1 processes x 3 parts"):
         distill.main(["--teacher", str(taught), *STUDENT, "--accumulate", "3"])
 
