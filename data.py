@@ -220,6 +220,7 @@ class GradientSum:
         """message: the most numbers of one, where a parameter has no more (32 MB)."""
         self.groups = [[]]   # of parameters, a message each; gradients come about from the last
         self.on = False      # else a backward pass sends nothing
+        self.hooks = []
         if world == 1:
             return
         for parameter in reversed(list(parameters)):
@@ -228,7 +229,7 @@ class GradientSum:
                 self.groups.append([])
             self.groups[-1].append(parameter)
             arrived = partial(self._arrived, len(self.groups) - 1)
-            parameter.register_post_accumulate_grad_hook(arrived)
+            self.hooks.append(parameter.register_post_accumulate_grad_hook(arrived))
         self._reset()
 
     def _reset(self):
@@ -259,6 +260,11 @@ class GradientSum:
             for gradient, total in zip(gradients, flat.split(sizes)):
                 gradient.copy_(total.view_as(gradient))
         self._reset()
+
+    def close(self):
+        """Lets go of the parameters, so that another sum over them can follow."""
+        for hook in self.hooks:
+            hook.remove()
 
 
 def settle_precision(asked, device):

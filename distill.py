@@ -553,7 +553,7 @@ def main(argv=None):
     # --- optimizer
     optimizer = model.optimizer_for([networks], args.lr, args.weight_decay)
     parameters = [each for group in optimizer.param_groups for each in group["params"]]
-    gradients = data.GradientSum(parameters, processes.world)
+    gradients = data.GradientSum(networks.parameters(), processes.world)
     encoder_parameters = list(student.parameters())   # tokens.weight, MLM's output matrix, too
     weights = {name: getattr(args, f"{name}_weight") for name in args.objective}
     norms = Counter()   # for --gradient-ratio: sums over steps of each loss's gradient norm

@@ -6,8 +6,8 @@
     torchrun --nproc_per_node=8 finetune.py --model runs/student --data data/tasks --task MNLI
 
 Writes RUN/finetune/TASK/seed-N/{args.json, log.jsonl, predictions-SPLIT.tsv, metrics.json}; for
-SQuAD predictions-SPLIT.json (v2.0: null_odds-SPLIT.json, too), for a published test split the file
-that its leaderboard takes.
+SQuAD predictions-SPLIT.json (v2.0: texts- and null_odds-SPLIT.json, too), for a published test
+split the file that its leaderboard takes.
 MNLI's model also answers AX and diagnostics, where their files lie beside MNLI's. metrics.json
 comes last: where it is, all is, and a finished (task, seed) is passed over. A killed one begins
 anew and ends the same, since all randomness is drawn from (seed, step).
@@ -77,7 +77,12 @@ def read_table(path, wanted, header=None, skip_short=False):
     """
     skipped = 0
     for where, line in numbered_lines(path):
-        cells = next(csv.reader([line])) if path.suffix == ".csv" else line.split("\t")
+        cells = line.split("\t")
+        if path.suffix == ".csv":
+            try:
+                cells = next(csv.reader([line], strict=True))
+            except csv.Error as error:
+                raise UserError(f"{where}: {error}") from None
         if header is None:
             header = cells
             if not set(wanted) <= set(header):
@@ -99,7 +104,8 @@ def glue(*texts, label="label", header=None, skip_short=False):
     def read(path, split):
         test = split.startswith("test")
         wanted = texts if test else (*texts, label)
-        table = read_table(path, wanted, None if test else header, skip_short)
+        # a submission needs every row of a test split
+        table = read_table(path, wanted, None if test else header, skip_short and not test)
         for number, (where, row) in enumerate(table):
             pair = (row[texts[0]], row[texts[1]] if len(texts) == 2 else None)
             index = row.get("index", row.get("id", str(number)))
@@ -139,19 +145,20 @@ def read_diagnostics(path, split):
 def read_piqa(path, split):
     """PIQA: goal, sol1, sol2 in a line of JSON, the label in the same line of NAME-labels.lst."""
     lines = list(numbered_lines(path))
-    labels = [None] * len(lines)
+    labels = [(where, None) for where, _ in lines]
     if split != "test":
         labels_path = path.with_name(f"{path.stem}-labels.lst")
-        labels = [label for _, label in numbered_lines(labels_path)]
+        labels = list(numbered_lines(labels_path))
         if len(labels) != len(lines):
             raise UserError(f"{labels_path} has {len(labels)} lines, {path} {len(lines)}")
-    for number, (where, line) in enumerate(lines):
+    for number, ((where, line), (label_where, label)) in enumerate(zip(lines, labels)):
         try:
             row = json.loads(line)
             pairs = [(row["goal"], row["sol1"]), (row["goal"], row["sol2"])]
+            "".join([*pairs[0], *pairs[1]])   # TypeError where one is no text
         except (ValueError, KeyError, TypeError):
-            raise UserError(f"{where}: no JSON object with goal, sol1 and sol2") from None
-        yield Example(pairs, labels[number], str(number), where)
+            raise UserError(f"{where}: no JSON object with goal, sol1 and sol2, texts") from None
+        yield Example(pairs, label, str(number), label_where)
 
 
 def read_swag(path, split):
@@ -186,6 +193,8 @@ def read_squad(path, split):
                     yield squad_example(where, paragraph["context"], row)
     except KeyError as error:
         raise UserError(f"{where}, or what follows it: {error} is missing") from None
+    except (TypeError, AttributeError) as error:   # null for a text, an object for a list
+        raise UserError(f"{where}, or what follows it: not SQuAD's form ({error})") from None
 
 
 def squad_example(where, context, row):
@@ -199,6 +208,7 @@ def squad_example(where, context, row):
     if bool(answers) == row.get("is_impossible", False):   # v1.1 has no such field
         raise UserError(f"{where}: {len(answers)} answers, is_impossible {bool(answers)}")
     label = answers[0][0] if answers else ""
+    "".join([row["question"], context])   # TypeError where one is no text
     return Example([(row["question"], context)], label, row["id"], where, tuple(answers))
 
 
@@ -489,9 +499,17 @@ def read_split(name, folder, split):
     path = folder / f"{split}.meta.jsonl"
     if not path.exists():
         return Split(examples, targets_of(name, examples), None)
-    meta = [json.loads(line) for _, line in numbered_lines(path)]
-    for index, (example, row) in enumerate(zip(examples, meta, strict=True)):
-        label = str(row["label"])
+    meta = []
+    labels = []
+    for where, line in numbered_lines(path):
+        try:
+            meta.append(json.loads(line))
+            labels.append(str(meta[-1]["label"]))
+        except (ValueError, KeyError, TypeError):
+            raise UserError(f"{where}: no JSON object with a label; {GET}") from None
+    if len(meta) != len(examples):
+        raise UserError(f"{path} has {len(meta)} lines, its task file {len(examples)} rows; {GET}")
+    for index, (example, label) in enumerate(zip(examples, labels)):
         if example.label not in (None, label):
             raise UserError(f"{example.where}: label {example.label!r}, in {path} {label!r}")
         examples[index] = example._replace(label=label)
@@ -518,6 +536,8 @@ def load_task(args, name):
             splits[other] = read_split(other, place, "test")
     if args.split_dev:
         half = len(splits["dev"].examples) // 2
+        if not half:
+            raise UserError(f"{TASKS[name].path(folder, 'dev')}: its one row cannot be halved")
         splits["train"] = splits["dev"].cut(0, half)
         splits["dev"] = splits["dev"].cut(half, None)
     splits["train"] = splits["train"].cut(0, args.train_limit)
@@ -661,6 +681,8 @@ class Windows(Rows):
                 places.append((index, first, len(head), *target))
         if skipped:
             print(f"note: questions left out, whose answer has no word piece: {', '.join(skipped)}")
+        if not places:
+            raise UserError(f"{examples[0].where}: no question whose answer has a word piece")
         places = np.array(places)
         self.question = places[:, 0]   # [windows]
         self.first = places[:, 1]      # [windows], the context's first piece in the window
@@ -717,22 +739,20 @@ def best_answer(windows, scores, rows, context):
     return text, float(best) if text else 0.0
 
 
-def span_answers(windows, scores, null_threshold=None):
-    """Scores [windows, L, 2] -> (answers, null odds), an entry a question.
+def span_answers(windows, scores):
+    """Scores [windows, L, 2] -> (texts, null odds), an entry a question.
 
     odds = the smallest start + end score of [CLS] over the windows - the best score of a text.
-    null_threshold: SQuAD v2.0's, where the answer is "" if odds > threshold.
     """
-    answers = []
+    texts = []
     odds = []
     for index, example in enumerate(windows.examples):
         rows = np.flatnonzero(windows.question == index)
-        answer, best = best_answer(windows, scores, rows, example.texts[0][1])
+        text, best = best_answer(windows, scores, rows, example.texts[0][1])
         null = scores[rows, 0].astype(np.float64).sum(-1).min()   # of [windows, 2]
         odds.append(float(null - best))
-        unanswered = null_threshold is not None and odds[-1] > null_threshold
-        answers.append("" if unanswered else answer)
-    return answers, odds
+        texts.append(text)
+    return texts, odds
 
 
 def answer_places(examples, targets, answers):
@@ -792,7 +812,7 @@ def parse_args(argv=None):
     flag("--model", default="runs/student", help="run folder, or BERT folder in Hugging Face form")
     flag("--task", nargs="+", metavar="TASK", default=[], choices=trained,
          help=f"of: {', '.join(trained)} (default: all under --data)")
-    flag("--seed", nargs="+", type=int, default=[0])
+    flag("--seed", nargs="+", type=data.count, default=[0])
     flag("--data", default="data/mini/tasks", help="folder that holds TASK/ folders")
     flag("--out", help="folder that gets finetune/ (default: the run; runs/NAME for a bare model)")
     flag("--size", choices=list(DEFAULTS), help="recipe (default: the run's own size, else base)")
@@ -803,7 +823,7 @@ def parse_args(argv=None):
     flag("--max-length", type=int, help="tokens a text, special ones included; SQuAD: a window")
     flag("--stride", type=int, help="SQuAD: word pieces from one window to the next")
     flag("--null-threshold", type=float, help="SQuAD2: no answer where [CLS] scores this much "
-         "above the best text (best_f1_thresh of `evaluate.py squad`)")
+         "above the best text (best_f1_thresh of `evaluate.py squad` on texts-dev.json)")
     flag("--warmup", type=float, help="share of the steps")
     flag("--weight-decay", type=float)
     flag("--clip", type=float, default=1.0, help="largest gradient norm")
@@ -973,12 +993,15 @@ def score_split(metrics, settings, split, content, rows, scores, folder):
     name = split if split in TASKS else settings["task"]   # AX and diagnostics are their own tasks
     kind = TASKS[name].kind
     if kind == "span":
-        threshold = settings.get("null_threshold")
-        answers, odds = span_answers(rows, scores, threshold)
+        texts, odds = span_answers(rows, scores)
+        threshold = settings.get("null_threshold", math.inf)   # SQuAD v2.0's
+        answers = ["" if odd > threshold else text for text, odd in zip(texts, odds)]
+        files = {"predictions": answers}
+        if "null_threshold" in settings:   # by texts and odds a better threshold can be found
+            files |= {"texts": texts, "null_odds": odds}
         ids = [example.row for example in examples]
-        data.write_json(folder / f"predictions-{split}.json", dict(zip(ids, answers)))
-        if threshold is not None:
-            data.write_json(folder / f"null_odds-{split}.json", dict(zip(ids, odds)))
+        for file, values in files.items():
+            data.write_json(folder / f"{file}-{split}.json", dict(zip(ids, values)))
     else:
         answers = scores if kind == "regression" else scores.argmax(-1)
         write_predictions(folder, name, split, examples, scores, answers)
@@ -1018,7 +1041,11 @@ def finetune(settings, splits, rows, config, bert, encoder, processes, folder, l
     precision, autocast_type = data.settle_precision(settings["precision"], device)
     if processes.master:
         data.lock(folder)
-        (folder / "metrics.json").unlink(missing_ok=True)   # first: it vouches for the rest
+        # metrics.json first: it vouches for the rest, of which a new run may not write all
+        for pattern in ("metrics.json", "predictions-*", "texts-*", "null_odds-*",
+                        "predictions.lst", "SWAG.csv", f"{name}*.tsv", "AX.tsv"):
+            for path in folder.glob(pattern):
+                path.unlink()
         data.write_json(folder / "args.json", {
             "arguments": settings, "settled precision": precision, "processes": processes.world,
             **data.provenance(device)})
@@ -1050,7 +1077,8 @@ def finetune(settings, splits, rows, config, bert, encoder, processes, folder, l
     parameters = []
     for group in optimizer.param_groups:
         parameters += group["params"]
-    gradients = data.GradientSum(parameters, processes.world)
+    in_order = [*bert.parameters(), *head.parameters()]   # gradients come about from the last
+    gradients = data.GradientSum(in_order, processes.world)
 
     # --- loop
     tracker = data.Tracker(["loss"], device)
@@ -1097,6 +1125,7 @@ def finetune(settings, splits, rows, config, bert, encoder, processes, folder, l
             log(step + 1, steps, loss=mean, lr=optimizer.param_groups[0]["lr"],
                 grad_norm=values["grad_norm"])
             since.zero_()
+    gradients.close()   # the next run trains the same encoder
 
     # --- evaluate: the last epoch's model, never the best one's
     metrics = {"task": name, "seed": seed, "train_rows": len(train), "steps": steps,
@@ -1167,7 +1196,7 @@ def main(argv=None):
             if (folder / "metrics.json").exists():
                 facts = data.read_json(folder / "args.json", "finetune.py", "arguments")
                 done = facts["arguments"]
-                # of the paths, what lies there decides; parts of a batch change no number
+                # of the paths, what lies there decides; parts change dropout's draw alone
                 changed = [key for key in settings.keys() - {"model", "data", "accumulate"}
                            if done.get(key) != settings[key]]
                 if not changed:

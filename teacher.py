@@ -314,7 +314,7 @@ def main(argv=None):
     # --- optimizer
     optimizer = model.optimizer_for([networks], args.lr, args.weight_decay)
     parameters = [each for group in optimizer.param_groups for each in group["params"]]
-    gradients = data.GradientSum(parameters, processes.world)
+    gradients = data.GradientSum(networks.parameters(), processes.world)
     gradients.on = True   # every backward pass is of a whole batch
 
     # --- resume

@@ -415,6 +415,16 @@ def loss_of(processes):
     everyone = processes.gather(torch.tanh(inputs[rows] @ weight @ other))   # [B, H]
     scores = everyone[rows] @ everyone.T
     unused = torch.zeros(3, requires_grad=True)   # without a gradient it must not disturb
+    head = torch.zeros(3, requires_grad=True)
+    for members, steps in (([other, weight, head], 1), ([other, weight], 2)):   # earlier runs
+        gradients = data.GradientSum(members, processes.world, message=H * H + 3)
+        gradients.on = True
+        for _ in range(steps):
+            other.grad = weight.grad = head.grad = None
+            (inputs @ other @ weight.sum(1) + sum(each.sum() for each in members)).sum().backward()
+            gradients.finish()
+        gradients.close()
+    other.grad = weight.grad = None
     gradients = data.GradientSum([unused, other, weight], processes.world, message=20)
     loss = F.cross_entropy(scores, targets[rows], reduction="sum") / B
     (loss / 4).backward(retain_graph=True)   # of the first part of a batch: is not sent

@@ -5,6 +5,7 @@
 """
 import copy
 import json
+import math
 import re
 import shutil
 import string
@@ -113,6 +114,11 @@ ANSWER = (*ROW, "answers", 0)
     (changed([*ANSWER, "answer_start"], 5), "q1: answer_start 5 does not point at 'cat'"),
     (changed([*ANSWER, "answer_start"], -8), "q1: answer_start -8 does not point"),
     (changed([*ANSWER, "text"], ""), "q1: answer_start 4 does not point at ''"),
+    (changed([*ANSWER, "answer_start"], "4"), "q1, or what follows it: not SQuAD's form"),
+    (changed([*ROW, "answers"], {"text": ["cat"]}), "q1, or what follows it: not SQuAD's form"),
+    (changed([*ROW, "question"], 7), "q1, or what follows it: not SQuAD's form"),
+    (changed([*PARAGRAPH, "context"], 7), "q1, or what follows it: not SQuAD's form"),
+    (b"[]", "dev-v2.0.json, or what follows it: not SQuAD's form"),
 ])
 def test_bad_files_are_named_with_line_or_question(tmp_path, content, message):
     text = content if isinstance(content, bytes) else json.dumps(content).encode()
@@ -341,7 +347,9 @@ def test_answers_equal_the_rule_in_loops(tiny_tokenizer, tmp_path, null_threshol
     assert len(windows) > 80
     scores = (3 * generator.standard_normal((len(windows), 48, 2))).astype(np.float32)
     scores[:, 0] += 5
-    answers, odds = finetune.span_answers(windows, scores, null_threshold)
+    texts, odds = finetune.span_answers(windows, scores)
+    limit = math.inf if null_threshold is None else null_threshold
+    answers = ["" if odd > limit else text for text, odd in zip(texts, odds)]
     for index in range(40):
         answer, value = slow_answer(windows, scores, index, null_threshold)
         assert answers[index] == answer
@@ -355,8 +363,7 @@ def test_questions_without_a_valid_span(tiny_tokenizer, tmp_path):
                                          ("the cat", [("b", "the cat ?", "cat")])))
     windows = finetune.Windows(examples, tiny_tokenizer, 24, 4, train=False)
     scores = np.zeros((len(windows), 24, 2), dtype=np.float32)
-    for threshold in (None, 0.0):
-        assert finetune.span_answers(windows, scores, threshold)[0] == ["", "the"]
+    assert finetune.span_answers(windows, scores)[0] == ["", "the"]
 
 
 def test_answer_places():
@@ -604,7 +611,7 @@ def test_runs_learn_and_write_every_file(tasks, tmp_path, capsys):
         folder = tmp_path / "finetune" / task / "seed-0"
         expected = {"args.json", "lock", "log.jsonl", "metrics.json", "predictions-dev.json"}
         if task == "SQuAD2":
-            expected.add("null_odds-dev.json")
+            expected |= {"texts-dev.json", "null_odds-dev.json"}
         assert {path.name for path in folder.iterdir()} == expected
         metrics = read_json(folder / "metrics.json")
         predictions = read_json(folder / "predictions-dev.json")
@@ -621,8 +628,10 @@ def test_runs_learn_and_write_every_file(tasks, tmp_path, capsys):
     assert losses[-1] < 0.3 * losses[0] and metrics["dev"]["f1"] > 0.9
     odds = read_json(folder / "null_odds-dev.json")
     assert "" in predictions.values()
+    texts = read_json(folder / "texts-dev.json")
+    assert "" not in texts.values()
     for name, value in odds.items():
-        assert (value > 0) == (predictions[name] == "")
+        assert predictions[name] == ("" if value > 0 else texts[name])
     start(tasks, "--task", "SQuAD2", "--epochs", 12, out=tmp_path)
     assert "complete, nothing to do" in capsys.readouterr().out
     start(tasks, "--task", "SQuAD2", "--epochs", 1, "--null-threshold", 1000, out=tmp_path)

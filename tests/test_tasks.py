@@ -188,13 +188,31 @@ def write(path, text):
     ("STS-B", "train.tsv", "sentence1\tsentence2\tscore\na\tb\tnan\n", "line 2: label 'nan'"),
     ("PIQA", "train.jsonl", '{"goal": "g", "sol1": "a"}\n', "line 1: no JSON object with"),
     ("PIQA", "train.jsonl", "[]\n", "line 1: no JSON object with"),
+    ("PIQA", "train.jsonl", '{"goal": "g", "sol1": null, "sol2": "b"}\n', "line 1: no JSON object"),
+    ("PIQA", "train.jsonl", '{"goal": "g", "sol1": 3, "sol2": "b"}\n', "line 1: no JSON object"),
     ("PIQA", "train.jsonl", PIQA_ROWS, "train-labels.lst has 1 lines"),
+    ("PIQA", "train.jsonl", PIQA_ROW + "\n", "train-labels.lst, line 1: label '7'"),
+    ("SWAG", "train.csv", 'sent1,sent2,ending0,ending1,ending2,ending3,label\na,"b\n',
+     "train.csv, line 2: "),
+    ("QQP", "test.tsv", "id\tquestion1\tquestion2\n0\ta\tb\n1\ta\n", "test.tsv, line 3"),
 ])
 def test_malformed_rows_name_file_and_line(tmp_path, task, file, text, message):
-    write(tmp_path / "train-labels.lst", "0\n")
+    write(tmp_path / "train-labels.lst", "7\n")
     write(tmp_path / file, text)
     with pytest.raises(model.UserError, match=message):
-        finetune.read_split(task, tmp_path, "train")
+        finetune.read_split(task, tmp_path, file.split(".")[0])
+
+
+@pytest.mark.parametrize("text, message", [
+    ('{"label": "1"}\n', "meta.jsonl has 1 lines, its task file 2 rows"),
+    ('{"label": "1"}\n{"lab', "meta.jsonl, line 2: no JSON object with a label"),
+    ('{"label": "1"}\n{}\n', "meta.jsonl, line 2: no JSON object with a label"),
+])
+def test_damaged_labels_of_a_test_split_are_named(tmp_path, text, message):
+    write(tmp_path / "test.tsv", "index\tsentence\n0\ta\n1\tb\n")
+    write(tmp_path / "test.meta.jsonl", text)
+    with pytest.raises(model.UserError, match=message):
+        finetune.read_split("SST-2", tmp_path, "test")
 
 
 def test_mrpc_dev_rows_come_from_the_id_file(tmp_path):
