@@ -77,7 +77,7 @@ class Processes:
                                 f"start one a GPU (torchrun's --nproc_per_node), or use the CPU "
                                 f"(--device cpu)")
             device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
-        self.device = torch.device(device)
+        self.device = usable_device(device)
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
         if self.world > 1:
@@ -210,6 +210,18 @@ class _Gather(torch.autograd.Function):
         return gradient[ctx.rows], None, None
 
 
+def usable_device(name):
+    """The torch.device of a --device. Raises UserError where this machine has none of that name."""
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"--device {name}: auto, cpu, cuda, cuda:N or mps") from None
+    absent = device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count()
+    if absent or device.type == "mps" and not torch.backends.mps.is_available():
+        raise UserError(f"--device {name}: this machine has none; use --device cpu")
+    return device
+
+
 class GradientSum:
     """Adds up the .grad of parameters over processes, in flat messages sent during backward.
 
@@ -310,7 +322,7 @@ def batch_indices(count, batch, seed, step):
     """Which of `count` examples make global batch number `step` (0, 1, ...). Returns int32 [batch].
 
     An epoch is one permutation, cut into whole batches; what is left over waits for the next one.
-    Where a batch is larger than `count`, it holds every example, each as often as any other.
+    Where a batch is larger than `count`, none is in it more than once more than another.
     """
     epoch, place = divmod(step, max(1, count // batch))
     order = _permutation(count, seed, epoch)
@@ -451,7 +463,7 @@ def stage_parser(description):
     flag("--compile", choices=["auto", "on", "off"], help="auto: on a GPU")
     flag("--workers", type=count, help="processes that make batches (default: one; on a GPU up to "
          "8)")
-    flag("--seed", type=int, default=0)
+    flag("--seed", type=count, default=0)
     flag("--log-every", type=positive, help="steps")
     flag("--valid-every", type=positive, help="steps")
     flag("--save-every", type=positive, help="steps")
@@ -741,7 +753,10 @@ def load_tokenizer(path):
         raise UserError(f"no vocabulary at {path}; `python data.py mini` makes one, `make "
                         "data/weights/bert-base-uncased` fetches BERT's")
     if path.suffix == ".json":
-        tokenizer = tokenizers.Tokenizer.from_file(str(path))
+        try:
+            tokenizer = tokenizers.Tokenizer.from_file(str(path))
+        except Exception as error:   # the library has no class of its own
+            raise UserError(f"{path} cannot be read as a tokenizer ({error})") from None
         kind = type(tokenizer.model).__name__
         if kind != "WordPiece":
             raise UserError(f"{path} holds a {kind} tokenizer, BERT's is WordPiece")
@@ -759,7 +774,10 @@ def read_vocabulary(path):
     """The tokenizer of a vocab.txt. Lower-cases if tokenizer_config.json beside it says so, else
     if no piece has a capital."""
     # not splitlines(), which also cuts at U+2028 and its like
-    pieces = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+    try:
+        pieces = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 (byte {error.start})") from None
     vocabulary = {piece: index for index, piece in enumerate(pieces)}
     check_special(path, vocabulary)
     if len(vocabulary) < len(pieces):
@@ -841,7 +859,7 @@ def mapped(path, made_by, kind=None, shape=None):
 
 
 def smallest_integer(vocabulary_size):
-    """The smallest unsigned type that holds every token id."""
+    """The smallest unsigned type, of 16 or 32 bits, that holds every token id."""
     return np.dtype(np.uint16 if vocabulary_size <= 2 ** 16 else np.uint32)
 
 
@@ -858,7 +876,7 @@ def text_files(paths):
     for path in map(Path, paths):
         inside = []
         for file in [path, *sorted(path.rglob("*"))]:
-            hidden = "/." in str(file).removeprefix(str(path))
+            hidden = any(part.startswith(".") for part in file.relative_to(path).parts)
             if file.is_file() and not hidden:
                 inside.append(file)
         if not inside:
@@ -899,7 +917,6 @@ def pack_text(files, vocab, out, name, min_words=MIN_WORDS, valid_lines=0):
     """Tokenises files and folders into out/NAME.bin and out/NAME.json, the last `valid_lines` lines
     into out/valid.* instead."""
     out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
     files = text_files(files)
     tokenizer = load_tokenizer(vocab)
     lock(out)
@@ -914,7 +931,10 @@ def pack_text(files, vocab, out, name, min_words=MIN_WORDS, valid_lines=0):
                         f"more (--min-words 1 suits languages written without spaces)")
     if valid_lines:
         written["valid"] = write_tokens(iter(last), tokenizer, out / "valid.bin.tmp")
-    for split in written:   # the JSON vouches for tokens and tokenizer: it goes first, comes last
+    kept = out / "tokenizer.json"
+    same = kept.exists() and kept.read_text(encoding="utf-8") == tokenizer.to_str(pretty=True)
+    # the JSON vouches for tokens and tokenizer: it goes first, comes last
+    for split in written if same else ("train", "valid"):
         (out / f"{split}.json").unlink(missing_ok=True)
     keep_tokenizer(tokenizer, out)
     for split, described in written.items():
@@ -1117,10 +1137,10 @@ def decode(path, views, damaged=None, start=0.0):
             if stream.codec_context is None:
                 raise VideoError("in a format that FFmpeg cannot decode")
             stream.codec_context.thread_count = 1   # the caller runs one process a core
-            if start:   # to a key frame before it
-                container.seek(int(start * av.time_base) + (container.start_time or 0))
             # slides stand for minutes; but a broadcast's clock may start anew
             restarts = container.format.flags & av.format.Flags.ts_discont.value
+            if start and not restarts:   # to a key frame before it; a broadcast's may lie after it
+                container.seek(int(start * av.time_base) + (container.start_time or 0))
             longest = 60 if restarts else 3600
             for frame in timed_frames(container, stream, [] if damaged is None else damaged):
                 end = float((frame.pts + frame.duration) * frame.time_base)
@@ -1471,9 +1491,10 @@ def read_stream(folder, made_by):
     Raises UserError that says what to write."""
     path = Path(folder) / "stream.json"
     if path.exists():
-        stream = {"frames_seen": 1, **read_json(path, made_by)}
-        if stream.get("rate", 0) > 0 and stream.get("width", 0) > 0:
-            return stream
+        with suppress(TypeError):   # no object, or none of numbers
+            stream = {"frames_seen": 1, **read_json(path, made_by)}
+            if stream.get("rate", 0) > 0 and stream.get("width", 0) > 0:
+                return stream
     raise UserError(f'{path} must hold {{"rate": steps a second, "width": D}} of arrays [T, D] '
                     f"named ID.npy; `{made_by}` writes it for its own streams")
 
@@ -1544,7 +1565,7 @@ def extract_features(films, streams, out, workers=None, shard=None, weights="dat
             device = "cuda" if torch.cuda.is_available() else "cpu"
         if precision == "auto" and device == "cpu":
             precision = "fp32"   # whatever the CPU could
-        precision, _ = settle_precision(precision, torch.device(device))
+        precision, _ = settle_precision(precision, usable_device(device))
         devices = [device]
         if device == "cuda":
             devices = [f"cuda:{k}" for k in range(torch.cuda.device_count())]
@@ -1577,7 +1598,8 @@ def extract_features(films, streams, out, workers=None, shard=None, weights="dat
                 left_out[video] = f"{type(outcome).__name__}: {left_out[video]}"
                 counts["unexpected"] += 1
                 tqdm.write(f"{video}: {left_out[video]}")
-    write_text(record, "".join(f"{video}\t{left_out[video]}\n" for video in sorted(left_out)))
+    if todo or not record.exists():
+        write_text(record, "".join(f"{video}\t{left_out[video]}\n" for video in sorted(left_out)))
     rate = counts["seconds"] / (time.time() - started)
     print(f"{len(todo) - len(left_out):,} videos, {counts['seconds']:,.0f} seconds of film, "
           f"{rate:,.1f} a second; {counts['damaged']} damaged packets skipped; left out: "
@@ -1647,10 +1669,10 @@ def json_captions(path, piece=1 << 22):
             place = 0
             while (pair := PAIR.match(buffer, place)) and pair[1] == mark:
                 try:
-                    entry, place = decoder.raw_decode(buffer, pair.end())
+                    found = decoder.raw_decode(buffer, pair.end())
+                    video, (entry, place) = json.loads(pair[2]), found
                 except json.JSONDecodeError:   # wrong, or cut by the buffer's end
                     break
-                video = json.loads(pair[2])
                 yield video, check_captions(entry, video, path)
                 mark = ","
             buffer = buffer[place:]
@@ -1681,7 +1703,11 @@ def subtitles(path):
     columns text, start, end."""
     if path.suffix.lower() == ".csv":
         with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-            rows = list(csv.DictReader(file))
+            table = csv.DictReader(file)
+            try:
+                rows = list(table)
+            except csv.Error as error:   # mostly a quote that is never closed
+                raise UserError(f"{path}, after line {table.line_num}: {error}") from None
         columns = {name: [row.get(name) for row in rows] for name in ("text", "start", "end")}
         return check_captions(columns, path.stem, path)
     entry = {"text": [], "start": [], "end": []}
@@ -1704,7 +1730,7 @@ def cues(path):
     if webvtt:   # an empty line ends a cue there; YouTube's lines of one blank do not
         blocks = re.split("\n\n+", content.strip())
     for block in blocks:
-        if webvtt and re.match(r"(NOTE|STYLE|REGION)\b", block):
+        if webvtt and re.match(r"(NOTE|STYLE|REGION)(\s|$)", block):
             continue
         lines = block.split("\n")
         places = []   # of lines of times
@@ -1717,7 +1743,7 @@ def cues(path):
             yield math.nan, math.nan, block
         for place, following in zip(places, [*places[1:], None]):
             text = "\n".join(lines[place + 1:following])
-            if following:   # the number of the next cue
+            if following and any(line.strip().isdecimal() for line in lines[:places[0]]):
                 text = re.sub(r"(^|\n)\s*\d+\s*$", "", text)
             times = TIMES.fullmatch(lines[place])
             if times:
@@ -1743,7 +1769,7 @@ def subtitle_files(folder, ids):
         while video not in ids and Path(video).suffix:
             video = Path(video).stem
         kind = path.suffix.lower()
-        if video in ids and kind in (".srt", ".vtt", ".csv"):
+        if video in ids and kind in (".srt", ".vtt", ".csv") and path.is_file():
             language = path.stem.removeprefix(video)
             rank = (kind == ".csv", language != "", not language.startswith(".en"), path.name)
             ranked.setdefault(video, []).append((rank, path))
@@ -1876,11 +1902,14 @@ def hold_out(ids, count, folder):
 
 def listed_videos(path):
     """The ids of a CSV such as HowTo100M_v1.csv (column video_id)."""
-    with open(path, encoding="utf-8-sig", newline="") as file:
-        table = csv.DictReader(file)
-        if "video_id" not in (table.fieldnames or []):
-            raise UserError(f"{path}: no column video_id in its first line")
-        return {row["video_id"] for row in table}
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            table = csv.DictReader(file)
+            if "video_id" not in (table.fieldnames or []):
+                raise UserError(f"{path}: no column video_id in its first line")
+            return {row["video_id"] for row in table}
+    except (OSError, csv.Error, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is no CSV in UTF-8 ({error})") from None
 
 
 def feature_seconds(out):
@@ -3003,17 +3032,17 @@ def main():
     commands = parser.add_subparsers(dest="command", required=True)
 
     mini = commands.add_parser("mini", help="generate a mini world")
-    mini.add_argument("--seed", type=int, default=0, help="redraws everything")
+    mini.add_argument("--seed", type=count, default=0, help="redraws everything")
     mini.add_argument("--out", default="data/mini")
-    mini.add_argument("--videos-a-noun", type=int, default=VIDEOS_A_NOUN, help="to train on")
-    mini.add_argument("--documents", type=int, default=10000, help="articles of text")
-    mini.add_argument("--workers", type=int, default=os.cpu_count(), help="processes")
+    mini.add_argument("--videos-a-noun", type=positive, default=VIDEOS_A_NOUN, help="to train on")
+    mini.add_argument("--documents", type=positive, default=10000, help="articles of text")
+    mini.add_argument("--workers", type=positive, default=os.cpu_count(), help="processes")
 
     text = commands.add_parser("text", help="text -> packed tokens")
     text.add_argument("--train", nargs="+", required=True, help="files or folders of them")
     held_out = text.add_mutually_exclusive_group(required=True)
     held_out.add_argument("--valid", nargs="+", help="text to validate on")
-    held_out.add_argument("--valid-lines", type=int, default=0, help="or --train's last lines")
+    held_out.add_argument("--valid-lines", type=count, default=0, help="or --train's last lines")
     text.add_argument("--min-words", type=int, default=MIN_WORDS,
                       help="drop shorter lines; 1 suits languages without spaces")
 
@@ -3025,7 +3054,8 @@ def main():
                        help="for the CNNs: auto, cpu, cuda (all GPUs) or cuda:N")
     video.add_argument("--precision", default="auto", choices=["auto", "fp32", "bf16"],
                        help="of the CNNs; auto: bf16 on a GPU that computes in it, else fp32")
-    video.add_argument("--workers", type=int, help="processes that decode (default: one a core)")
+    video.add_argument("--workers", type=positive,
+                       help="processes that decode (default: one a core)")
     video.add_argument("--only", help="CSV with a column video_id: use no other films")
 
     captions = commands.add_parser("captions", help="captions of films with features -> tokens")
@@ -3034,15 +3064,15 @@ def main():
         command.add_argument("--captions", help="JSON {id: {text: [], start: [], end: []}}, or a "
                              "folder of ID.srt, ID.vtt, ID.LANGUAGE.vtt, ID.csv (default: that of "
                              "the films)")
-        command.add_argument("--held-out", type=int, help="films to validate on (default: a "
+        command.add_argument("--held-out", type=count, help="films to validate on (default: a "
                              "fiftieth, at most 10,000)")
 
     bank = commands.add_parser("bank", help="clips of a data folder, for vokens and retrieval")
     bank.add_argument("--data", required=True, help="a folder that `data.py captions` wrote")
     bank.add_argument("--split", default="train", choices=list(BANKS),
                       help="train: for vokens; valid: for retrieval")
-    bank.add_argument("--clips", type=int, default=30000, help="how many")
-    bank.add_argument("--seed", type=int, default=0)
+    bank.add_argument("--clips", type=positive, default=30000, help="how many")
+    bank.add_argument("--seed", type=count, default=0)
     bank.add_argument("--block", type=int, default=128, help="tokens of a text (mini: 32)")
     bank.add_argument("--out", help="default: DATA/bank.json, DATA/bank-valid.json")
 

@@ -75,6 +75,7 @@ ENTRY = json.dumps(GOOD)
     (f'{{"a": {ENTRY}, "b": {{"text": ["x", "start": []}}}}', "'a'", ', "b": {"text": ["x"'),
     ('{"é": [tru]}', None, '{"é": [tru]}'), ('{"a": {"text": ["x', None, '{"a": {"text": ["x'),
     (f'{{"a": {ENTRY}}} {{"b": 2}}', "'a'", '} {"b": 2}'), (f'{{"a": {ENTRY},}}', "'a'", ",}"),
+    (f'{{"a\\q": {ENTRY}}}', None, '{"a\\\\q"'),
     ("{'a': 1}", None, "{'a': 1}"), ("", None, ""), ("[1, 2]", None, "[1, 2]")])
 def test_malformed_json_names_video_and_place(tmp_path, text, video, place):
     path = tmp_path / "caption.json"
@@ -131,6 +132,10 @@ def test_only_the_listed_videos(tmp_path):
     path.write_text("id,category_1\na,b\n")
     with pytest.raises(UserError, match="v1.csv: no column video_id"):
         data.listed_videos(path)
+    path.write_bytes(b"video_id\ncaf\xe9\n")
+    for wrong in (path, tmp_path / "none.csv"):
+        with pytest.raises(UserError, match="csv is no CSV in UTF-8"):
+            data.listed_videos(wrong)
 
 
 def test_real_list(real_data):
@@ -279,6 +284,8 @@ B = "00:00:03,000 --> 00:00:05,000"
      ["2 --> 3 eggs", "mix 1:00:30 -> 1:01:00"]),
     (f"1\n{A}\n\n2\n{B}\n7\n", ["", "7"]),                                     # an empty cue
     (f"{A}\nred bowl\n{B}\nmix it\n", ["red bowl", "mix it"]),                 # no numbers
+    (f"{A}\nborn in\n1990\n\n{B}\n7\n", ["born in 1990", "7"]),
+    (f"WEBVTT\n\nNOTE-1\n{A}\nred bowl\n\n{B}\nmix it\n", ["red bowl", "mix it"]),
     (f"1\n\n{A}\n\nred bowl\n\n2\n\n{B}\n\nmix it", ["red bowl", "mix it"]),   # double spaced
     (f"WEBVTT\n\n1\n{A}\nred bowl\n2\n{B}\nmix it\n", ["red bowl", "mix it"]),
     (f"WEBVTT\n{A}\nred bowl\n\n\n{B}\nmix it\n", ["red bowl", "mix it"])])
@@ -349,6 +356,9 @@ def test_csv(tmp_path):
         data.subtitles(path)
     path.write_text("begin,end,text\n0.5,2,mix\n")
     with pytest.raises(UserError, match="v.csv: video 'v', caption 0: needs text, start, end"):
+        data.subtitles(path)
+    path.write_text('start,end,text\n0.5,2,"mix\n' + 140_000 * "x")
+    with pytest.raises(UserError, match="v.csv, after line 1: field larger"):
         data.subtitles(path)
 
 

@@ -362,6 +362,9 @@ def test_torchrun_without_a_gpu_is_said_once(monkeypatch, capsys, rank, said):
     assert data.Processes("auto").device.type == "cpu"
     printed = capsys.readouterr().out
     assert said in printed and (said or not printed)
+    for name, message in (("gpu", "auto, cpu, cuda, cuda:N or mps"), ("cuda", "has none")):
+        with pytest.raises(model.UserError, match=f"--device {name}: .*{message}"):
+            data.usable_device(name)
 
 
 @pytest.mark.parametrize("asked", ["auto", "cuda"])

@@ -8,6 +8,7 @@ import re
 import shutil
 import sys
 import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -147,6 +148,8 @@ TWICE = "\n".join([*data.SPECIAL, "a", "b", "a", ""])
     ("other.txt", "", "no vocabulary at .*vocab.txt; `python data.py mini`"),
     ("vocab.txt", "[PAD]\n[UNK]\nhello\n", r"it lacks \[CLS\], \[SEP\], \[MASK\]"),
     ("vocab.txt", TWICE, "vocab.txt: 'a' stands in two lines"),
+    ("vocab.txt", "caf\xe9", r"vocab.txt: not UTF-8 \(byte 3\)"),
+    ("tokenizer.json", BPE[:40], "tokenizer.json cannot be read as a tokenizer"),
     ("tokenizer.json", BPE, "tokenizer.json holds a BPE tokenizer, BERT's is WordPiece")])
 def test_tokenizers_that_are_not_berts_are_refused(tmp_path, name, content, message):
     (tmp_path / name).write_text(content, encoding="latin-1")
@@ -252,6 +255,28 @@ def test_what_is_not_text_is_refused(tmp_path, tiny_vocab, content, message):
 def test_no_text_file(tmp_path):
     with pytest.raises(UserError, match="no text file in .*none"):
         data.text_files([tmp_path / "none"])
+
+
+def test_a_dot_hides_also_from_the_folder_itself(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in (".git/config", ".secret.txt", "a.txt"):
+        Path(name).parent.mkdir(exist_ok=True)
+        Path(name).write_text("five words of text here\n")
+    assert data.text_files(["."]) == [Path("a.txt")]
+
+
+def test_another_vocabulary_leaves_no_split_of_the_first(tmp_path, tiny_vocab):
+    text = tmp_path / "text.txt"
+    text.write_text("the cat sat on the mat\n")
+    out = tmp_path / "out"
+    for name in ("train", "valid"):
+        data.pack_text([text], tiny_vocab, out, name)
+    data.pack_text([text], tiny_vocab, out, "train")
+    assert (out / "valid.json").exists()
+    other = tmp_path / "vocab.txt"
+    write(other, [*data.SPECIAL, "the", "cat"])
+    data.pack_text([text], other, out, "train")
+    assert (out / "train.json").exists() and not (out / "valid.json").exists()
 
 
 # --- packing
