@@ -16,6 +16,7 @@ import bias
 import data
 import model
 
+KEPT = Path(__file__).with_name("bias.jsonl")
 LEFT, RIGHT = data.PROPERTIES["spin"][1]
 
 
@@ -113,5 +114,7 @@ def test_values_are_judged_by_seed(tmp_path, capsys):
     assert part["values"] == pytest.approx([-10, -20]) and asked["said"] == "-"
     page = bias.evaluate.report_claims(bias.data.read_json(out, ""), questions=True)
     assert "student, AUC: rare - equal" in page and "-15.0 [-78.5, +48.5]" in page
+    bias.judge(bias.argparse.Namespace(values=KEPT, out=None))
+    assert "46.7 [33.1, 60.3]" in capsys.readouterr().out   # as README says
     with pytest.raises(model.UserError, match="tests/bias.py make"):
         bias.judge(bias.argparse.Namespace(values=tmp_path / "none", out=None))
