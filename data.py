@@ -211,7 +211,8 @@ class _Gather(torch.autograd.Function):
 
 
 def usable_device(name):
-    """The torch.device of a --device. Raises UserError where this machine has none of that name."""
+    """The torch.device of a --device. Raises UserError where torch knows none of that name, or this
+    machine has no such GPU."""
     try:
         device = torch.device(name)
     except RuntimeError:
@@ -1581,6 +1582,11 @@ def extract_features(films, streams, out, workers=None, shard=None, weights="dat
     workers = min(workers or os.cpu_count(), len(todo))
     print(f"{len(todo):,} videos, {workers} processes that decode")
     record = out / "features" / f"left_out{tag}.tsv"
+    untried = {}   # reasons of films that an earlier run tried, and this one does not
+    if record.exists():
+        lines = record.read_text(encoding="utf-8").splitlines()
+        reasons = dict(line.split("\t", 1) for line in lines)
+        untried = {video: reasons[video] for video in reasons.keys() - todo}
     if todo:
         record.unlink(missing_ok=True)   # killed from here on, it is not complete
 
@@ -1598,8 +1604,8 @@ def extract_features(films, streams, out, workers=None, shard=None, weights="dat
                 left_out[video] = f"{type(outcome).__name__}: {left_out[video]}"
                 counts["unexpected"] += 1
                 tqdm.write(f"{video}: {left_out[video]}")
-    if todo or not record.exists():
-        write_text(record, "".join(f"{video}\t{left_out[video]}\n" for video in sorted(left_out)))
+    listed = sorted({**untried, **left_out}.items())
+    write_text(record, "".join(f"{video}\t{reason}\n" for video, reason in listed))
     rate = counts["seconds"] / (time.time() - started)
     print(f"{len(todo) - len(left_out):,} videos, {counts['seconds']:,.0f} seconds of film, "
           f"{rate:,.1f} a second; {counts['damaged']} damaged packets skipped; left out: "
@@ -1741,9 +1747,10 @@ def cues(path):
                 places.append(place)
         if webvtt and not places and block != blocks[0]:
             yield math.nan, math.nan, block
+        numbered = any(line.strip().isdecimal() for line in lines[:places[0]]) if places else False
         for place, following in zip(places, [*places[1:], None]):
             text = "\n".join(lines[place + 1:following])
-            if following and any(line.strip().isdecimal() for line in lines[:places[0]]):
+            if following and (numbered or re.search(r"\n\s*\n\s*\d+\s*$", text)):
                 text = re.sub(r"(^|\n)\s*\d+\s*$", "", text)
             times = TIMES.fullmatch(lines[place])
             if times:
@@ -1937,7 +1944,8 @@ def captions_command(args):
     left_out = dict.fromkeys(film_files(args.videos), "no features")
     for path in sorted(out.glob("features/left_out*.tsv")):
         lines = path.read_text(encoding="utf-8").splitlines()
-        left_out.update(line.split("\t", 1) for line in lines)
+        reasons = dict(line.split("\t", 1) for line in lines)
+        left_out |= {video: reasons[video] for video in reasons.keys() & left_out}
     seconds = feature_seconds(out)
     (out / "splits.json").unlink(missing_ok=True)   # where it is, all is
     usable, uncaptioned = pack_captions(args.captions or args.videos, seconds, tokenizer, out)

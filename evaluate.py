@@ -1465,7 +1465,7 @@ def judge_worlds(args, cells):
     asked = with_controls(args.claims)
     if not args.claims:
         asked += [claim["number"] for claim in every
-                  if any(part["values"] for part in claim["parts"])]
+                  if all(part["values"] for part in claim["parts"])]
     judged = [claim for claim in every if claim["number"] in asked]
     rows = arm_rows(cells)
     print_claims(judged)
@@ -1830,6 +1830,7 @@ def report_claims(judged, questions=False):
 def curve_plot(title, places, lines, arms):
     """A plot of grounded tasks over the arms of each line, in the worlds that all of them have;
     hollow: a world."""
+    arms = {arm: row for arm, row in arms.items() if "worlds" in row}   # older claims.json: none
     members = [arm for line in lines.values() for arm in line if arm in arms]
     shared = set.intersection(*[set(arms[arm]["worlds"]) for arm in members] or [set()])
     series = []

@@ -162,7 +162,7 @@ def cell_of(kind, seed, run):
 def read_values(file):
     """Cells of today's flags from a file of one a line, the last of each: {(kind, seed): cell}."""
     return {(cell["kind"], cell["seed"]): cell for cell in data.log_lines(file)
-            if cell["flags"] == evaluate.recipe("nst+crd")}
+            if cell.get("flags") == evaluate.recipe("nst+crd")}
 
 
 def make(args):

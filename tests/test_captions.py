@@ -285,6 +285,7 @@ B = "00:00:03,000 --> 00:00:05,000"
     (f"1\n{A}\n\n2\n{B}\n7\n", ["", "7"]),                                     # an empty cue
     (f"{A}\nred bowl\n{B}\nmix it\n", ["red bowl", "mix it"]),                 # no numbers
     (f"{A}\nborn in\n1990\n\n{B}\n7\n", ["born in 1990", "7"]),
+    (f"{A}\nred bowl\n\n2\n{B}\nmix it\n", ["red bowl", "mix it"]),       # the first lacks its
     (f"WEBVTT\n\nNOTE-1\n{A}\nred bowl\n\n{B}\nmix it\n", ["red bowl", "mix it"]),
     (f"1\n\n{A}\n\nred bowl\n\n2\n\n{B}\n\nmix it", ["red bowl", "mix it"]),   # double spaced
     (f"WEBVTT\n\n1\n{A}\nred bowl\n2\n{B}\nmix it\n", ["red bowl", "mix it"]),

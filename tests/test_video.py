@@ -657,6 +657,8 @@ def test_only_what_is_missing_is_made(tmp_path):
     first = tree(tmp_path / "features")
     listed = tmp_path / "features" / "left_out.tsv"
     assert made_in(tmp_path) == set("abc") and set(reasons_in(listed)) == {"d"}
+    make({"a": films["a"]}, tmp_path, ["frame"])   # as by --only: of d all is still known
+    assert set(reasons_in(listed)) == {"d"}
     # killed at any moment: files that are not there yet, and one that was being written
     array = tmp_path / "features" / "frame" / "b.npy"
     array.rename(f"{array}.tmp")
