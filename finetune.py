@@ -1043,7 +1043,8 @@ def finetune(settings, splits, rows, config, bert, encoder, processes, folder, l
         data.lock(folder)
         # metrics.json first: it vouches for the rest, of which a new run may not write all
         for pattern in ("metrics.json", "predictions-*", "texts-*", "null_odds-*",
-                        "predictions.lst", "SWAG.csv", f"{name}*.tsv", "AX.tsv"):
+                        "predictions.lst", "SWAG.csv", f"{name}.tsv", "MNLI-m.tsv", "MNLI-mm.tsv",
+                        "AX.tsv"):
             for path in folder.glob(pattern):
                 path.unlink()
         data.write_json(folder / "args.json", {

@@ -321,7 +321,12 @@ def test_an_unfinished_seed_begun_anew_ends_the_same(run, tmp_path, monkeypatch)
     folder = tmp_path / "killed/finetune/RTE/seed-0"
     assert (folder / "log.jsonl").exists() and not (folder / "metrics.json").exists()
     monkeypatch.setattr(finetune, "predict", real)
+    for name in ("predictions-test-mismatched.tsv", "AX.tsv", "RTE-mine.tsv"):
+        (folder / name).touch()
     start(run, *flags, out=tmp_path / "killed")
+    assert (folder / "RTE-mine.tsv").exists()   # ours alone go, which would look new
+    assert not (folder / "AX.tsv").exists()
+    assert not (folder / "predictions-test-mismatched.tsv").exists()
     for name in ("predictions-dev.tsv", "RTE.tsv"):
         whole = tmp_path / "whole/finetune/RTE/seed-0" / name
         assert (folder / name).read_bytes() == whole.read_bytes()
