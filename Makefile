@@ -8,7 +8,7 @@
 #   make bench                             speed against references; BENCH="--only mlm nst"
 #   make film SEEDS="10 11 12"             real films, small: does sight change a text-only student?
 #   make data/tasks/RTE data/wiki          published files (the last section)
-#   make DATA=data/howto100m TEXT=data/wiki SIZE=base NPROC=8      paper scale
+#   make DATA=data/howto100m TEXT=data/enwiki SIZE=base NPROC=8    paper scale
 #   make PYTHON=python ...                 your own environment instead of .venv
 
 SIZE  ?= mini

@@ -2,7 +2,7 @@
 
     python distill.py                                                # NST + CRD from runs/teacher
     python distill.py --objective none --out runs/text-only          # the baseline: MLM alone
-    torchrun --nproc_per_node=8 distill.py --text data/wiki          # paper scale
+    torchrun --nproc_per_node=8 distill.py --text data/enwiki        # paper scale
     python distill.py --init runs/teacher/model --objective none     # two-stage pretraining
     python distill.py --objective nst regression --gradient-ratio 1  # each pulls as hard as MLM
     python distill.py --objective voken --bank data/mini/bank.json   # clips as labels

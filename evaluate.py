@@ -1959,21 +1959,22 @@ def report_runs(names, runs):
         steps = max([line["step"] for line in read_log(run)], default=0)
         about = {"steps": steps, "seconds": seconds_by_stage(run), **run_facts(run)}
         out.append(tag("details", tag("summary", name), tag("pre", json.dumps(about, indent=1))))
-    return tag("div", *out)
+    return tag("div", *out) if out else ""
 
 
 def report(args):
     """`report`: writes one HTML file from what the run folders hold; no model is loaded. Names the
     commands whose results are missing; the last line is the result."""
     given = [Path(run) for run in args.runs or sorted(Path("runs").glob("*"))]
+    files = args.claims or []
     runs = [run for run in given if (run / "args.json").exists() or (run / "finetune").exists()]
     absent = [str(run) for run in given if not run.exists()]
-    if absent or not runs:
+    if absent or not runs + files:
         raise model.UserError(f"no run in {', '.join(absent) or 'runs/'}; `make` makes some")
-    beside = runs[0].resolve().parent
+    beside = Path((runs + files)[0]).resolve().parent
     names = names_of(runs, args.names)
     cells = [cells_of(read_results(run)) for run in runs]
-    files = args.claims or list(beside.glob("claims/claims.json"))
+    files = files or list(beside.glob("claims/claims.json"))
     judged = [data.read_json(file, "make claims") for file in files]
     films = [each for each in judged if "sentence" in each]   # of tests/film.py: the result itself
     judged = [each for each in judged if "sentence" not in each]
@@ -2011,7 +2012,7 @@ def report(args):
         if content:
             links.append(tag("li", tag("a", heading, href=f"#{heading}")))
             shown.append(tag("section", tag("h2", heading), tag("p", look), content, id=heading))
-        elif command:
+        elif command and runs:
             missing.append(f"No {heading.lower()} yet: `{command}` makes them. ")
     sentence, picture = result(names, cells)
     if films:
@@ -2083,7 +2084,8 @@ def main(argv=None):
     command = commands.add_parser("report", help="one HTML file of all the run folders hold")
     command.add_argument("runs", nargs="*", help="run folders (default: those in runs/)")
     command.add_argument("--names", nargs="+", help="their names (default: the folders')")
-    command.add_argument("--out", help="the file (default: report.html beside the first run)")
+    command.add_argument("--out", help="the file (default: report.html beside the first run, or "
+                                       "file of --claims)")
     command.add_argument("--claims", nargs="+", help="files that `claims` or tests/*.py judged "
                          "(default: claims/claims.json beside the first run)")
     command.set_defaults(function=report)

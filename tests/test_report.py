@@ -288,7 +288,7 @@ def test_what_is_missing_is_named_and_the_result_comes_last(tmp_path, capsys):
         evaluate.main(["report", str(tmp_path / "nowhere")])
 
 
-def test_judged_claims_are_the_result_where_they_are_asked_for(tmp_path):
+def test_judged_claims_are_the_result_where_they_are_asked_for(tmp_path, monkeypatch, capsys):
     """Their verdicts in the heading, a part of each beside it: the one that decides."""
     runs = make_runs(tmp_path)
     file = tmp_path / "runs" / "claims" / "claims.json"
@@ -315,6 +315,13 @@ def test_judged_claims_are_the_result_where_they_are_asked_for(tmp_path):
     assert page.texts("h1") != Page(tmp_path / "runs" / "report.html").texts("h1")
     evaluate.main(["report", *runs, "--claims", str(question), str(file)])
     assert page.texts("h1") == Page(tmp_path / "runs" / "report.html").texts("h1")
+    monkeypatch.chdir(tmp_path / "films")   # nothing was trained there
+    capsys.readouterr()
+    evaluate.main(["report", "--claims", str(file)])
+    alone = Page(file.parent / "report.html")
+    assert alone.texts("h1") == page.texts("h1")
+    assert alone.texts("h2") == ["Claims", "Questions"]
+    assert "No clips yet" not in capsys.readouterr().out
 
 
 def test_a_curve_is_of_the_worlds_that_all_its_arms_have():
