@@ -367,8 +367,11 @@ class Feed:
             while True:
                 yield step, batch_indices(count, args.batch, args.seed, step)[rows]
                 step += 1
+        # forked workers share the mapped files; Python 3.14's default would send each a copy
+        start = "fork" if self.workers and sys.platform == "linux" else None
         self.batches = iter(torch.utils.data.DataLoader(
             Told(batches), sampler=steps(), batch_size=None, num_workers=self.workers,
+            multiprocessing_context=start,
             pin_memory=self.device.type == "cuda", worker_init_fn=outlast_signals))
         # torch's handler would raise a worker's death anywhere, in the middle of a save, too
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -443,6 +446,13 @@ def count(text):
     return int(text) and positive(text)
 
 
+def above_zero(text):
+    """The type of temperatures and the like, which may have a fraction."""
+    if not 0 < float(text) < math.inf:
+        raise ValueError
+    return float(text)
+
+
 def stage_parser(description):
     """The flags that both pretraining stages have; None is filled in from --size."""
     parser = argparse.ArgumentParser(description=description,
@@ -453,11 +463,11 @@ def stage_parser(description):
     flag("--width", type=positive, help="hidden size, a multiple of 64 (default: --size's)")
     flag("--batch", type=positive, help="of all processes together")
     flag("--steps", type=positive, help="optimiser steps; overrides --epochs")
-    flag("--epochs", type=float, help="passes over the training data")
+    flag("--epochs", type=above_zero, help="passes over the training data")
     flag("--lr", type=float, help="peak learning rate")
-    flag("--warmup", type=int, help="steps until the peak")
+    flag("--warmup", type=count, help="steps until the peak")
     flag("--weight-decay", type=float)
-    flag("--clip", type=float, default=1.0, help="largest gradient norm")
+    flag("--clip", type=above_zero, default=1.0, help="largest gradient norm")
     flag("--dropout", type=float)
     flag("--precision", choices=["auto", "bf16", "fp32"], default="auto")
     flag("--device", default="auto", help="auto, cpu, cuda, mps")
@@ -493,15 +503,16 @@ class Log:
             return
         # what is past the checkpoint will be written again
         kept = [line for line in log_lines(path) if line["step"] <= resume_step]
+        self.before = kept[-1]["seconds"] if kept else 0.0   # of earlier starts
         write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
         self.file = open(path, "a", buffering=1)
 
     def __call__(self, step, total, **values):
-        """Logs values at a step; adds seconds since the start, steps a second, the time left."""
+        """Logs values at a step; adds seconds of all starts, steps a second, the time left."""
         if self.file is None:
             return
         seconds = time.time() - self.start
-        line = {"step": step, **values, "seconds": round(seconds, 2)}
+        line = {"step": step, **values, "seconds": round(self.before + seconds, 2)}
         self.file.write(json.dumps(line) + "\n")
         shown = ""
         for name, value in values.items():
@@ -555,8 +566,8 @@ def read_json(path, made_by, *keys):
 
 # flags that may differ between machines; of the paths, what lies there decides
 PATHS = ("device", "out", "data", "text", "teacher", "init", "bank", "model")
-# flags that change nothing of what a run computes
-FREE = (*PATHS, "dry_run", "log_every", "save_every", "compile", "graphs", "workers")
+# flags that change nothing of what a run computes, but the draw of dropout in compiled steps
+FREE = (*PATHS, "dry_run", "log_every", "valid_every", "save_every", "compile", "graphs", "workers")
 
 
 LOCKS = []   # open files: the folders of this process; closing them, or any end, gives them back
@@ -626,6 +637,17 @@ def check_tokenizer(folder, config, tokenizer, text):
     if tokenizer.get_vocab_size() > config.vocab_size:
         raise UserError(f"{folder}: its tokenizer has {tokenizer.get_vocab_size()} entries, its "
                         f"embedding {config.vocab_size}")
+
+
+def check_world(model_folder, folder):
+    """Raises UserError where a run of ours is asked about a mini world that it was not trained in:
+    it would answer by lot. Each world's text makes a tokenizer of its own."""
+    if not (Path(model_folder).parent / "args.json").exists():   # anyone's model
+        return
+    if (Path(folder) / "world.json").exists() and (tokenizer_hash(load_tokenizer(model_folder))
+                                                   != tokenizer_hash(load_tokenizer(folder))):
+        raise UserError(f"{model_folder} was not trained in the world of {folder}: name its own "
+                        f"by --data")
 
 
 def make_encoder(args, tokenizer, text):
@@ -700,13 +722,14 @@ def print_plan(processes, parameters, seconds_a_step, waited_a_step, steps):
         memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         if sys.platform != "darwin":   # Linux counts kilobytes
             memory *= 1024
-    # 4 bytes a parameter in the model, 12 in the checkpoint: its value and AdamW's two moments
+    # 12 bytes a parameter in a checkpoint (its value, AdamW's two moments): three lie there while
+    # one is written, two beside a model of 4 at the end
     count = sum(parameter.numel() for parameter in parameters)
     processes.print(
         f"dry run: {memory / 2 ** 30:.2f} GB a process; {1000 * seconds_a_step:.0f} ms a step "
         f"({1000 * waited_a_step:.0f} of them waiting for data) x {steps} steps = "
         f"{seconds_a_step * steps / 3600:.2f} hours; "
-        f"{16 * count / 2 ** 30:.2f} GB of disk")
+        f"{36 * count / 2 ** 30:.2f} GB of disk")
 
 
 def provenance(device):
@@ -859,11 +882,6 @@ def mapped(path, made_by, kind=None, shape=None):
                         f"one is deleted") from None
 
 
-def smallest_integer(vocabulary_size):
-    """The smallest unsigned type, of 16 or 32 bits, that holds every token id."""
-    return np.dtype(np.uint16 if vocabulary_size <= 2 ** 16 else np.uint32)
-
-
 # --------------------------------------------------------------------------------------------------
 # Text -> packed tokens. A split is NAME.bin (all token ids, no separators) and, written last,
 # NAME.json.
@@ -954,7 +972,7 @@ def all_but_last(lines, count, last):
 
 def write_tokens(lines, tokenizer, path):
     """Writes the token ids of an iterator's lines. Returns {"tokens": how many, "dtype"}."""
-    kind = smallest_integer(tokenizer.get_vocab_size())
+    kind = np.min_scalar_type(tokenizer.get_vocab_size() - 1)   # holds every id
     with open(path, "wb") as file:
         while batch := list(islice(lines, 2000)):
             # the fast one leaves out offsets, and uses all cores
@@ -1846,7 +1864,7 @@ def pack_captions(source, seconds, tokenizer, out):
     """
     folder = Path(out) / "captions"
     lock(folder)
-    kind = smallest_integer(tokenizer.get_vocab_size())
+    kind = np.min_scalar_type(tokenizer.get_vocab_size() - 1)   # holds every id
     inside = {index for piece, index in tokenizer.get_vocab().items() if piece.startswith("##")}
     counts = {"read": 0, "kept": 0, "tokens": 0}
     spans = {}   # {video: (first, last + 1) of its captions}
@@ -2147,6 +2165,8 @@ BANKS = {
 
 def make_bank(folder, split, count, seed, block, path=None):
     """`data.py bank`: writes `count` rows of bank_row, drawn as the teacher's examples are."""
+    if block < 3:
+        raise UserError(f"--block {block} leaves no room for a word between [CLS] and [SEP]")
     file, purpose = BANKS[split]
     path = path or Path(folder) / file
     tokenizer = load_tokenizer(folder)
@@ -2162,8 +2182,11 @@ def make_bank(folder, split, count, seed, block, path=None):
 
 
 def read_bank(path):
-    """The rows of a clip bank, as make_bank writes them."""
-    return read_json(path, "python data.py bank")
+    """The rows of a clip bank, as make_bank writes them. Raises UserError on another file."""
+    rows = read_json(path, "python data.py bank")
+    if not isinstance(rows, list) or not rows or not {"video", "text"} <= set(rows[0]):
+        raise UserError(f"{path} is no clip bank; `python data.py bank` makes one")
+    return rows
 
 
 def bank_batch(rows, clips, tokenizer):

@@ -243,20 +243,20 @@ def bank_vectors(args, tokenizer, device, progress):
 # Heads: what stands between the student and its objectives; trained with it, needed for retrieval
 
 
-def make_heads(objective, head, student, teacher_width, crd, classes=None):
+def make_heads(objective, head, config, teacher_width, crd, classes=None):
     """ModuleDict of an MLP head for each objective, and of CRD with its two embeddings.
 
-    head: "mlp", or "none" for the student's bare hidden states; student: its BertConfig; crd:
-    {"queue", "temperature"}; classes: of the vokens.
+    head: "mlp", or "none" for the student's bare hidden states; config: the student's BertConfig;
+    crd: {"queue", "temperature"}; classes: of the vokens.
     """
-    width = student.hidden_size
+    width = config.hidden_size
     # ntxent and regression compare coordinate by coordinate; soft-label has the MLM head
     widths = {"nst": width, "crd": width, "ntxent": teacher_width, "regression": teacher_width,
               "voken": classes}
     heads = nn.ModuleDict()
     for name in [name for name in objective if name in widths]:
         if head == "mlp" or name == "voken":
-            heads[f"{name}_head"] = model.DistillHead(student, widths[name])
+            heads[f"{name}_head"] = model.DistillHead(config, widths[name])
         elif widths[name] == width:
             heads[f"{name}_head"] = nn.Identity()
         else:
@@ -281,7 +281,7 @@ def retrieval_maps(folder):
     if not path.exists():
         return "mean of h against v", nn.Identity(), nn.Identity()
     saved = model.read_file(path, "delete it and start distill.py again")
-    heads = make_heads(student=model.read_config(folder), **saved["shape"])
+    heads = make_heads(config=model.read_config(folder), **saved["shape"])
     heads.load_state_dict(saved["weights"])
 
     def e_s(hidden):
@@ -334,7 +334,8 @@ def parse_args(argv=None):
     flag("--data", help="folder that `data.py captions` wrote (default: the teacher's)")
     flag("--text", help="folder that `data.py text` wrote (default: --data + /text)")
     flag("--out", default="runs/student", help="run folder")
-    flag("--size", choices=DEFAULTS, help="column of defaults, and shape (default: the teacher's)")
+    flag("--size", choices=DEFAULTS, help="column of defaults, and shape (default: the "
+         "teacher's --size, whatever its --layers and --width)")
     flag("--objective", nargs="+", choices=OBJECTIVES, default=["nst", "crd"], help="one or more")
     for name in OBJECTIVES[1:]:
         flag(f"--{name}-weight", dest=f"{name}_weight", type=float, help="of this loss in the sum")
@@ -347,9 +348,10 @@ def parse_args(argv=None):
          "batch of a process is small")
     flag("--crd-queue", type=data.positive, help="negatives a side")
     flag("--crd-tokens", type=data.positive, help="anchors a sequence")
-    flag("--crd-temperature", type=float, default=0.07, help="as Tian et al.")
-    flag("--ntxent-temperature", type=float, default=1.0, help="as the authors")
-    flag("--soft-label-temperature", type=float, default=1.0, help="as the authors; Tian et al.: 4")
+    flag("--crd-temperature", type=data.above_zero, default=0.07, help="as Tian et al.")
+    flag("--ntxent-temperature", type=data.above_zero, default=1.0, help="as the authors")
+    flag("--soft-label-temperature", type=data.above_zero, default=1.0, help="as the authors; "
+         "Tian et al.: 4")
     flag("--bank", help="clips for voken, by `data.py bank` (default: --data + /bank.json)")
     flag("--voken-labels", choices=VOKEN_LABELS, default="nearest", help="others are ablations")
     flag("--teacher-reads", choices=["masked", "clean"], default="masked", help="text (masked: as "
@@ -358,11 +360,14 @@ def parse_args(argv=None):
          "(soft-label has the MLM head, voken always one of its own)")
     args = parser.parse_args(argv)
     args.objective = sorted(set(args.objective) - {"none"})
-    if args.size is None or args.text is None or "voken" in args.objective:
+    reads_data = args.text is None or "voken" in args.objective
+    if args.size is None or (args.data is None and reads_data):
         facts = data.read_json(f"{args.teacher}/args.json", "make teacher", "arguments")
-        recorded = facts["arguments"]
-        args.size = args.size or recorded["size"]
-        args.data = args.data or recorded["data"]
+        args.size = args.size or facts["arguments"]["size"]
+        args.data = args.data or facts["arguments"]["data"]
+    if reads_data:
+        if args.data is None:
+            raise model.UserError(f"{args.teacher}/args.json names no --data: say --data")
         args.text = args.text or f"{args.data}/text"
         args.bank = args.bank or f"{args.data}/bank.json"
     weights = {f"{name}_weight": 1.0 for name in OBJECTIVES[1:]}   # (a)
@@ -422,11 +427,11 @@ class Batches:
         return parts
 
 
-def losses_of(args, networks, frozen, part, label_count, share, autocast_type):
+def losses_of(args, networks, frozen, part, label_count, part_count, autocast_type):
     """The losses of a part: divided so that those of all parts and processes add up to the batch's.
 
     frozen: {"teacher", "mlm_head", "words" (of the tokenizer), "bank" [C, Ht]}; label_count: of the
-    whole batch; share: how many parts all processes have. Returns ({name: scalar}, kept):
+    whole batch; part_count: of all processes. Returns ({name: scalar}, kept):
     kept["crd"] = (e_s, e_t) for the queues, kept["ntxent"] = both sides of that loss.
     """
     student = networks["student"]
@@ -461,19 +466,19 @@ def losses_of(args, networks, frozen, part, label_count, share, autocast_type):
     # the objectives in fp32; equally many rows a part, so a mean is divided by the parts
     if "nst" in args.objective:
         student_unit = F.normalize(mapped["nst"], dim=-1)
-        losses["nst"] = nst_loss(student_unit, target) / share
+        losses["nst"] = nst_loss(student_unit, target) / part_count
     if "crd" in args.objective:
         sampled = heads["crd_head"](take_tokens(hidden, part["anchors"]).float())
         loss, *kept["crd"] = heads["crd"](sampled, take_tokens(target, part["anchors"]))
-        losses["crd"] = loss / share
+        losses["crd"] = loss / part_count
     if "ntxent" in args.objective:
         kept["ntxent"] = mapped["ntxent"], target
     if "regression" in args.objective:
-        losses["regression"] = regression_loss(mapped["regression"], target) / share
+        losses["regression"] = regression_loss(mapped["regression"], target) / part_count
     if "voken" in args.objective:
         vokens = voken_labels(args.voken_labels, clean, frozen["bank"], part["lots"])   # [b, L]
         loss = F.cross_entropy(mapped["voken"].flatten(0, 1), vokens.flatten())
-        losses["voken"] = loss / share
+        losses["voken"] = loss / part_count
     return losses, kept
 
 
@@ -546,7 +551,7 @@ def main(argv=None):
     if "voken" in args.objective:
         frozen["bank"] = bank_vectors(args, tokenizer, device, processes.master)   # [C, Ht]
         shape["classes"] = len(frozen["bank"])
-    heads = make_heads(student=config, **shape)
+    heads = make_heads(config=config, **shape)
     networks = nn.ModuleDict({"student": student, "mlm_head": mlm_head, "heads": heads})
     networks.to(device)
 
@@ -600,7 +605,7 @@ def main(argv=None):
     losses_fast = model.compiled(losses_of, args.compile, device, processes.print, args.graphs)
     names = ["mlm", *args.objective]
     tracker = data.Tracker(names, device)
-    share = processes.world * args.accumulate
+    part_count = processes.world * args.accumulate
 
     # --- loop: steps + 1 times, so that the last validation and save are the lines of all others
     processes.note_signals()
@@ -630,7 +635,7 @@ def main(argv=None):
         networks.train()
         parts = next(feed)
         label_count = processes.sum(sum((part["labels"] != -100).sum() for part in parts))
-        given = label_count.clamp(min=1), share, autocast_type
+        given = label_count.clamp(min=1), part_count, autocast_type
 
         if "crd" in heads and step == 0:   # its constants, by a look at the whole batch
             data.seed_dropout(args.seed, step, processes.rank)

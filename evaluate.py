@@ -82,10 +82,9 @@ def read_log(run):
 def seconds_by_stage(run):
     """{"pretraining": seconds, "fine-tuning": seconds} of a run; absent where none are known."""
     out = {}
-    clock = np.array([line["seconds"] for line in read_log(run) if "seconds" in line])
-    if len(clock):
-        falls = np.diff(clock, append=-1) < 0   # the clock starts from 0 at each restart
-        out["pretraining"] = float(clock[falls].sum())
+    lines = read_log(run)
+    if lines:
+        out["pretraining"] = lines[-1]["seconds"]
     spent = [metrics["seconds"] for metrics in read_results(run)]
     if spent:
         out["fine-tuning"] = sum(spent)
@@ -451,6 +450,7 @@ def retrieve(run, data_folder, bank=None, lender=None, device="cpu"):
     nouns: what could be read off, not what was aligned. "new nouns": all other nouns.
     """
     folder = Path(run) / "model"
+    data.check_world(folder, data_folder)
     encoder, settings = trained_encoder(lender or run)
     encoder.to(device)
     with torch.device(device):   # where the maps' heads are made
@@ -599,6 +599,7 @@ def show_probes(args):
     rows = {"chance": {name: 1 / len(values) for name, (_, values) in world["properties"].items()}}
     device = data.Processes(args.device).device
     for name, run in zip(names_of(args.runs), args.runs):
+        data.check_world(Path(run) / "model", args.data)
         probed = probe(run, world, device)
         for group in ("test", "unfilmed"):
             rows[f"{name}, {group} nouns"] = {key: probed[key][group] for key in probed}
@@ -1198,24 +1199,23 @@ def judge(part, cells, seeds):
     the verdict is "not run", of one "one seed", of a student "teacher carries no signal" where its
     hinge teacher is less than 10 points above chance itself.
     """
-    pairs = {}   # seed -> the two arms' values
+    differences = []
     for seed in seeds:
         ours = measured(cells.get((part.arm, seed)), part.measure, part.tasks)
         theirs = measured(cells.get((part.against, seed)), part.measure, part.tasks)
         if ours and part.against == "chance":
-            pairs[seed] = ours
+            differences.append(ours[0] - ours[1])
         elif ours and theirs:
-            pairs[seed] = (ours[0], theirs[0])
-    differences = [ours - theirs for ours, theirs in pairs.values()]
+            differences.append(ours[0] - theirs[0])
     mean, low, high = t_interval(differences)
     p = None
-    verdict = "one seed" if pairs else "not run"
-    if pairs and part.question == "shown":
+    verdict = "one seed" if differences else "not run"
+    if differences and part.question == "shown":
         verdict = "-"
-    elif len(pairs) > 1:
+    elif len(differences) > 1:
         verdict = verdict_of(part.question, low, high)
         p = p_of(part.question, differences)
-    if pairs and "of-hinge" in part.arm:
+    if differences and "of-hinge" in part.arm:
         known = judge(Part("hinge-teacher", "chance", part.measure, part.tasks), cells, seeds)
         if known["mean"] < 10:
             verdict = "teacher carries no signal"
@@ -1225,7 +1225,7 @@ def judge(part, cells, seeds):
             part.question, low, high) != "not decided")
     name = part.measure if part.tasks == TWO else f"{part.measure} {part.tasks}".strip()
     return {"name": f"{name}: {part.arm} - {part.against}", "question": part.question,
-            "pairs": pairs, "values": differences, "mean": mean, "low": low, "high": high, "p": p,
+            "values": differences, "mean": mean, "low": low, "high": high, "p": p,
             "verdict": verdict, "worlds": worlds}
 
 
@@ -1794,7 +1794,8 @@ def result_of_claims(judged):
                       ("teacher", "its teacher")):
         values = judged["arms"].get(arm, {}).get("grounded")
         if values:
-            means.append(f"{name} {statistics.fmean(values):.1f} %")
+            n = "" if len(values) == worlds else f" (n={len(values)})"
+            means.append(f"{name} {statistics.fmean(values):.1f} %{n}")
     sentence = f"{FILM_ALONE}, mean of {worlds} worlds: {', '.join(means)}; chance 50.0 %."
     said = [f"{verdict}: {', '.join(some)}" for verdict, some in numbers.items()]
     title = (f"The paper's claims in {worlds} mini worlds, by one difference of each, in points – "

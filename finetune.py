@@ -817,16 +817,17 @@ def parse_args(argv=None):
     flag("--out", help="folder that gets finetune/ (default: the run; runs/NAME for a bare model)")
     flag("--size", choices=list(DEFAULTS), help="recipe (default: the run's own size, else base)")
     flag("--lr", type=float, help="peak learning rate")
-    flag("--epochs", type=float)
+    flag("--epochs", type=data.above_zero)
     flag("--batch", type=data.positive, help="rows, of all processes together")
     flag("--accumulate", type=data.positive, help="parts that a batch is worked off in")
-    flag("--max-length", type=int, help="tokens a text, special ones included; SQuAD: a window")
-    flag("--stride", type=int, help="SQuAD: word pieces from one window to the next")
+    flag("--max-length", type=data.positive, help="tokens a text, special ones included; SQuAD: a "
+         "window")
+    flag("--stride", type=data.positive, help="SQuAD: word pieces from one window to the next")
     flag("--null-threshold", type=float, help="SQuAD2: no answer where [CLS] scores this much "
          "above the best text (best_f1_thresh of `evaluate.py squad` on texts-dev.json)")
     flag("--warmup", type=float, help="share of the steps")
     flag("--weight-decay", type=float)
-    flag("--clip", type=float, default=1.0, help="largest gradient norm")
+    flag("--clip", type=data.above_zero, default=1.0, help="largest gradient norm")
     flag("--dropout", type=float)
     flag("--head", choices=["plain", "whitened"], help="on [CLS] (plain: BERT's pooler)")
     flag("--head-rate", type=float, help="the head's rate is so many times --lr")
@@ -1182,6 +1183,7 @@ def main(argv=None):
     model_folder, run, run_size = locate_model(args.model)
     size = args.size or run_size or "base"
     config = model.read_config(model_folder)
+    data.check_world(model_folder, Path(args.data).parent)
     weights_hash = data.weights_hash(model_folder)
     bert = None
 

@@ -409,7 +409,7 @@ class DistillHead(nn.Module):
         init_weights(self, config.initializer_range)
 
     def forward(self, hidden):
-        """hidden: [B, L, H] -> [B, L, out_width]."""
+        """hidden: [..., H] -> [..., out_width]."""
         return self.decoder(self.norm(F.gelu(self.dense(hidden))))
 
 

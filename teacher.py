@@ -148,8 +148,8 @@ def parse_args(argv=None):
     flag("--frames", type=data.positive, help="steps that stand for a clip; 1: an image teacher")
     flag("--contrastive", choices=["hinge", "hinge-all", "nce", "none"], help="none: MLM alone")
     flag("--pool", choices=["token", "sentence"], help="for nce")
-    flag("--margin", type=float, help="for the hinges, in cosine")
-    flag("--temperature", type=float, help="for nce, divides cosines")
+    flag("--margin", type=data.above_zero, help="for the hinges, in cosine")
+    flag("--temperature", type=data.above_zero, help="for nce, divides cosines")
     flag("--shuffle-pairs", nargs="?", type=float, const=1.0, default=0.0, metavar="SHARE",
          help="control: this share of the captions (default: all) meets another video's clip")
     flag("--train-limit", type=data.positive, help="train on the first videos alone")
@@ -157,8 +157,6 @@ def parse_args(argv=None):
     flag("--decay-epochs", type=float, help="epochs until the rate is 0, no fewer than are run")
     flag("--max-steps-clip", type=data.positive, help="longer clips are thinned to so many steps")
     args = parser.parse_args(argv)
-    if args.margin is not None and args.margin <= 0:
-        raise model.UserError("--margin is above 0")
     if not 0 <= args.shuffle_pairs <= 1:
         raise model.UserError("--shuffle-pairs takes a share, 0 to 1")
     data.fill_in(args, DEFAULTS[args.size])
@@ -284,14 +282,16 @@ def main(argv=None):
     # --- data and text encoder, which limits the length of texts and clips
     described = sorted(Path(args.data).glob("features/*/stream.json"))
     args.streams = args.streams or [path.parent.name for path in described]
+    args.streams = list(dict.fromkeys(args.streams))   # each once
     if not args.streams:
         raise model.UserError(f"no features in {args.data}; `python data.py video --out "
                               f"{args.data}` makes them")
     tokenizer = data.load_tokenizer(args.data)
     config, bert, mlm_head = data.make_encoder(args, tokenizer, args.data)
     steps_a_clip = min(args.max_steps_clip, config.max_position_embeddings)
+    frames = 1 if args.contrastive == "none" else args.frames   # then nothing looks at clips
     train, valid = [data.Clips(args.data, split, args.streams, tokenizer, config.block,
-                               steps_a_clip, args.frames, limit)
+                               steps_a_clip, frames, limit)
                     for split, limit in (("train", args.train_limit), ("valid", None))]
     moving = [name for name in args.streams if train.frames_seen[name] > 1]
     if args.frames == 1 and moving:
@@ -404,16 +404,18 @@ def main(argv=None):
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         gradients.finish()
+        logged = step % args.log_every == 0 or step + 1 == steps
+        if logged and with_video:   # before clipping, as grad_norm
+            video_norm = nn.utils.get_total_norm([each.grad for each in video_encoder.parameters()])
         norm = nn.utils.clip_grad_norm_(parameters, args.clip)
         tracker.add(step, torch.stack([contrastive, mlm]).detach(), norm)
         optimizer.step()
 
-        if step % args.log_every == 0 or step + 1 == steps:
+        if logged:
             values = tracker.read(processes, advice)
             values |= {"lr": optimizer.param_groups[0]["lr"], "waited": round(feed.waited, 2)}
             if with_video:
-                video_gradients = [each.grad for each in video_encoder.parameters()]
-                values["video_grad_norm"] = float(nn.utils.get_total_norm(video_gradients))
+                values["video_grad_norm"] = float(video_norm)
                 ratio = values["contrastive"] / collapse_value(args)
                 if step > max(200, args.warmup) and abs(ratio - 1) < 0.02:
                     values["collapsed"] = ("as if every input had the same vector; try a lower "

@@ -77,7 +77,7 @@ def test_a_part_is_the_paired_interval_of_its_differences():
     assert judged["p"] == pytest.approx(2 * scipy.stats.t.sf(36 / error, 2))
     # a seed that lacks one arm is left out, not counted as zero
     del cells["text-only", 1]
-    assert list(evaluate.judge(part, cells, WORLDS)["pairs"]) == [0, 2]
+    assert evaluate.judge(part, cells, WORLDS)["values"] == pytest.approx([30, 40])
     assert evaluate.judge(part, cells, [0])["verdict"] == "one seed"
     assert evaluate.judge(Part("nst", "text-only"), cells, [0])["verdict"] == "not run"
 
@@ -318,7 +318,8 @@ def test_a_cell_holds_its_own_seed_alone(tmp_path, monkeypatch):
         data.write_json(place / "metrics.json", metrics)
     data.write_json(run / "args.json", {"arguments": {"objective": []}, "commit": "abc",
                                       "uncommitted changes": True})
-    (run / "log.jsonl").write_text('{"valid_mlm": 3.0}\n{"valid_mlm": 2.5}\n')
+    lines = ['{"valid_mlm": 3.0, "seconds": 5}\n', '{"valid_mlm": 2.5, "seconds": 9}\n']
+    (run / "log.jsonl").write_text("".join(lines))
     Path("data/mini-3").mkdir(parents=True)
     data.write_json("data/mini-3/world.json", {"nouns": {}})
     written = evaluate.measure_cell("text-only", 3, run)
@@ -327,6 +328,7 @@ def test_a_cell_holds_its_own_seed_alone(tmp_path, monkeypatch):
     assert written["commit"] == "abc with changes"
     assert written["probe"] == {"lift": 0.125}
     assert written["retrieval"] == {} and written["mlm"] == 2.5
+    assert written["seconds"]["pretraining"] == 9
 
 
 # --------------------------------------------------------------------------------------------------

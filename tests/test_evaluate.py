@@ -13,6 +13,7 @@ import torch
 import data
 import distill
 import evaluate
+import finetune
 import model
 import teacher
 
@@ -80,13 +81,12 @@ def test_table_has_a_column_a_run(tmp_path, capsys):
     assert "! a seed that gives every row one answer: student QNLI seed 2" in printed
 
 
-def test_seconds_add_up_over_restarts(tmp_path):
+def test_seconds_of_a_run(tmp_path):
     assert evaluate.seconds_by_stage(tmp_path) == {}
     for seed in (0, 1):
         write(tmp_path, "QQP", seed)
-    clock = [(1, 10.0), (2, 20.0), (3, 5.0)]   # started again after 20 s
-    lines = [json.dumps({"step": step, "seconds": seconds}) + "\n" for step, seconds in clock]
-    (tmp_path / "log.jsonl").write_text("".join([*lines, '{"step": 4, "sec']))   # cut
+    lines = [json.dumps({"step": step, "seconds": 12.5 * step}) + "\n" for step in (1, 2)]
+    (tmp_path / "log.jsonl").write_text("".join([*lines, '{"step": 3, "sec']))   # cut
     assert evaluate.seconds_by_stage(tmp_path) == {"pretraining": 25, "fine-tuning": 8}
 
 
@@ -317,6 +317,20 @@ def test_probe_prints_and_writes_every_property(mini, runs, capsys, monkeypatch)
     assert set(written) == set(data.PROPERTIES)
     shown = [f"{100 * written[name]['test']:.1f}" for name in data.PROPERTIES]
     assert rows["teacher, test nouns"] == shown
+
+
+def test_a_run_is_asked_about_its_own_world(mini, runs, tiny_tokenizer, tmp_path):
+    """Another world's questions would be answered by lot, and read as if it knew nothing."""
+    world = json.loads((mini / "world.json").read_text())
+    (tmp_path / "world.json").write_text(json.dumps(world))
+    data.keep_tokenizer(tiny_tokenizer, tmp_path)
+    run = str(runs / "teacher")
+    for command in (["probe", run], ["retrieve", run]):
+        with pytest.raises(model.UserError, match=f"teacher/model .* world of {tmp_path}"):
+            evaluate.main([*command, "--data", str(tmp_path)])
+    with pytest.raises(model.UserError, match=f"teacher/model .* world of {tmp_path}"):
+        finetune.main(["--model", run, "--data", str(tmp_path / "tasks")])
+    data.check_world(tmp_path / "anyone" / "model", tmp_path)   # a model that is no run of ours
 
 
 def test_ridge_probe_takes_the_strength_of_the_least_error():

@@ -303,7 +303,7 @@ def test_judged_claims_are_the_result_where_they_are_asked_for(tmp_path, monkeyp
     evaluate.main(["report", *runs, "--claims", str(file)])
     page = Page(tmp_path / "runs" / "report.html")
     assert page.texts("h1") == [FILM.removesuffix(": ") + ", mean of 3 worlds: NST+CRD student "
-                                "85.0 %, its teacher 90.0 %; chance 50.0 %."]
+                                "85.0 % (n=2), its teacher 90.0 % (n=2); chance 50.0 %."]
     assert page.texts("figcaption")[0].endswith("in points – holds: 1; fails: 6, 9")
     assert page.texts("h2")[:3] == ["Claims", "Questions", "Clips"]
     header = page.texts("header")[0]

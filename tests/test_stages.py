@@ -432,6 +432,8 @@ def test_finished_stage_returns_and_changed_flags_are_refused(taught, mini, caps
     teacher.main(command)
     assert "complete after 5 steps, nothing to do" in capsys.readouterr().out
     assert (taught / "model" / "pytorch_model.bin").stat().st_mtime_ns == before
+    teacher.main([*command, "--valid-every", "3"])   # looks, and changes nothing
+    assert "nothing to do" in capsys.readouterr().out
     with pytest.raises(model.UserError, match="--lr 0.001 -> 0.5"):
         teacher.main([*command, "--lr", "0.5"])
 
@@ -556,7 +558,7 @@ def test_weights_weigh(mini, taught, tmp_path):
         return [row[0] for row in logged(run, "mlm").values()]
 
     # which needs no teacher, and has the same blocks, masks and initial weights
-    alone = mlm("none", "none", "--teacher", "nowhere", "--text", f"{mini}/text", "--size", "mini")
+    alone = mlm("none", "none", "--teacher", "nowhere", "--data", str(mini), "--size", "mini")
     assert mlm("zero", "regression", "--regression-weight", "0") == alone
     hardly = mlm("hardly", "regression", "--gradient-ratio", "1e-9")
     assert hardly == pytest.approx(alone, abs=1e-5)
@@ -857,6 +859,9 @@ def test_bad_input_says_what_to_do(mini, taught, tmp_path, capsys):
         distill.main(["--teacher", "nobody", *run])
     with pytest.raises(model.UserError, match="no.json is missing; `python data.py bank"):
         distill.main(["--teacher", str(taught), *run, "--objective", "voken", "--bank", "no.json"])
+    other = ["--objective", "voken", "--bank", f"{mini}/caption.json"]
+    with pytest.raises(model.UserError, match="caption.json is no clip bank; `python data.py bank"):
+        distill.main(["--teacher", str(taught), *run, *other])
     shorter = tmp_path / "shorter"   # a teacher that never saw such long texts
     shutil.copytree(taught, shorter)
     change(shorter / "model" / "config.json", block=16)
@@ -894,6 +899,16 @@ def test_counts_are_positive_and_workers_no_less_than_none(stage, flags, capsys)
     kind = "count" if flags[0] == "--workers" else "positive"
     assert f"argument {flags[0]}: invalid {kind} value: '{flags[1]}'" in capsys.readouterr().err
     assert teacher.parse_args(["--workers", "0"]).workers == 0
+
+
+@pytest.mark.parametrize("stage, flags", [
+    (teacher, ["--clip", "0"]), (teacher, ["--temperature", "-1"]), (teacher, ["--margin", "0"]),
+    (teacher, ["--epochs", "0"]), (distill, ["--crd-temperature", "0"]),
+    (distill, ["--clip", "nan"]), (finetune, ["--epochs", "-1"]), (finetune, ["--clip", "inf"])])
+def test_temperatures_clip_and_epochs_are_above_zero(stage, flags, capsys):
+    with pytest.raises(SystemExit):
+        stage.parse_args(flags)
+    assert f"argument {flags[0]}: invalid above_zero value: '{flags[1]}'" in capsys.readouterr().err
 
 
 def test_collapse_is_said(mini, tmp_path, capsys):

@@ -348,11 +348,6 @@ def test_an_interrupted_run_counts_for_nothing(tree, direct, vocabularies, tmp_p
     assert packed(tmp_path, "train") == sum(direct, [])
 
 
-def test_smallest_integer():
-    assert data.smallest_integer(2 ** 16) == np.uint16
-    assert data.smallest_integer(2 ** 16 + 1) == np.uint32
-
-
 def test_text_command(tree, direct, vocabularies, tmp_path, monkeypatch, capsys):
     def run(*words):
         own = ["--train", tree, "--vocab", vocabularies["cased"], "--out", tmp_path]
