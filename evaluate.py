@@ -1252,13 +1252,14 @@ def judge_claims(cells, names, seeds):
     corrected = holm(largest)
     for name, claim in judged.items():
         more = ""
-        if claim["verdict"] == "holds" and corrected.get(name, 0) >= 0.05:
+        if claim["verdict"] in ("holds", "not decided") and corrected.get(name, 0) >= 0.05:
             claim["verdict"] = "not decided"
             weakest = max(claim["parts"], key=lambda part: part["p"] or 0)
             level = 0.05 * largest[name] / corrected[name]
-            worlds = seeds_needed(weakest["values"],
-                                  lambda low, high: low > MARGINS[weakest["question"]], level)
-            more = f" ({worlds} worlds would)"
+            if weakest["mean"] > MARGINS[weakest["question"]]:
+                worlds = seeds_needed(weakest["values"],
+                                      lambda low, high: low > MARGINS[weakest["question"]], level)
+                more = f" ({worlds} worlds would, corrected)"
         claim["said"] = claim["verdict"] + more
         if name in corrected:
             claim["said"] += f", p {corrected[name]:.2g} corrected over {len(corrected)} claims"

@@ -151,7 +151,9 @@ def test_a_joined_claim_holds_if_each_part_does():
     verdicts = [part["verdict"] for part in judged["parts"]]
     assert verdicts == ["not decided"] * 2 + ["holds"] * 4
     assert judged["verdict"] == "not decided"
-    assert judged["said"] == "not decided, p 0.074 corrected over 1 claims"   # its parts' largest
+    # 20 +- 10, four: t = 20 / (10 / 2) = 4, p = 0.028
+    said = "not decided (4 worlds would, corrected), p 0.074 corrected over 1 claims"
+    assert judged["said"] == said   # its parts' largest
     # one part that fails settles it, whatever was not run; then there is no p of the whole
     cells = cells_of(nst=near(0.5), soft_label=(0.6,) * 3)
     judged = evaluate.judge_claims(cells, ["6"], WORLDS)[0]
@@ -167,7 +169,8 @@ def test_holms_correction_takes_a_verdict_away(monkeypatch):
     assert first["parts"][0]["verdict"] == "holds"
     assert first["parts"][0]["p"] == pytest.approx(0.0306, abs=5e-4)
     # four: t = 20 / (6.2 / 2) = 6.45, p = 0.0076, twice that is below 0.05
-    assert first["said"] == "not decided (4 worlds would), p 0.061 corrected over 2 claims"
+    said = "not decided (4 worlds would, corrected), p 0.061 corrected over 2 claims"
+    assert first["said"] == said
     alone = evaluate.judge_claims(cells, ["8"], WORLDS)[0]
     assert alone["verdict"] == "holds"
 
