@@ -59,7 +59,7 @@ def make_runs(folder):
         run = folder / "runs" / name
         lines = [{"step": step, "mlm": 9 / step, "lr": 0.1, "seconds": step}
                  for step in range(1, 1001, 10)]
-        write_log(run, [*lines, {"step": 1000, "valid_mlm": 0.5, "odd": math.nan}])
+        write_log(run, [*lines, {"step": 1000, "valid_mlm": 0.5, "odd": math.nan, "seconds": 1000}])
         arguments = {"objective": ["crd", "nst"][:2 * index], "index": index, "seed": 0}
         data.write_json(run / "args.json", {"arguments": arguments, "hardware": f"cpu <{index}>"})
         for seed, value in enumerate(scores):
@@ -356,7 +356,8 @@ def test_long_logs_are_thinned(tmp_path):
     """Two runs of 20,000 logged lines, and nothing else, stay a small page."""
     for number in range(2):
         run = tmp_path / f"arm-{number}"
-        write_log(run, ({"step": 50 * step, "mlm": 7 / (1 + step)} for step in range(20_000)))
+        write_log(run, ({"step": 50 * step, "mlm": 7 / (1 + step), "seconds": step}
+                        for step in range(20_000)))
         data.write_json(run / "args.json", {"arguments": {"size": "base"}})
     evaluate.main(["report", *sorted(map(str, tmp_path.glob("arm-*")))])
     assert (tmp_path / "report.html").stat().st_size < 60_000
