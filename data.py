@@ -503,7 +503,7 @@ class Log:
             return
         # what is past the checkpoint will be written again
         kept = [line for line in log_lines(path) if line["step"] <= resume_step]
-        self.before = kept[-1]["seconds"] if kept else 0.0   # of earlier starts
+        self.before = kept[-1]["seconds"] if kept else 0.0   # of earlier starts, to their last save
         write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
         self.file = open(path, "a", buffering=1)
 
@@ -642,12 +642,13 @@ def check_tokenizer(folder, config, tokenizer, text):
 def check_world(model_folder, folder):
     """Raises UserError where a run of ours is asked about a mini world that it was not trained in:
     it would answer by lot. Each world's text makes a tokenizer of its own."""
-    if not (Path(model_folder).parent / "args.json").exists():   # anyone's model
+    ours = (Path(model_folder).parent / "args.json").exists()
+    if not ours or not (Path(model_folder) / "config.json").exists():   # the latter: unfinished
         return
     if (Path(folder) / "world.json").exists() and (tokenizer_hash(load_tokenizer(model_folder))
                                                    != tokenizer_hash(load_tokenizer(folder))):
-        raise UserError(f"{model_folder} was not trained in the world of {folder}: name its own "
-                        f"by --data")
+        raise UserError(f"{model_folder} reads other tokens than the world of {folder}, so it was "
+                        f"hardly trained there: name its own by --data")
 
 
 def make_encoder(args, tokenizer, text):
@@ -2184,7 +2185,8 @@ def make_bank(folder, split, count, seed, block, path=None):
 def read_bank(path):
     """The rows of a clip bank, as make_bank writes them. Raises UserError on another file."""
     rows = read_json(path, "python data.py bank")
-    if not isinstance(rows, list) or not rows or not {"video", "text"} <= set(rows[0]):
+    row = rows[0] if rows and isinstance(rows, list) else None
+    if not isinstance(row, dict) or not {"video", "text"} <= row.keys():
         raise UserError(f"{path} is no clip bank; `python data.py bank` makes one")
     return rows
 

@@ -289,7 +289,7 @@ def main(argv=None):
     tokenizer = data.load_tokenizer(args.data)
     config, bert, mlm_head = data.make_encoder(args, tokenizer, args.data)
     steps_a_clip = min(args.max_steps_clip, config.max_position_embeddings)
-    frames = 1 if args.contrastive == "none" else args.frames   # then nothing looks at clips
+    frames = 1 if args.contrastive == "none" else args.frames   # then no loss looks at clips
     train, valid = [data.Clips(args.data, split, args.streams, tokenizer, config.block,
                                steps_a_clip, frames, limit)
                     for split, limit in (("train", args.train_limit), ("valid", None))]

@@ -160,6 +160,19 @@ def test_a_joined_claim_holds_if_each_part_does():
     assert judged["said"] == "fails"
 
 
+def test_open_claims_say_how_many_worlds_would_pass_the_correction(monkeypatch):
+    """By Holm's level of the claim's rank, though p is cut at 1; nothing where it nears failing."""
+    for name in ("8", "4"):
+        monkeypatch.setitem(evaluate.CLAIMS, name, evaluate.CLAIMS[name]._replace(controls=()))
+    cells = cells_of(nst_crd=(0.6, 0.5, 0.9), voken=(0.5, 0.5, 0.5), no_head=(0.6, 0.45, 0.93))
+    eight, four = evaluate.judge_claims(cells, ["8", "4"], WORLDS)
+    values = four["parts"][0]["values"]
+    wanted = evaluate.seeds_needed(values, lambda low, high: low > 0, 0.025)   # the first of two
+    assert f"not decided ({wanted} worlds would, corrected), p " in four["said"]
+    assert eight["parts"][0]["mean"] < 1
+    assert eight["said"].startswith("not decided, p ")   # no number of worlds
+
+
 def test_holms_correction_takes_a_verdict_away(monkeypatch):
     for name in ("8", "4"):
         monkeypatch.setitem(evaluate.CLAIMS, name, evaluate.CLAIMS[name]._replace(controls=()))

@@ -331,6 +331,11 @@ def test_a_run_is_asked_about_its_own_world(mini, runs, tiny_tokenizer, tmp_path
     with pytest.raises(model.UserError, match=f"teacher/model .* world of {tmp_path}"):
         finetune.main(["--model", run, "--data", str(tmp_path / "tasks")])
     data.check_world(tmp_path / "anyone" / "model", tmp_path)   # a model that is no run of ours
+    unfinished = tmp_path / "run"
+    unfinished.mkdir()
+    data.write_json(unfinished / "args.json", {})
+    with pytest.raises(model.UserError, match="config.json"):
+        evaluate.main(["probe", str(unfinished), "--data", str(mini)])
 
 
 def test_ridge_probe_takes_the_strength_of_the_least_error():

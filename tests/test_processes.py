@@ -127,6 +127,18 @@ def one_batch(batches):
     return next(data.Feed(batches, 40, args, slice(0, 6), 4, data.Processes("cpu")))
 
 
+def test_workers_are_forked_whatever_the_default_is():
+    """They share what is mapped: nothing is sent to them, so it need not be something to send."""
+    class Local(Numbers):
+        pass
+    multiprocessing.set_start_method("spawn", force=True)
+    try:
+        part, = one_batch(Local())
+    finally:
+        multiprocessing.set_start_method(None, force=True)
+    assert part["pid"] != os.getpid()
+
+
 class Killed(Numbers):
     def __getitem__(self, key):
         os.kill(os.getpid(), signal.SIGKILL)

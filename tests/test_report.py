@@ -322,6 +322,11 @@ def test_judged_claims_are_the_result_where_they_are_asked_for(tmp_path, monkeyp
     assert alone.texts("h1") == page.texts("h1")
     assert alone.texts("h2") == ["Claims", "Questions"]
     assert "No clips yet" not in capsys.readouterr().out
+    evaluate.main(["report", "--claims", str(question), "--out", str(tmp_path / "question.html")])
+    asked = judged["claims"][0]["text"]
+    assert Page(tmp_path / "question.html").texts("h1") == [asked]
+    with pytest.raises(model.UserError, match="no run in"):
+        evaluate.main(["report", str(tmp_path / "films"), "--claims", str(file)])
 
 
 def test_a_curve_is_of_the_worlds_that_all_its_arms_have():

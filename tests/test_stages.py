@@ -348,7 +348,9 @@ def test_one_folder_one_run(mini, tmp_path):
         teacher.main([*command, "--out", str(run)])
     process.kill()
     process.join()
-    step = model.load_checkpoint(run / "checkpoint.pt")["step"]
+    # where it was killed between two renames, the one before is there alone
+    state = model.load_checkpoint(run / "checkpoint.pt", run / "checkpoint-before.pt")
+    step = state["step"]
     command[-3] = str(step + 1)
     change(run / "args.json", arguments={
         **data.read_json(run / "args.json", "")["arguments"], "steps": step + 1})
@@ -867,6 +869,9 @@ def test_bad_input_says_what_to_do(mini, taught, tmp_path, capsys):
     change(shorter / "model" / "config.json", block=16)
     with pytest.raises(model.UserError, match="never saw a text longer than 16"):
         distill.main(["--teacher", str(shorter), *run])
+    (tmp_path / "numbers.json").write_text("[1, 2]")
+    with pytest.raises(model.UserError, match="numbers.json is no clip bank"):
+        distill.main(["--teacher", str(taught), *run, *other[:3], str(tmp_path / "numbers.json")])
     assert not (tmp_path / "run").exists()   # what cannot begin leaves no folder
 
 
@@ -909,6 +914,15 @@ def test_temperatures_clip_and_epochs_are_above_zero(stage, flags, capsys):
     with pytest.raises(SystemExit):
         stage.parse_args(flags)
     assert f"argument {flags[0]}: invalid above_zero value: '{flags[1]}'" in capsys.readouterr().err
+
+
+def test_norms_are_from_before_clipping(mini, tmp_path):
+    run = tmp_path / "run"
+    teacher.main(["--data", str(mini), "--out", str(run), *TEACHER, "--steps", "1", "--clip",
+                  "0.001", "--streams", "motion", "frame", "motion"])
+    video, whole = logged(run, "video_grad_norm", "grad_norm")[1]
+    assert 0.01 < video < whole
+    assert data.read_json(run / "args.json", "")["arguments"]["streams"] == ["motion", "frame"]
 
 
 def test_collapse_is_said(mini, tmp_path, capsys):
